@@ -39,10 +39,11 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.planning import judged
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
-from peftbook.studies.tuned_comparison import Arm, TunedComparison, judge_one_of
+from peftbook.studies.tuned_comparison import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
 __all__ = ["CELLS", "PAIRS", "SWEEPS", "TASKS", "WAYS", "MergeCase", "cells_of", "kept", "probe", "scale_curve"]
@@ -265,7 +266,7 @@ def outcome_of(records: Sequence[Record], cell: MergeCase) -> str:
     """The verdict on one of the sixteen shares, any of which may refute."""
     if gain(records, cell.task, f"by_{cell.task}").low <= FLOOR:
         return "undecided"
-    return judge_one_of(len(CELLS), cell_share(records, cell, "average"), MARGIN, (LEAST, math.inf))
+    return judged(cell_share(records, cell, "average"), MARGIN, (LEAST, math.inf), len(CELLS))[0]
 
 
 def moves(records: Sequence[Record], subset: tuple[str, ...]) -> bool:

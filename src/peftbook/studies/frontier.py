@@ -27,7 +27,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -177,12 +177,12 @@ def crossing(aims: np.ndarray, level: float) -> int:
     return 1 + int(np.argmax(aims[1:] <= level))
 
 
-def reading(aims: np.ndarray, values: np.ndarray, level: float) -> float:
-    """`values` where the target loss first falls to `level`, linear between moments."""
+def reading(aims: np.ndarray, values: np.ndarray, level: float) -> Any:
+    """`values`, (moments, …), where the target loss first falls to `level`, linear between moments."""
     at = crossing(aims, level)
     fall = aims[at - 1] - aims[at]
-    share = min(1.0, (aims[at - 1] - level) / fall) if fall > 0 else 1.0
-    return float(values[at - 1] + share * (values[at] - values[at - 1]))
+    share = min(1.0, max(0.0, (aims[at - 1] - level) / fall)) if fall > 0 else 1.0
+    return values[at - 1] + share * (values[at] - values[at - 1])
 
 
 def bend(aims: np.ndarray, values: np.ndarray, level: float) -> float:
@@ -212,7 +212,7 @@ def readings(paths: Mapping[str, Path], weights: Weights, read: Callable = readi
     """General loss added by each arm where all of them have reached the same target loss."""
     losses = {arm: path.losses(*weights) for arm, path in paths.items()}
     level = matched_level(aims for aims, _ in losses.values())
-    return {arm: read(*values, level) for arm, values in losses.items()}
+    return {arm: float(read(*values, level)) for arm, values in losses.items()}
 
 
 def each_once(paths: Mapping[str, Path]) -> Weights:
@@ -375,12 +375,6 @@ def at_neighbours(one: str, other: str, store: Store) -> list[float]:
     return [on_grid((one, rate), (other, beside), store) for rate, beside in pairs]
 
 
-def at_one_rate(one: str, other: str, store: Store) -> list[float]:
-    """`on_grid` for two arms at the rates that both have among their best and its neighbours. Raises Missing."""
-    shared = [rate for rate in neighbours(one, store) if rate in neighbours(other, store)]
-    return [on_grid((one, rate), (other, rate), store) for rate in shared]
-
-
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Rates, final losses and forgetting of each arm, at its end and matched; differences; what replay takes."""
     out = gathered(lambda arm: sweep_quantities(arm, store), ARMS) | gathered(lambda arm: ends(arm, store), ARMS)
@@ -443,7 +437,8 @@ def rate_quantities(store: Store) -> dict[str, Quantity]:
 
     Added when the records were there, which say that the rate moves what is forgotten more than the arm does.
     """
-    same, best = at_one_rate("lora", "replay", store), best_rate("lora", store)
+    shared = [rate for rate in neighbours("lora", store) if rate in neighbours("replay", store)]
+    same, best = [on_grid(("lora", rate), ("replay", rate), store) for rate in shared], best_rate("lora", store)
     keys = tuple(
         probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in neighbours(arm, store)
     )

@@ -225,11 +225,6 @@ def frozen_saving(store: Store) -> stats.Interval:
     return stats.seed_interval([math.log(a / b) for a, b in zip(one, two, strict=True)])
 
 
-def frozen_runs(store: Store) -> list[specs.Probe]:
-    """The two cases, repeat by repeat."""
-    return [probe(name, seed) for seed in REPEATS for name in FROZEN]
-
-
 def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
     """The ratio of the peaks, and what both keep between forward and backward."""
     found = frozen_saving(store)
@@ -240,7 +235,7 @@ def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
     }
 
 
-@study("lora_fa_memory", frozen_runs, frozen_quantities)
+@study("lora_fa_memory", lambda store: [probe(name, seed) for seed in REPEATS for name in FROZEN], frozen_quantities)
 def frozen_verdict(store: Store) -> Verdict:
     """Is the peak of LoRA-FA lower than LoRA's by more than the margin?"""
     found = frozen_saving(store)

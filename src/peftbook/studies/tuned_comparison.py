@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peftbook.core import specs
@@ -20,14 +20,14 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = [
-    "Arm", "TunedComparison", "decide", "judge_one_of", "length_ratio", "score_quantities", "tuning_quantities",
+    "Arm", "TunedComparison", "decide", "length_ratio", "score_quantities", "tuning_quantities",
 ]  # fmt: skip
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -319,7 +319,7 @@ def length_ratio(record: Record) -> float:
 
 def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
-    outcome = stats.judge(interval, margin, claim)
+    outcome, part = judged(interval, margin, claim)
     reason = ""
     if outcome == "undecided":
         reason = f"; {half_width_of(interval)}"
@@ -333,15 +333,8 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
         f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
         (quantity,),
-        (Judged.of(interval, margin, claim),),
+        (part,),
     )
-
-
-def judge_one_of(count: int, interval: stats.Interval, margin: float, claim: Claim) -> str:
-    """The verdict on one of so many parts of a claim, any of which may refute it: refuting takes Bonferroni's level."""
-    wider = replace(interval, half95=interval.half(0.05 / count))
-    outcomes = [stats.judge(one, margin, claim) for one in (interval, wider)]
-    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
 
 
 def half_width_of(interval: stats.Interval) -> str:

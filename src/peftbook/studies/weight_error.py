@@ -24,10 +24,9 @@ from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
-from peftbook.studies.tuned_comparison import judge_one_of
 
 __all__ = ["BLOCKS", "ORDER", "probe"]
 
@@ -292,15 +291,12 @@ def order_verdict(store: Store) -> Verdict:
     98.3 % interval (Bonferroni).
     """
     found, pairs = store.need_all(probes("small")), list(itertools.pairwise(ORDER))
-    outcomes, said, judged = [], [], []
-    for better, worse in pairs:
-        apart = neighbours(found, better, worse)
-        judged.append(Judged.of(apart, MARGIN, (-math.inf, 0.0), refuting=0.05 / len(pairs)))
-        outcomes.append(judge_one_of(len(pairs), apart, MARGIN, (-math.inf, 0.0)))
-        said.append(f"{LABELS[better]} − {LABELS[worse]} {apart:+.4f}")
+    apart = [neighbours(found, *pair) for pair in pairs]
+    outcomes, parts = zip(*(judged(one, MARGIN, (-math.inf, 0.0), len(pairs)) for one in apart), strict=True)
+    said = [f"{LABELS[better]} − {LABELS[worse]} {one:+.4f}" for (better, worse), one in zip(pairs, apart, strict=True)]
     sentence = (
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "
         f"{MARGIN})."
     )
     names = tuple(f"small_{better}_minus_{worse}" for better, worse in pairs)
-    return Verdict(stats.together(outcomes), sentence, names, tuple(judged))
+    return Verdict(stats.together(outcomes), sentence, names, parts)
