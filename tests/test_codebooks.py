@@ -232,7 +232,7 @@ def test_block_dependent_codebooks_depend_on_the_block():
 def test_codebook_probe_agrees_with_quadrature(monkeypatch):
     """Errors, code use and the block-size axis of one draw."""
     monkeypatch.setattr(probes, "DRAWS", 1 << 16)
-    one = study.normal_probe(0).model_copy(
+    one = study.probe("normal").model_copy(
         update={"settings": {"source": "normal", "codebooks": ("nf4", "lloyd"), "blocks": (64.0, 256.0)}}
     )
     found = measure(one)

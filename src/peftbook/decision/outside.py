@@ -21,7 +21,7 @@ from peftbook.core.errors import InputError
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.shares import FEWEST_DIFFERENT
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, paired_interval, score_interval
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, score_interval
 
 __all__ = ["Outside", "Pairing", "ScoredModel", "decide", "read_rows"]
 
@@ -115,10 +115,10 @@ def decide(
     arms = tuple(
         ScoredModel(name, tuple(map(tuple, one)), score_interval(one, groups=groups)) for name, one in by_name.items()
     )
-    differences = {}
-    for one, other in itertools.combinations(arms, 2):
-        between = paired_interval if len(one.scores) > 1 else of_one_seed
-        differences[one.name, other.name] = between(one.scores, other.scores, groups=groups)
+    differences = {  # with one file each nothing is random but the choice of examples
+        (one.name, other.name): score_interval(np.subtract(one.scores, other.scores), None, groups)
+        for one, other in itertools.combinations(arms, 2)
+    }
     p = {names: p_value(one) for names, one in differences.items()}
     differ = holm(p, LEVEL)
     level = LEVEL / 2 / len(differences)
@@ -148,11 +148,6 @@ def check_alike(names: Mapping[Any, str], found: Mapping[Any, str], what: str) -
 def filters_in(rows: Mapping[Any, Row]) -> str:
     """The filters of a file's rows, which are one if it was not asked for and the ids are unique."""
     return ", ".join(sorted({str(row.get("filter", "none")) for row in rows.values()}))
-
-
-def of_one_seed(first: Sequence, second: Sequence, groups: Sequence) -> Interval:
-    """first − second of one file each: nothing is random but the choice of examples."""
-    return score_interval([[a - b for a, b in zip(first[0], second[0], strict=True)]], groups=groups)
 
 
 def outcome(one: Interval, differs: bool, small: bool, lower: bool) -> str:

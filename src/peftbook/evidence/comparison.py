@@ -7,7 +7,7 @@ list that every record holds, one value for each example; `bleu` is the score of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,16 +19,7 @@ from peftbook.evidence.stats import Groups, Interval
 __all__ = ["corpus_bleu", "has_column", "keys_of", "measured", "paired", "score", "shared", "table", "weights"]
 
 
-class Scored(Protocol):
-    """What is read of a record."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def per_example(self) -> Mapping[str, Sequence[float | str]]: ...
-
-
-Records = Sequence[Scored]  # of one arm
+Records = Sequence[Record]  # of one arm
 LISTS = {"bleu": "bleu_length"}  # column → one of the lists that it is made from, where it is not a list itself
 R = TypeVar("R")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peftbook.core.errors import InputError
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, half_width, optimize, quantile
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, half_width, judge, optimize, quantile
 
 __all__ = [
     "MOST_EXAMPLES",
@@ -17,6 +17,7 @@ __all__ = [
     "Judged",
     "found_by",
     "found_with",
+    "judged",
     "more_seeds",
     "obstacle",
     "round_up",
@@ -118,6 +119,18 @@ class Judged:
             (max(mean - self.outside[1], self.outside[0] - mean), self.refuting, "refuted"),
         ]
         return found + [(self.alike - abs(mean), 2 * self.level, "equivalent")] * (whole and self.alike > 0)
+
+
+def judged(interval: Interval, margin: float, claim: tuple[float, float], count: int = 1) -> tuple[str, Judged]:
+    """The outcome by `stats.judge`, and what it was decided on.
+
+    count: of parts of a claim, any of which may refute it: refuting takes Bonferroni's level.
+    """
+    outcome = judge(interval, margin, claim)
+    wider = replace(interval, half95=interval.half(0.05 / count)) if count > 1 else interval
+    if outcome == "refuted" != judge(wider, margin, claim):
+        outcome = "undecided"
+    return outcome, Judged.of(interval, margin, claim, refuting=0.05 / count)
 
 
 def more_seeds(parts: Sequence[Judged]) -> tuple[int, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -47,21 +48,12 @@ def quantities(store: Store | None = None) -> dict[str, Quantity]:
     return {f"{name}.{key}": value for name, known in found.items() for key, value in known.items()}
 
 
-class Quantities(Mapping[str, Quantity]):
+class Quantities(UserDict[str, Quantity]):
     """Named quantities; reading one records its runs as reads."""
 
-    def __init__(self, known: Mapping[str, Quantity]):
-        self.known = known
-
     def __getitem__(self, name: str) -> Quantity:
-        record_reads(self.known[name].runs)
-        return self.known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.known)
-
-    def __len__(self) -> int:
-        return len(self.known)
+        record_reads(self.data[name].runs)
+        return self.data[name]
 
 
 def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
@@ -74,13 +66,11 @@ def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
 
 def study_verdict(name: str, store: Store) -> Verdict:
     """The cached verdict of one study; its runs are recorded as reads each time."""
-    result = cached_result(f"verdict of {name}", partial(_judge, name), module_of(name), VERDICT, store)
+    result = cached_result(
+        f"verdict of {name}", lambda store: get_study(name).verdict(store), module_of(name), VERDICT, store
+    )
     record_reads(result.runs)
     return result.value
-
-
-def _judge(name: str, store: Store) -> Verdict:
-    return get_study(name).verdict(store)
 
 
 def study_runs(name: str, store: Store) -> list[tuple[str, str]]:

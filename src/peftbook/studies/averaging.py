@@ -30,7 +30,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +39,7 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.planning import judged
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
@@ -266,10 +266,7 @@ def outcome_of(records: Sequence[Record], cell: MergeCase) -> str:
     """The verdict on one of the sixteen shares, any of which may refute."""
     if gain(records, cell.task, f"by_{cell.task}").low <= FLOOR:
         return "undecided"
-    interval = cell_share(records, cell, "average")
-    judge = partial(stats.judge, margin=MARGIN, claim=(LEAST, math.inf))
-    outcome = judge(interval)
-    return "undecided" if outcome == "refuted" != judge(corrected(interval)) else outcome
+    return judged(cell_share(records, cell, "average"), MARGIN, (LEAST, math.inf), len(CELLS))[0]
 
 
 def moves(records: Sequence[Record], subset: tuple[str, ...]) -> bool:

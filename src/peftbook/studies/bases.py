@@ -24,7 +24,7 @@ from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import Judged, judged
 from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
@@ -141,10 +141,10 @@ def held(found: Sequence[Record], first: str, second: str, allowed: float) -> Ve
     )
     named = (f"{first}_{TESTED}_minus_{second}_{TESTED}", f"rtn_{TESTED}_cost")
     edge = (SHARE - allowed) * control.mean  # from what bears it out to what refutes it
-    judged = Judged(interval(found, added - allowed * own), (-math.inf, 0.0), (-math.inf, edge))
+    part = Judged(interval(found, added - allowed * own), (-math.inf, 0.0), (-math.inf, edge))
     if control.low <= 0:
         return Verdict("undecided", words, named, held=BLIND)
-    return Verdict(outcome, words, named, (judged,))
+    return Verdict(outcome, words, named, (part,))
 
 
 @study("bases_gptq", runs, quantities)
@@ -164,8 +164,7 @@ def mxfp4_verdict(store: Store) -> Verdict:
     """Is the output error of MXFP4 that of NVFP4 times more than the bits between them explain?"""
     found = records(store)
     apart, alone = ratio(found, "mxfp4", "nvfp4"), ratio(found, "mxfp4", "e2m1_half")
-    rule = (math.log1p(MARGIN), (math.log(EXPLAINED), math.inf))
-    outcome = stats.judge(apart, *rule)
+    outcome, part = judged(apart, math.log1p(MARGIN), (math.log(EXPLAINED), math.inf))
     low, high = math.exp(apart.low), math.exp(apart.high)
     sentence = (
         f"The squared output error of MXFP4 is {math.exp(apart.mean):.2f} times that of NVFP4 (95 % interval {low:.2f} "
@@ -173,4 +172,4 @@ def mxfp4_verdict(store: Store) -> Verdict:
         f"Against the same blocks of 32 with scales in float16 it is {math.exp(alone.mean):.2f} times."
     )
     named = ("mxfp4_over_nvfp4_output", "mxfp4_over_e2m1_half_output")
-    return Verdict(outcome, sentence, named, (Judged.of(apart, *rule),))
+    return Verdict(outcome, sentence, named, (part,))

@@ -17,7 +17,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.studies import Quantity, Verdict, gathered, study
 
-__all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "normal_probe", "probe"]
+__all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "probe"]
 
 CODEBOOKS = ("nf4", "af4", "int4", "int4_16", "fp4", "e2m1", "e3m0", "lloyd", "lloyd_pinned", "l1_pinned")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -31,26 +31,20 @@ MARGIN = 0.02  # relative excess of NF4's error over the best
 MARGIN_RATIO = 0.5  # of fullest over emptiest code, beyond 1
 
 
-def normal_probe(seed: int) -> specs.Probe:
-    """One draw from N(0, 1)."""
-    settings: dict = {"source": "normal", "codebooks": CODEBOOKS, "blocks": BLOCKS}
-    return specs.Probe(measure="codebooks.codebook_error", settings=settings, seed=seed)
-
-
-def probe(source: str) -> specs.Probe:
-    """The weights of a trained model."""
+def probe(source: str, seed: int = 0) -> specs.Probe:
+    """The weights of a trained model, or one draw from N(0, 1)."""
     settings: dict = {"source": source, "codebooks": CODEBOOKS, "blocks": BLOCKS}
     if source == "minilm":
         settings["encoder_sha256"] = ENCODER_SHA256
     if source == "smollm2":
         settings["blocks"] = CONFOUNDED_BLOCKS
     model = specs.SMALL_LLAMA if source == "small" else specs.Model()
-    return specs.Probe(measure="codebooks.codebook_error", settings=settings, model=model)
+    return specs.Probe(measure="codebooks.codebook_error", settings=settings, model=model, seed=seed)
 
 
 def probes(source: str) -> list[specs.Probe]:
     """All measurements of a source."""
-    return [normal_probe(seed) for seed in SEEDS] if source == "normal" else [probe(source)]
+    return [probe(source, seed) for seed in (SEEDS if source == "normal" else SEEDS[:1])]
 
 
 def runs(store: Store) -> list[specs.Probe]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.weight_error import TEXTS, task_error, weights_of
 
@@ -116,10 +116,12 @@ def bits_verdict(store: Store) -> Verdict:
 @study("double_quant_loss", runs, quantities)
 def loss_verdict(store: Store) -> Verdict:
     """Is the loss with 8-bit constants worse by more than a share of NF4's own cost, at either block size?"""
-    record, outcomes, said = store.need(probe("small")), set(), []
+    record, outcomes, parts, said = store.need(probe("small")), set(), [], []
     for block in BLOCKS:
         added, own = cost(record, block), nf4_cost(record, block)
-        outcomes.add(stats.judge(beyond_margin(record, block), 0.0, (-math.inf, 0.0)))  # the claim holds the margin
+        outcome, part = judged(beyond_margin(record, block), 0.0, (-math.inf, 0.0))  # the claim holds the margin
+        outcomes.add(outcome)
+        parts.append(part)
         said.append(
             f"{added.mean:+.5f} nats per token at block {block} (95 % interval {added.low:+.5f} to {added.high:+.5f}; "
             f"NF4 itself costs {own.mean:+.5f}, {own.low:+.5f} to {own.high:+.5f})"
@@ -136,5 +138,4 @@ def loss_verdict(store: Store) -> Verdict:
         rows = [f"{cost(other, block).mean:+.5f} at block {block}" for block in BLOCKS]
         sentence += f". SmolLM2 ({' and '.join(rows)}) comes from a 4-bit file, is confounded and decides nothing"
     named = (*(f"small_{block}_cost" for block in BLOCKS), *(f"small_{block}_beyond_margin" for block in BLOCKS))
-    judged = tuple(Judged.of(beyond_margin(record, block), 0.0, (-math.inf, 0.0)) for block in BLOCKS)
-    return Verdict(outcome, f"{sentence}.", named, judged)
+    return Verdict(outcome, f"{sentence}.", named, tuple(parts))

@@ -26,13 +26,12 @@ import numpy as np
 from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import comparison, resampling, stats
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.scratch.checks import means
 from peftbook.studies import Quantity, Verdict, gathered, study
-from peftbook.studies.tuned_comparison import judge_one_of
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "BOUNDS", "GalleryRun", "found", "probe"]
@@ -231,18 +230,19 @@ def verdict(store: Store) -> Verdict:
 @study("silent_faults", runs, quantities)
 def verdict_on_losses(store: Store) -> Verdict:
     """Do five faults cost answers, though the training loss ends where it does without them?"""
-    parts, said = [], []
+    halves, said = [], []
     for name in SILENT:
         lost, above = cost(name, store), excess(name, store)
-        parts += [(lost, (COST, math.inf)), (above, (-math.inf, MARGIN_LOSS))]
+        halves += [judged(lost, 0.0, (COST, math.inf), HALVES), judged(above, 0.0, (-math.inf, MARGIN_LOSS), HALVES)]
         said.append(
             f"{ARMS[name].label.lower()} {lost:.0%} at {above.mean:+.3f} nats "
             f"per token ({above.low:+.3f} to {above.high:+.3f})"
         )
+    outcomes, parts = zip(*halves, strict=True)
     return Verdict(
-        stats.together([judge_one_of(HALVES, interval, 0.0, claim) for interval, claim in parts]),
+        stats.together(outcomes),
         f"Of the answers, at so much more training loss: {'; '.join(said)} (95 % intervals; claim at least "
         f"{COST:.0%}, at most {MARGIN_LOSS} nats).",
         tuple(f"{name}_{what}" for name in SILENT for what in ("cost", "excess")),
-        tuple(Judged.of(interval, 0.0, claim, refuting=0.05 / HALVES) for interval, claim in parts),
+        parts,
     )

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,12 @@ from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, study
+from peftbook.studies.frontier import reading
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec
 
@@ -82,15 +84,10 @@ def curves(arm: str, store: Store) -> list[Record]:
     return store.need_all(probe(arm, seed) for seed in SEEDS)
 
 
-def at_target(record: Record, values: np.ndarray, target: float) -> np.ndarray:
+def at_target(record: Record, values: np.ndarray, target: float) -> Any:
     """`values`, (moments, …), when the target loss first falls to `target`, linear between moments; else the last."""
-    aims = [float(value) for value in record.curve["validation_loss_nats"]]
-    for at in range(1, len(aims)):
-        if aims[at] <= target:
-            fall = aims[at - 1] - aims[at]
-            share = min(1.0, max(0.0, (aims[at - 1] - target) / fall)) if fall else 0.0
-            return values[at - 1] + share * (values[at] - values[at - 1])
-    return values[-1]
+    aims = np.array(record.curve["validation_loss_nats"], dtype=float)
+    return reading(aims, values, target) if (aims[1:] <= target).any() else values[-1]
 
 
 def matched(record: Record, target: float) -> float:
@@ -223,7 +220,7 @@ def forgetting_verdict(store: Store) -> Verdict:
         f"fine-tuning, {said} nats per token (95 % intervals); the lowest target loss has {ARMS[full][1]:g}; margin "
         f"{MARGIN}"
     )
-    outcome, reason, held = stats.judge(chosen, MARGIN, (0.0, math.inf)), "", ""
+    (outcome, part), reason, held = judged(chosen, MARGIN, (0.0, math.inf)), "", ""
     turns = any(one.mean * chosen.mean <= 0 for one in found.values())
     if turns and outcome != "equivalent":
         outcome, reason = "undecided", "; the sign changes with the rate"
@@ -234,7 +231,7 @@ def forgetting_verdict(store: Store) -> Verdict:
     elif outcome == "undecided":
         reason = f"; its half-width is {chosen.half95:.3f}"
     named = ("full_minus_r64_prose", *(f"{one}_minus_r64_prose" for one in FULL))
-    return Verdict(outcome, f"{sentence}{reason}.", named, (Judged.of(chosen, MARGIN, (0.0, math.inf)),), held)
+    return Verdict(outcome, f"{sentence}{reason}.", named, (part,), held)
 
 
 @study("intruders", runs, quantities)
@@ -258,14 +255,14 @@ def intruder_verdict(store: Store) -> Verdict:
     )
     if max(pairs[EPSILON]) == 0:
         return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named, held=BLIND)
-    outcome, reason, held = stats.judge(found, LEAST, (0.0, math.inf)), "", ""
+    (outcome, part), reason, held = judged(found, LEAST, (0.0, math.inf)), "", ""
     signs = [b - a for a, b in pairs.values() if max(a, b) > 0]
     if outcome in ("reproduced", "refuted") and any(one * found.mean <= 0 for one in signs):
         outcome, reason = "undecided", "; the sign changes with ε"
         held = "the sign changes with ε"
     elif outcome == "undecided":
         reason = f"; its half-width is {found.half95:.1%}"
-    return Verdict(outcome, f"{sentence}{reason}.", named, (Judged.of(found, LEAST, (0.0, math.inf)),), held)
+    return Verdict(outcome, f"{sentence}{reason}.", named, (part,), held)
 
 
 def mean_share(arm: str, epsilon: float, store: Store) -> float:

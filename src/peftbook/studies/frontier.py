@@ -27,7 +27,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -56,7 +56,6 @@ __all__ = [
     "best_rate",
     "finals",
     "matched_level",
-    "path_of",
     "reading",
     "seed_differences",
     "seed_paths",
@@ -161,12 +160,6 @@ class Path:
         return aims, known - known[0]
 
 
-def path_of(arm: str, rate: float, seed: int, split: Split, store: Store) -> Path:
-    """The path of a training. Raises Missing."""
-    first, record = store.need(start(split)), store.need(probe(arm, rate, seed, split))
-    return joined(first, record)
-
-
 def joined(first: Record, record: Record) -> Path:
     """The path from the record of the model before training and that of its training."""
 
@@ -184,12 +177,12 @@ def crossing(aims: np.ndarray, level: float) -> int:
     return 1 + int(np.argmax(aims[1:] <= level))
 
 
-def reading(aims: np.ndarray, values: np.ndarray, level: float) -> float:
-    """`values` where the target loss first falls to `level`, linear between moments."""
+def reading(aims: np.ndarray, values: np.ndarray, level: float) -> Any:
+    """`values`, (moments, …), where the target loss first falls to `level`, linear between moments."""
     at = crossing(aims, level)
     fall = aims[at - 1] - aims[at]
-    share = min(1.0, (aims[at - 1] - level) / fall) if fall > 0 else 1.0
-    return float(values[at - 1] + share * (values[at] - values[at - 1]))
+    share = min(1.0, max(0.0, (aims[at - 1] - level) / fall)) if fall > 0 else 1.0
+    return values[at - 1] + share * (values[at] - values[at - 1])
 
 
 def bend(aims: np.ndarray, values: np.ndarray, level: float) -> float:
@@ -219,7 +212,13 @@ def readings(paths: Mapping[str, Path], weights: Weights, read: Callable = readi
     """General loss added by each arm where all of them have reached the same target loss."""
     losses = {arm: path.losses(*weights) for arm, path in paths.items()}
     level = matched_level(aims for aims, _ in losses.values())
-    return {arm: read(*values, level) for arm, values in losses.items()}
+    return {arm: float(read(*values, level)) for arm, values in losses.items()}
+
+
+def each_once(paths: Mapping[str, Path]) -> Weights:
+    """Every example counts once."""
+    first = next(iter(paths.values()))
+    return np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens))
 
 
 def leaving_out(codes: Sequence[int]) -> np.ndarray:
@@ -240,7 +239,7 @@ def matched_interval(
     targets, pieces = len(first.target_tokens), len(first.general_tokens)
     target_codes = stats.group_codes(groups, targets) or list(range(targets))
     source_codes = stats.group_codes(first.sources, pieces) or list(range(pieces))
-    whole = np.ones(targets), np.ones(pieces)
+    whole = each_once(seeds[0])
     parts = [
         [(kept, whole[1]) for kept in leaving_out(target_codes)],
         [(whole[0], kept) for kept in leaving_out(source_codes)],
@@ -335,11 +334,7 @@ def difference(one: str, other: str, arms: Sequence[str], store: Store) -> stats
 
 def seed_differences(one: str, other: str, store: Store) -> list[float]:
     """The `difference` of a pair, of each seed. Raises Missing."""
-    seeds = seed_paths(PAIRS[one, other], store)
-    first = seeds[0][one]
-    found = [
-        readings(paths, (np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens)))) for paths in seeds
-    ]
+    found = [readings(paths, each_once(paths)) for paths in seed_paths(PAIRS[one, other], store)]
     return [values[one] - values[other] for values in found]
 
 
@@ -365,9 +360,12 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
 
 def on_grid(one: tuple[str, float], other: tuple[str, float], store: Store) -> float:
     """`difference` of two arms at rates of their grids, with the grid's seed on validation. Raises Missing."""
-    paths = {name: path_of(*arm, SWEEP_SEED, "validation", store) for name, arm in (("one", one), ("other", other))}
-    first = paths["one"]
-    found = readings(paths, (np.ones(len(first.target_tokens)), np.ones(len(first.general_tokens))))
+    first = store.need(start("validation"))
+    records = {
+        name: store.need(probe(*arm, SWEEP_SEED, "validation")) for name, arm in (("one", one), ("other", other))
+    }
+    paths = {name: joined(first, record) for name, record in records.items()}
+    found = readings(paths, each_once(paths))
     return found["one"] - found["other"]
 
 
@@ -375,12 +373,6 @@ def at_neighbours(one: str, other: str, store: Store) -> list[float]:
     """`on_grid` for two arms at each pair of best rates and neighbours. Raises Missing."""
     pairs = itertools.product(neighbours(one, store), neighbours(other, store))
     return [on_grid((one, rate), (other, beside), store) for rate, beside in pairs]
-
-
-def at_one_rate(one: str, other: str, store: Store) -> list[float]:
-    """`on_grid` for two arms at the rates that both have among their best and its neighbours. Raises Missing."""
-    shared = [rate for rate in neighbours(one, store) if rate in neighbours(other, store)]
-    return [on_grid((one, rate), (other, rate), store) for rate in shared]
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -445,7 +437,8 @@ def rate_quantities(store: Store) -> dict[str, Quantity]:
 
     Added when the records were there, which say that the rate moves what is forgotten more than the arm does.
     """
-    same, best = at_one_rate("lora", "replay", store), best_rate("lora", store)
+    shared = [rate for rate in neighbours("lora", store) if rate in neighbours("replay", store)]
+    same, best = [on_grid(("lora", rate), ("replay", rate), store) for rate in shared], best_rate("lora", store)
     keys = tuple(
         probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in neighbours(arm, store)
     )

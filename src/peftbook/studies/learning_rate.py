@@ -26,7 +26,7 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -104,7 +104,7 @@ def long_runs(store: Store) -> list[Run]:
     for arm in LONG.arms:
         with suppress(Missing):
             rates[arm.name] = window(LONG, arm.name, store, NARROW)
-            if (chosen := short_best(arm.name, store)) not in rates[arm.name]:
+            if (chosen := SHORT.best_rate(arm.name, store)) not in rates[arm.name]:
                 rates[arm.name].append(chosen)
     replicas = [
         LONG.sweep_run(arm, rate, seed) for seed in SEEDS[1:] for arm in LONG.arms for rate in rates.get(arm.name, ())
@@ -115,11 +115,6 @@ def long_runs(store: Store) -> list[Run]:
 def long_seeds(store: Store) -> tuple[int, ...]:
     """The seeds of the long training that can be told of: the first alone until all runs of the others are there."""
     return SEEDS if all(run in store for run in long_runs(store)) else SEEDS[:1]
-
-
-def short_best(name: str, store: Store) -> float:
-    """The rate that the short sweep of one seed chose. Raises Missing."""
-    return SHORT.best_rate(name, store)
 
 
 def points(comparison: TunedComparison, name: str, seed: int, store: Store) -> dict[float, Record]:
@@ -240,7 +235,7 @@ def cost_of_short(name: str, store: Store) -> stats.Interval:
 
     Raises Missing.
     """
-    return cost_of(short_best(name, store), LONG, name, window(LONG, name, store, NARROW), store)
+    return cost_of(SHORT.best_rate(name, store), LONG, name, window(LONG, name, store, NARROW), store)
 
 
 def cost_of(
@@ -357,14 +352,14 @@ def ratio_verdict(store: Store) -> Verdict:
 def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> Verdict:
     """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
     claim = (math.log(RATIO[0]), math.log(RATIO[1]))
-    outcome = stats.judge(ratio, 0.0, claim)
+    outcome, part = judged(ratio, 0.0, claim)
     mean, low, high = ratio.exp
     return Verdict(
         outcome,
         f"{opening} best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} "
         f"to {high:.1f}, {over}; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
         (quantity,),
-        (Judged.of(ratio, 0.0, claim),),
+        (part,),
     )
 
 
@@ -387,23 +382,22 @@ def reuse_verdict(reuses: Iterable[Reuse]) -> Verdict:
     Where every seed's best rate is the given one, the cost is 0 by construction and shows nothing: then the verdict is
     on how far the fitted optima are apart.
     """
-    outcomes, said, named, judged = set(), [], [], []
+    outcomes, said, named, parts = set(), [], [], []
     for cost, moved, costs, same, names in reuses:
         if cost.half95 or cost.mean:
-            part = Judged.of(cost, 0.0, (-math.inf, REGRET_MARGIN))
-            outcomes.add(stats.judge(cost, 0.0, (-math.inf, REGRET_MARGIN)))
+            outcome, part = judged(cost, 0.0, (-math.inf, REGRET_MARGIN))
             ends = f"95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN}"
             said.append(f"{costs.format(f'{cost.mean:+.3f} nats per token')} ({ends})")
         else:
             ratio = moved()
-            part = Judged.of(ratio, 0.0, SAME)
-            outcomes.add(stats.judge(ratio, 0.0, SAME))
+            outcome, part = judged(ratio, 0.0, SAME)
             mean, low, high = ratio.exp
             ends = f"{low:.2f} to {high:.2f}; claim within a factor of {STEP:g}"
             said.append(f"{same.format(f'{mean:.2f} times')} ({ends})")
-        judged.append(part)
+        outcomes.add(outcome)
+        parts.append(part)
         named.append(names[part.inside == SAME])
-    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(judged))
+    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(parts))
 
 
 @study("learning_rate_by_rank", short_runs, quantities)

@@ -132,13 +132,12 @@ def case_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     for term, value in predicted(CASES[name]).items():
         out[f"{name}_{term}_predicted"] = Quantity(value, "bytes", keys, note="computed from the shape")
     for term in (*MEASURED.values(), "tensor_peak", "process_rest"):
-        values = sorted(term_bytes(record, term) for record in found)
-        out[f"{name}_{term}_measured"] = Quantity(values[len(values) // 2], "bytes", keys, seeds=len(values))
+        middle = median(term_bytes(record, term) for record in found)
+        out[f"{name}_{term}_measured"] = Quantity(middle, "bytes", keys, seeds=len(found))
     for against in ("process_peak", "tensor_peak"):
-        values = sorted(100 * error for error in errors(name, found, against))
+        values = [100 * error for error in errors(name, found, against)]
         out[f"{name}_{against}_error"] = spread(values, "%", keys, 1)
-    seconds = sorted(measured(found, "step_seconds"))
-    return out | {f"{name}_step_seconds": spread(seconds, "s", keys, 2)}
+    return out | {f"{name}_step_seconds": spread(measured(found, "step_seconds"), "s", keys, 2)}
 
 
 def half_quantities(part: str, store: Store) -> dict[str, Quantity]:
@@ -157,10 +156,10 @@ def half_quantities(part: str, store: Store) -> dict[str, Quantity]:
 
 
 def spread(values: list[float], unit: str, keys: tuple[str, ...], digits: int) -> Quantity:
-    """Median and range of sorted repeats; no range where there is one."""
-    low, high = (values[0], values[-1]) if len(values) > 1 else (None, None)
-    note = "median and range of the repeats" if len(values) > 1 else "one run"
-    return Quantity(values[len(values) // 2], unit, keys, low, high, len(values), digits=digits, note=note)
+    """Median and range of repeats; no range where there is one."""
+    if len(values) == 1:
+        return Quantity(values[0], unit, keys, seeds=1, digits=digits, note="one run")
+    return Quantity.middle(values, unit, keys, "median and range of the repeats", seeds=len(values), digits=digits)
 
 
 def decide(store: Store, against: str, what: str) -> Verdict:
@@ -169,7 +168,7 @@ def decide(store: Store, against: str, what: str) -> Verdict:
     beyond = {name: [abs(one) > MARGIN for one in errors(name, found, against)] for name, found in known.items()}
     broken = sum(all(repeats) for repeats in beyond.values())
     outcome = "refuted" if broken else "undecided" if any(map(any, beyond.values())) else "reproduced"
-    worst = worst_case(known, against)
+    worst = max(known, key=lambda name: max(map(abs, errors(name, known[name], against))))
     share = max(errors(worst, known[worst], against), key=abs)
     sentence = (
         f"The predicted total misses the peak of {what} by more than {MARGIN:.0%} in {broken} of {len(CASES)} cases; "
@@ -226,24 +225,17 @@ def frozen_saving(store: Store) -> stats.Interval:
     return stats.seed_interval([math.log(a / b) for a, b in zip(one, two, strict=True)])
 
 
-def frozen_runs(store: Store) -> list[specs.Probe]:
-    """The two cases, repeat by repeat."""
-    return [probe(name, seed) for seed in REPEATS for name in FROZEN]
-
-
 def frozen_quantities(store: Store) -> Mapping[str, Quantity]:
     """The ratio of the peaks, and what both keep between forward and backward."""
     found = frozen_saving(store)
     keys = keys_of(*(records(name, store) for name in FROZEN))
-    value, low, high = found.exp
-    out = {"lora_fa_over_lora_peak": Quantity(value, "×", keys, low, high, len(REPEATS), digits=3)}
-    known = quantities(store)
+    out, known = {"lora_fa_over_lora_peak": replace(Quantity.ratio(found, keys), n=0)}, quantities(store)
     return out | {
         f"{name}_{term}": known[f"{name}_{term}_measured"] for name in FROZEN for term in ("kept", "tensor_peak")
     }
 
 
-@study("lora_fa_memory", frozen_runs, frozen_quantities)
+@study("lora_fa_memory", lambda store: [probe(name, seed) for seed in REPEATS for name in FROZEN], frozen_quantities)
 def frozen_verdict(store: Store) -> Verdict:
     """Is the peak of LoRA-FA lower than LoRA's by more than the margin?"""
     found = frozen_saving(store)
@@ -253,11 +245,6 @@ def frozen_verdict(store: Store) -> Verdict:
         f"LoRA's at the peak; margin {MARGIN_FROZEN:.0%}."
     )
     return Verdict(outcome, sentence, ("lora_fa_over_lora_peak",))
-
-
-def worst_case(known: Mapping[str, list[Record]], against: str) -> str:
-    """The case with the largest error."""
-    return max(known, key=lambda name: max(map(abs, errors(name, known[name], against))))
 
 
 def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
@@ -298,9 +285,9 @@ def shape_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     """Of one shape."""
     out, keys, note = {}, keys_of(found), "median and range of the processes' medians"
     for contender in CONTENDERS:
-        values = sorted(measured(found, f"{contender}_seconds"))
-        out[f"{contender}_{name}_seconds"] = Quantity(
-            values[len(values) // 2], "s", keys, values[0], values[-1], len(values), TIMED[name][2], 2, note
+        values = measured(found, f"{contender}_seconds")
+        out[f"{contender}_{name}_seconds"] = Quantity.middle(
+            values, "s", keys, note, seeds=len(values), n=TIMED[name][2]
         )
     for contender in CONTENDERS[1:]:
         out[f"{contender}_over_lora_{name}"] = ratio_quantity(slowdown(found, contender), keys)

@@ -28,7 +28,7 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies import Quantity, Verdict, available, gathered, study
-from peftbook.studies.tuned_comparison import paired_quantities, score_quantities
+from peftbook.studies.tuned_comparison import score_quantities
 from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
@@ -154,8 +154,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for first, second in (*pairs, ("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"),
                           ("lora", "fewshot"), ("qlora", "full"), ("prompt", "full")):  # fmt: skip
         if first in finals and second in finals:
-            each = functools.partial(comparison.paired, finals[first], finals[second], groups=groups())
-            out |= paired_quantities(f"{first}_minus_{second}", finals[first], finals[second], each)
+            both = finals[first], finals[second]
+            each = functools.partial(comparison.paired, *both, groups=groups())
+            out |= score_quantities(f"{first}_minus_{second}", both[0], each, keys_of(*both), least=-1.0)
     return out
 
 
@@ -179,7 +180,7 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
     """An arm's test scores with intervals, its size and its counts."""
     keys, first, loss = keys_of(records), records[0], score(records, "loss_nats")
     perplexity = Quantity.ratio(loss, keys, 2, unit="")
-    scores = score_quantities(arm, records, groups())
+    scores = score_quantities(arm, records, functools.partial(score, records), keys)
     out = {f"{arm}_loss": scores[f"{arm}_loss"], f"{arm}_perplexity": perplexity} | scores
     trainable, total = (int(first.measurements[f"{which}_parameters"] or 0) for which in ("trainable", "total"))
     out[f"{arm}_trainable_parameters"] = Quantity(trainable, "parameters", keys[:1], digits=0)

@@ -42,7 +42,7 @@ from peftbook.core.records import Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table, weights
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
@@ -135,17 +135,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return {**each, **added, **determined(narrow_minus_wide, store)}
 
 
-def judged(parts: int, found: stats.Interval, control: stats.Interval) -> str:
-    """The verdict on one of the models, any of which may refute the claim: that takes the interval at 5 % / parts.
-
-    control: the same cost of two bits, without which nothing but a refutation counts.
-    """
-    outcome = stats.judge(found, 0.0, (-math.inf, MARGIN))  # the claim holds the margin already
-    if outcome == "refuted":
-        return outcome if found.mean - found.half(0.05 / parts) > MARGIN else "undecided"
-    return outcome if shows(control) else "undecided"
-
-
 def shows(control: stats.Interval) -> bool:
     """Whether two bits surely cost more than the margin, so that a loss of that size would have been seen."""
     return control.low > MARGIN
@@ -167,7 +156,10 @@ def verdict(store: Store) -> Verdict:
         sentence += (
             f" Two bits do not surely cost more than that at {' and '.join(blunt)}: nothing could be seen there."
         )
-    outcomes = [judged(len(costs), *each) for each in costs.values()]
+    outcomes, parts = [], []
+    for found, control in costs.values():
+        outcome, part = judged(found, 0.0, (-math.inf, MARGIN), len(costs))  # the claim holds the margin already
+        outcomes.append(outcome if outcome == "refuted" or shows(control) else "undecided")
+        parts.append(part)
     named = tuple(f"{name}_{quant}_minus_lora_loss" for name in costs for quant in QUANTS)
-    parts = [Judged.of(found, 0.0, (-math.inf, MARGIN), refuting=0.05 / len(costs)) for found, _ in costs.values()]
     return Verdict(stats.together(outcomes), sentence, named, tuple(parts), BLIND if blunt else "")

@@ -29,7 +29,7 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, weights
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
@@ -197,8 +197,9 @@ def merged_verdict(store: Store) -> Verdict:
             said.append(f"{name}: {share:+.1%}")
     cost = rounding_cost(records)
     said.append(f"NF4 itself costs the small Llama {cost.mean:+.4f} nats ({cost.low:+.4f} to {cost.high:+.4f})")
-    outcome, names = stats.judge(lost, 0.0, (MARGIN_MERGED, math.inf)), ("small_nf4_requantised_lost", "small_nf4_cost")
+    outcome, part = judged(lost, 0.0, (MARGIN_MERGED, math.inf))
+    names = ("small_nf4_requantised_lost", "small_nf4_cost")
     if outcome == "refuted" and cost.low <= FLOOR:
         blunt = f"That is not surely above {FLOOR}, so this model cannot tell; the other rows say what others lose."
         return Verdict("undecided", f"{'; '.join(said)}. {blunt}", names[::-1], held=BLIND)
-    return Verdict(outcome, f"{'; '.join(said)}.", names, (Judged.of(lost, 0.0, (MARGIN_MERGED, math.inf)),))
+    return Verdict(outcome, f"{'; '.join(said)}.", names, (part,))

@@ -32,7 +32,7 @@ from peftbook.core.specs import RANDOM_LLAMA, Probe
 from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, paired, score, table
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, study
@@ -70,18 +70,13 @@ def probe(arm: str, rate: float, seed: int, split: str) -> Probe:
     return Probe(measure="reward.sort_by_reward", settings=settings, model=RANDOM_LLAMA, seed=seed)
 
 
-def wrong_share(records: Sequence[Record]) -> float:
-    """Share of the validation lists that are sorted wrong, the mean over the sweep's seeds."""
-    return 1 - math.fsum(measured(records, "accuracy")) / len(records)
-
-
 def tuning(arm: str) -> Sweep[Probe]:
     """The sweep that chooses the arm's rate: the one that sorts most validation lists, the lowest of equals."""
     return Sweep(
         lambda rate: [probe(arm, rate, seed, "validation") for seed in SWEEP_SEEDS],
         GRIDS[arm],
         lambda losses: extended(losses, FACTOR),
-        wrong_share,
+        lambda records: 1 - math.fsum(measured(records, "accuracy")) / len(records),  # sorted wrong, over seeds
     )
 
 
@@ -170,7 +165,7 @@ def start_quantities(store: Store) -> dict[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Does rank 1 sort at most MARGIN fewer of the test lists than full fine-tuning, where that learned something?"""
     found, learned = difference("rank1", "full", store), gain("full", store)
-    outcome = stats.judge(found, 0.0, (-MARGIN, math.inf))  # the claim holds the margin already
+    outcome, part = judged(found, 0.0, (-MARGIN, math.inf))  # the claim holds the margin already
     named = ("rank1_minus_full", "full_gain")
     said = (
         f"The share of test lists that LoRA of rank 1 sorts, minus that of full fine-tuning, is {found.mean:+.3f} "
@@ -180,4 +175,4 @@ def verdict(store: Store) -> Verdict:
     if outcome != "refuted" and learned.low <= MARGIN:
         blind = f"{said}, and that gain, the control, is not surely above {MARGIN:g}."
         return Verdict("undecided", blind, named, held=BLIND)
-    return Verdict(outcome, f"{said}.", named, (Judged.of(found, 0.0, (-MARGIN, math.inf)),))
+    return Verdict(outcome, f"{said}.", named, (part,))

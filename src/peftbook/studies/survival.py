@@ -26,9 +26,9 @@ and no data either, with its distance from the kept share.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -39,12 +39,11 @@ from peftbook.core import specs
 from peftbook.core.records import Missing, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import measured, weights
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import Judged, judged
 from peftbook.methods.qlora import QLoRA
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import nats, percent, ratio_quantity
 from peftbook.studies.standard import rates
-from peftbook.studies.tuned_comparison import judge_one_of
 from peftbook.studies.weight_error import spearman
 from peftbook.tasks import task_spec
 
@@ -230,59 +229,49 @@ def part_quantities(name: str, found: Sequence[MergedAdapter]) -> dict[str, Quan
     return out
 
 
-def correlation_part(model: str, found: Sequence[MergedAdapter]) -> tuple[str, str]:
-    """Outcome and words: does the larger update keep more on this model?"""
+def correlation_part(model: str, found: Sequence[MergedAdapter]) -> tuple[str, str, list[Judged]]:
+    """Outcome, words and what it was decided on: does the larger update keep more on this model?"""
     if len(found) < FEWEST:
-        return "undecided", f"{len(found)} adapters that gain are too few on {LABELS[model]}"
+        return "undecided", f"{len(found)} adapters that gain are too few on {LABELS[model]}", []
     interval = correlation(found)
+    outcome, part = judged(interval, MARGIN, (LEAST, math.inf), PARTS)
     said = (
         f"{interval.mean:.2f} on {LABELS[model]} (95 % interval {interval.low:.2f} to {min(interval.high, 1):.2f}; "
         f"{len(found)} adapters)"
     )
     if not spans(found):
-        return "undecided", f"{said}, where none surely keeps next to nothing or none next to all"
-    return judge_one_of(PARTS, interval, MARGIN, (LEAST, math.inf)), said
+        return "undecided", f"{said}, where none surely keeps next to nothing or none next to all", [part]
+    return outcome, said, [part]
 
 
-def scale_part(found: Mapping[str, Sequence[MergedAdapter]]) -> tuple[str, str]:
-    """Outcome and words: does one scale of sizes do for both models?"""
+def scale_part(found: Mapping[str, Sequence[MergedAdapter]]) -> tuple[str, str, list[Judged]]:
+    """Outcome, words and what it was decided on: does one scale of sizes do for both models?"""
     apart = scale(found) if enough(found) else None
     if apart is None:
-        return "undecided", "No size is found at which each model keeps half"
+        return "undecided", "No size is found at which each model keeps half", []
+    outcome, part = judged(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE)), PARTS)
     ratio, low, high = apart.exp
     said = (
         f"Half of the gain is kept at sizes whose ratio, the small Llama's over SmolLM2's, is {ratio:.2f} (95 % "
         f"interval {low:.2f} to {high:.2f}; claim within a factor of {SCALE:g}, margin a factor of {SCALE_MARGIN:g})"
     )
-    if not all(map(spans, found.values())):
-        return "undecided", said
-    return judge_one_of(PARTS, apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE))), said
-
-
-def judged_parts(found: Mapping[str, Sequence[MergedAdapter]]) -> Iterator[Judged]:
-    """What the parts are decided on, as far as it is known."""
-    held = functools.partial(Judged.of, refuting=0.05 / PARTS)
-    for adapters_of_model in found.values():
-        if len(adapters_of_model) >= FEWEST:
-            yield held(correlation(adapters_of_model), MARGIN, (LEAST, math.inf))
-    if enough(found) and (apart := scale(found)) is not None:
-        yield held(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE)))
+    return outcome if all(map(spans, found.values())) else "undecided", said, [part]
 
 
 @study("survival", runs, quantities, most=1 - NEAR, furthest=SCALE * SCALE_MARGIN)
 def verdict(store: Store) -> Verdict:
     """Does the kept share of the gain rise with the size of the update on each model, on one scale of sizes?"""
     found = parts(store)
-    outcomes, said = zip(*(correlation_part(model, chosen) for model, chosen in found.items()), strict=True)
-    apart, scales = scale_part(found)
+    by_model = (correlation_part(model, chosen) for model, chosen in found.items())
+    outcomes, (*said, scales), decided = zip(*by_model, scale_part(found), strict=True)
     few = sum(map(len, RATES.values())) - sum(map(len, found.values()))
     left = f" {few} that do not surely gain {FLOOR} nats are left out." if few else ""
     known = quantities(store)
     names = (*(f"{model}_correlation" for model in found), "half_size_ratio")
     return Verdict(
-        stats.together([*outcomes, apart]),
+        stats.together(outcomes),
         f"The rank correlation of an update's size with the share of its gain that requantising leaves is "
         f"{'; '.join(said)}; claim at least {LEAST}, margin {MARGIN}. {scales}.{left}",
         tuple(name for name in names if name in known),
-        tuple(judged_parts(found)),
+        tuple(itertools.chain(*decided)),
     )

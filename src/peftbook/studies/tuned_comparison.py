@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peftbook.core import specs
@@ -20,14 +20,15 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["Arm", "TunedComparison", "decide", "judge_one_of", "length_ratio", "paired_quantities", "score_quantities",
-           "tuning_quantities"]  # fmt: skip
+__all__ = [
+    "Arm", "TunedComparison", "decide", "length_ratio", "score_quantities", "tuning_quantities",
+]  # fmt: skip
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
@@ -223,7 +224,7 @@ class TunedComparison:
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
         first, keys = records[0], comparison.keys_of(records)
-        out = score_quantities(name, records, self.groups)
+        out = score_quantities(name, records, functools.partial(comparison.score, records, groups=self.groups), keys)
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(
@@ -267,39 +268,31 @@ class TunedComparison:
         """
         with suppress(Missing):
             records = self.finals_of((first, second), store)
-            return paired_quantities(
-                f"{prefix}{first}_minus_{second}", records[first], records[second],
+            return score_quantities(
+                f"{prefix}{first}_minus_{second}", records[first],
                 lambda column: self.difference(first, second, column, store),
+                comparison.keys_of(*records.values()), least=-1.0,
             )  # fmt: skip
         return {}
 
 
-def score_quantities(name: str, records: Sequence[Record], groups: stats.Groups) -> dict[str, Quantity]:
-    """An arm's scores with intervals, as quantities `name_<score>`."""
-    keys = comparison.keys_of(records)
+def score_quantities(
+    name: str,
+    records: Sequence[Record],
+    interval: Callable[[str], stats.Interval],
+    keys: tuple[str, ...],
+    least: float = 0.0,
+) -> dict[str, Quantity]:
+    """What `interval` makes of each score that the records have, as quantities `name_<score>`.
+
+    interval: of a column.  least: the lower end of a share, −1 of a difference of two.
+    """
     return {
         f"{name}_{score}": Quantity.of(
-            comparison.score(records, column, groups), unit, keys, digits, among=(0, 1) if score in COUNTED else ANY
+            interval(column), unit, keys, digits, among=(least, 1) if score in COUNTED else ANY
         )
         for score, (column, unit, digits) in SCORES.items()
         if comparison.has_column(records, column)
-    }
-
-
-def paired_quantities(
-    name: str, first: Sequence[Record], second: Sequence[Record], difference: Callable[[str], stats.Interval]
-) -> dict[str, Quantity]:
-    """The paired differences of two arms in every score that the first one has, as quantities `name_<score>`.
-
-    difference: of a column.
-    """
-    keys = comparison.keys_of(first, second)
-    return {
-        f"{name}_{score}": Quantity.of(
-            difference(column), unit, keys, digits, among=(-1, 1) if score in COUNTED else ANY
-        )
-        for score, (column, unit, digits) in SCORES.items()
-        if comparison.has_column(first, column)
     }
 
 
@@ -326,7 +319,7 @@ def length_ratio(record: Record) -> float:
 
 def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
-    outcome = stats.judge(interval, margin, claim)
+    outcome, part = judged(interval, margin, claim)
     reason = ""
     if outcome == "undecided":
         reason = f"; {half_width_of(interval)}"
@@ -340,15 +333,8 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
         f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
         (quantity,),
-        (Judged.of(interval, margin, claim),),
+        (part,),
     )
-
-
-def judge_one_of(count: int, interval: stats.Interval, margin: float, claim: Claim) -> str:
-    """The verdict on one of so many parts of a claim, any of which may refute it: refuting takes Bonferroni's level."""
-    wider = replace(interval, half95=interval.half(0.05 / count))
-    outcomes = [stats.judge(one, margin, claim) for one in (interval, wider)]
-    return "undecided" if outcomes[0] == "refuted" != outcomes[1] else outcomes[0]
 
 
 def half_width_of(interval: stats.Interval) -> str:

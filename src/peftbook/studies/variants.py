@@ -131,14 +131,9 @@ def stands(name: str, store: Store) -> bool:
     return stats.holm({arm: p_alone(arm, effect(arm, store)) for arm in CLAIMS})[name]
 
 
-def finer_lora(store: Store) -> list[Record]:
-    """Plain LoRA at the best of the eight rates of `learning_rate`, a factor of 2 apart, with the seeds of `rank`."""
-    return rank.COMPARISON.finals("r16", store)
-
-
 def against_finer_lora(name: str, store: Store) -> dict[str, Quantity]:
-    """Test loss of the variant minus that of LoRA at its best rate of a finer grid. Raises Missing."""
-    plain = finer_lora(store)
+    """Test loss of the variant minus that of LoRA at its best of `learning_rate`'s eight rates. Raises Missing."""
+    plain = rank.COMPARISON.finals("r16", store)
     records = COMPARISON.finals(name, store)[: len(plain)]
     assert [one.spec.seed for one in records] == [one.spec.seed for one in plain]
     found = comparison.paired(records, plain, "loss_nats", COMPARISON.groups)

@@ -16,15 +16,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
+import scipy
 
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of
-from peftbook.evidence.planning import Judged
+from peftbook.evidence.planning import judged
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
 
@@ -163,16 +163,12 @@ def ceiling(found: Sequence[Record], blocks: Sequence[int] | None = None) -> flo
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Pearson's correlation of the ranks along the last axis; not a number where one side is constant."""
-    one, two = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in map(ranked, (first, second)))
+    one, two = (
+        ranks - ranks.mean(axis=-1, keepdims=True)
+        for ranks in (scipy.stats.rankdata(side, axis=-1) for side in (first, second))
+    )
     size = np.sqrt((one**2).sum(axis=-1) * (two**2).sum(axis=-1))
     return np.divide((one * two).sum(axis=-1), size, out=np.full_like(size, np.nan), where=size > 0)
-
-
-def ranked(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, equal values sharing their mean rank; none where one of them is not a number."""
-    one, two = values[..., :, None], values[..., None, :]
-    ranks = (two < one).sum(axis=-1) + ((two == one).sum(axis=-1) + 1) / 2
-    return np.where(np.isnan(values).any(axis=-1, keepdims=True), np.nan, ranks)
 
 
 def point(found: Sequence[Record], measure: str = "mse", blocks: Sequence[int] | None = None) -> float:
@@ -295,17 +291,12 @@ def order_verdict(store: Store) -> Verdict:
     98.3 % interval (Bonferroni).
     """
     found, pairs = store.need_all(probes("small")), list(itertools.pairwise(ORDER))
-    outcomes, said, judged = [], [], []
-    for better, worse in pairs:
-        apart = neighbours(found, better, worse)
-        judged.append(Judged.of(apart, MARGIN, (-math.inf, 0.0), refuting=0.05 / len(pairs)))
-        wider = replace(apart, half95=apart.half(0.05 / len(pairs)))
-        plain, corrected = (stats.judge(one, MARGIN, (-math.inf, 0.0)) for one in (apart, wider))
-        outcomes.append(corrected if "refuted" in (plain, corrected) else plain)
-        said.append(f"{LABELS[better]} − {LABELS[worse]} {apart:+.4f}")
+    apart = [neighbours(found, *pair) for pair in pairs]
+    outcomes, parts = zip(*(judged(one, MARGIN, (-math.inf, 0.0), len(pairs)) for one in apart), strict=True)
+    said = [f"{LABELS[better]} − {LABELS[worse]} {one:+.4f}" for (better, worse), one in zip(pairs, apart, strict=True)]
     sentence = (
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "
         f"{MARGIN})."
     )
     names = tuple(f"small_{better}_minus_{worse}" for better, worse in pairs)
-    return Verdict(stats.together(outcomes), sentence, names, tuple(judged))
+    return Verdict(stats.together(outcomes), sentence, names, parts)
