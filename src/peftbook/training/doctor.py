@@ -126,7 +126,7 @@ def tokens_per_second() -> dict[str, float]:
     from peftbook.training.encode import batch_plan, encode_training
     from peftbook.training.estimate import training_seconds
     from peftbook.training.models import load_tokenizer, resolve
-    from peftbook.training.step_setup import training_setup
+    from peftbook.training.request import training_setup
 
     if known_rates("cpu") is None and not is_idle():
         return {}

@@ -30,7 +30,7 @@ from peftbook.training.encode import (
 )
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
-from peftbook.training.step_setup import training_setup
+from peftbook.training.request import training_setup
 
 __all__ = ["estimate", "predicted_seconds"]
 

@@ -38,7 +38,7 @@ from peftbook.training.encode import (
     with_replay,
 )
 from peftbook.training.estimate import predicted_seconds
-from peftbook.training.forward import apply_method, trainable_state
+from peftbook.training.forward import apply_method, restore, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import (
@@ -55,7 +55,6 @@ from peftbook.training.loop import (
 )
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.provenance import provenance, seconds_of
-from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]
@@ -422,7 +421,7 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
     if "bertscore" in task.metrics:
         phases("bertscore")
         scores["bertscore_f1"] = bertscore(texts, answers, on_batch=functools.partial(phases, "bertscore"))
-        out["metrics_info"]["bertscore"] = embedded_encoder().info()
+        out["metrics_info"]["bertscore"] = embedded_encoder()
     if task.judge is not None:
         phases("scoring texts")
         scores[task.judge_name] = task.judge(texts, examples)

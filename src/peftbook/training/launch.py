@@ -19,10 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import run_lock
-from peftbook.core.gc_pause import gc_paused
-from peftbook.core.quiet import quieten_libraries
+from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.runtime.processes import end_with_input
-from peftbook.training.micro_batch import free_micro_batch
+from peftbook.training.request import free_micro_batch
 
 __all__ = ["launch", "main", "refuse_to_split"]
 

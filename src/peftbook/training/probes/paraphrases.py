@@ -115,5 +115,5 @@ def scores(probe: specs.Probe) -> Findings:
     return Findings(
         measurements=numbers | counts | {name: fmean(values) for name, values in found.items()},
         per_example=per_example,
-        metrics_info={"bertscore": embedded_encoder().info(), "rouge": {"package": "rouge_score", "stemmer": False}},
+        metrics_info={"bertscore": embedded_encoder(), "rouge": {"package": "rouge_score", "stemmer": False}},
     )

@@ -210,5 +210,5 @@ def negation(probe: specs.Probe) -> Findings:
             **{name: fmean(values) for name, values in scores.items()},
         },
         per_example=per_example,
-        metrics_info={"bertscore": embedded_encoder().info(), "rouge": {"package": "rouge_score", "stemmer": False}},
+        metrics_info={"bertscore": embedded_encoder(), "rouge": {"package": "rouge_score", "stemmer": False}},
     )
