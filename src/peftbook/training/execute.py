@@ -119,6 +119,11 @@ class Trainee:
                 rate_factor=self.run.method.rate_factor, processes=self.processes,
             )  # fmt: skip
 
+    def losses(self, rows: list[Encoded]) -> tuple[list[float], list[int]]:
+        """Summed nats and label tokens of each row, in the type that the run computes in."""
+        run, pad_id = self.run, self.tokenizer.pad_token_id
+        return losses(self.model, rows, pad_id=pad_id, dtype=run.dtype, platform=run.platform)
+
     def spread(self) -> None:
         """Leave to this process its share of the weights, where they are shared."""
         if self.processes.sharded:
@@ -193,76 +198,63 @@ def execute(
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
     title = run.measure if isinstance(run, specs.Probe) else f"{run.method.full_kind} seed {run.seed}"
-    hidden = quiet or not processes.first
-    with contextlib.nullcontext() if hidden else Display(title, sys.stderr) as display:
-        phases = Phases(watch.phase, *([] if display is None else [display]))
-        return compute(run, store, phases, task, adapter, micro_batch, processes, watch, start)
-
-
-def compute(
-    run: specs.Run | specs.Probe,
-    store: Store,
-    phases: Phases,
-    task: TaskData | None,
-    adapter: Path | None,
-    micro_batch: int | None,
-    processes: Processes,
-    watch: Watch,
-    start: Path | None,
-) -> Record:
-    """As `execute`, which says where it stands."""
     started = datetime.datetime.now(datetime.UTC)
-    if isinstance(run, specs.Probe):
-        phases("measuring")
-        from peftbook.training.probes import measure
+    with Display(title, sys.stderr) if processes.first and not quiet else contextlib.nullcontext() as display:
+        phases = Phases(watch.phase, *([] if display is None else [display]))
+        if isinstance(run, specs.Probe):
+            phases("measuring")
+            from peftbook.training.probes import measure
 
-        found = measure(run)
-        fields: dict[str, Any] = {
-            name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
-        }
-        return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
-    phases("loading")
-    checkpoint = checkpoints_folder() / run.checkpoint
-    if run.purpose == "quality":
-        torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
-    trainee = processes.agree(lambda: prepare(run, task, processes, start))
-    out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
-    count_parameters(trainee, out["measurements"])
-    if run.budget is not None:
-        phases("encoding")
-    predicted = predict(trainee) if processes.count == 1 else {}
-    trainee.spread()
-    texts: list[str] | None = None
-    resumed: dict[str, int] = {}
-    failure = ""
-    try:
-        result = train_in_steps(trainee, checkpoint, phases, micro_batch, out, watch)
-        if result is not None:
-            describe_training(result, out)
-            resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
-        texts = evaluate(trainee, phases, out)
-        phases("saving")
-        if adapter is not None:
-            save_trained(trainee, adapter)
-        watch.keep(trainee)
-        score_as_lora(trainee, out["measurements"])
-    except Diverged as error:
-        failure = str(error)
-    record = Record(
-        key=run.key,
-        spec=run,
-        provenance=provenance(started, micro_batch or examples_at_a_time(run, processes), processes)
-        | seconds_of(predicted, out["measurements"])
-        | resumed,
-        failure=failure,
-        **out,
-    )
-    if not processes.first:
-        return record
-    saved = store.save(record, texts)
-    if run.whole is run or failure:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return saved
+            found = measure(run)
+            fields: dict[str, Any] = {
+                name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
+            }
+            return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
+        phases("loading")
+        checkpoint = checkpoints_folder() / run.checkpoint
+        if run.purpose == "quality":
+            torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
+        trainee = processes.agree(lambda: prepare(run, task, processes, start))
+        out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
+        count_parameters(trainee, out["measurements"])
+        if run.budget is not None:
+            phases("encoding")
+        predicted = predict(trainee) if processes.count == 1 else {}
+        trainee.spread()
+        texts: list[str] | None = None
+        resumed: dict[str, int] = {}
+        failure = ""
+        try:
+            result = train_in_steps(trainee, checkpoint, phases, micro_batch, out, watch)
+            if result is not None:
+                describe_training(result, out)
+                resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
+            texts = evaluate(trainee, phases, out)
+            phases("saving")
+            if adapter is not None:
+                save_trained(trainee, adapter)
+            watch.keep(trainee)
+            score_as_lora(trainee, out["measurements"])
+        except Diverged as error:
+            failure = str(error)
+        at_once = (
+            -(-run.budget.batch_size // processes.count) if run.budget else None
+        )  # examples, unless fewer are asked
+        record = Record(
+            key=run.key,
+            spec=run,
+            provenance=provenance(started, micro_batch or at_once, processes)
+            | seconds_of(predicted, out["measurements"])
+            | resumed,
+            failure=failure,
+            **out,
+        )
+        if not processes.first:
+            return record
+        saved = store.save(record, texts)
+        if run.whole is run or failure:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        return saved
 
 
 def predict(trainee: Trainee) -> dict[str, float]:
@@ -433,8 +425,3 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
         out["per_example"] |= statistics
         out["measurements"]["bleu"] = metrics.bleu(statistics)
         out["metrics_info"]["bleu"] = {"package": "sacrebleu", "signature": signature}
-
-
-def examples_at_a_time(run: specs.Run, processes: Processes) -> int | None:
-    """How many examples of a batch a process computes at once where nothing smaller is asked for."""
-    return -(-run.budget.batch_size // processes.count) if run.budget else None

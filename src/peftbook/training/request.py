@@ -18,9 +18,18 @@ from peftbook.training.durations import Spec
 from peftbook.training.threads import cores_gained
 
 __all__ = [
-    "PROCESS_BYTES", "WORKER_BYTES", "Request", "cuda_micro_batch", "fitting_rows", "free_micro_batch", "needs_mask",
-    "process_peak", "request_for", "setup_of", "shape_of", "side_by_side", "step_room", "training_setup",
-]  # fmt: skip
+    "PROCESS_BYTES",
+    "WORKER_BYTES",
+    "Request",
+    "free_micro_batch",
+    "needs_mask",
+    "process_peak",
+    "request_for",
+    "shape_of",
+    "side_by_side",
+    "step_room",
+    "training_setup",
+]
 
 LABELS = 1 / 8  # of the tokens; see setup_of
 HOST_BYTES = 4e9  # of a process that computes on a GPU, beside the weights that pass through it

@@ -78,7 +78,9 @@ class Scorer:
 
     def mean(self, adapter: TrainedAdapters) -> float:
         """Nats per label token on the validation rows of a task."""
-        return math.fsum(self.sums(adapter.validation, adapter.pad_id)) / label_tokens(adapter.validation)
+        return math.fsum(self.sums(adapter.validation, adapter.pad_id)) / sum(
+            row.label_tokens for row in adapter.validation
+        )
 
     def note(self, adapter: TrainedAdapters, state: str) -> None:
         """Keep the losses on the test rows of a task."""
@@ -258,8 +260,3 @@ def subsets(items: Sequence) -> list[tuple]:
 def name_of(subset: Sequence[TrainedAdapters]) -> str:
     """How a subset is called."""
     return "+".join(adapter.task for adapter in subset)
-
-
-def label_tokens(rows: Sequence[Encoded]) -> int:
-    """Tokens that are graded."""
-    return sum(row.label_tokens for row in rows)

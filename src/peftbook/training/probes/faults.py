@@ -21,7 +21,7 @@ from peftbook.training.encode import Encoded, encode_example, encode_plain, enco
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.forward import trainable_state
 from peftbook.training.generate import decode_batch
-from peftbook.training.loop import Progress, arithmetic, losses, order_of, train
+from peftbook.training.loop import Progress, arithmetic, order_of, train
 from peftbook.training.merges import lora_layers
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import half_products
@@ -116,7 +116,7 @@ def gallery(probe: specs.Probe) -> Findings:
     prompts = [fault.prompt(trainee.tokenizer, task, example) for example in examples]
     with order_of(run, trainee.model):
         curve = follow(trainee, rows, [fault.row(row) for row in encoded(trainee, "validation")], every)
-        nats, counts = held_out(trainee, encoded(trainee, run.evaluation.split))
+        nats, counts = trainee.losses(encoded(trainee, run.evaluation.split))
     answers = ask(trainee, prompts)
     texts = [trainee.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     right = metrics.exact_match(texts, [(example.target,) for example in examples])
@@ -149,7 +149,7 @@ def follow(trainee: Trainee, rows: list[Encoded], aside: list[Encoded], every: i
     curve: dict[str, list[float]] = {"stuck": [], "checked_step": [], "validation_loss_nats": []}
 
     def note(step: int) -> None:
-        nats, counts = held_out(trainee, aside)
+        nats, counts = trainee.losses(aside)
         curve["checked_step"].append(float(step))
         curve["validation_loss_nats"].append(round(math.fsum(nats) / sum(counts), 6))
         trainee.model.train()
@@ -181,12 +181,6 @@ def encoded(trainee: Trainee, split: str) -> list[Encoded]:
     return [
         encode_example(trainee.tokenizer, trainee.task, one, budget.max_length) for one in trainee.task.splits[split]
     ]
-
-
-def held_out(trainee: Trainee, rows: list[Encoded]) -> tuple[list[float], list[int]]:
-    """Summed nats and label tokens of each row."""
-    run, pad_id = trainee.run, trainee.tokenizer.pad_token_id
-    return losses(trainee.model, rows, pad_id=pad_id, dtype=run.dtype, platform=run.platform)
 
 
 def ask(trainee: Trainee, prompts: list[list[int]]) -> list[list[int]]:
