@@ -205,11 +205,8 @@ def execute(
             phases("measuring")
             from peftbook.training.probes import measure
 
-            found = measure(run)
-            fields: dict[str, Any] = {
-                name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
-            }
-            return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
+            found: dict[str, Any] = vars(measure(run))
+            return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **found))
         phases("loading")
         checkpoint = checkpoints_folder() / run.checkpoint
         if run.purpose == "quality":
@@ -317,10 +314,7 @@ def describe_training(result: Trained, out: dict) -> None:
         "train_tokens_per_second": round(result.tokens / result.seconds, 2),
         "median_step_seconds": round(steps[len(steps) // 2], 4),
     }
-    out["curve"] = {
-        "train_loss_nats": [round(value, 6) for value in result.losses],
-        "gradient_norm": [round(value, 6) for value in result.gradient_norms],
-    }
+    out["curve"] = result.curve()
 
 
 def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:

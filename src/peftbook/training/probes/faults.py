@@ -168,10 +168,7 @@ def follow(trainee: Trainee, rows: list[Encoded], aside: list[Encoded], every: i
         trainee.model, rows, run.budget, seed=run.seed, pad_id=trainee.tokenizer.pad_token_id,
         dtype=run.dtype, platform=run.platform, on_step=see,
     )  # fmt: skip
-    return curve | {
-        "train_loss_nats": [round(value, 6) for value in trained.losses],
-        "gradient_norm": [round(value, 6) for value in trained.gradient_norms],
-    }
+    return curve | trained.curve()
 
 
 def encoded(trainee: Trainee, split: str) -> list[Encoded]:

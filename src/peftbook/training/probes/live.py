@@ -45,10 +45,7 @@ def trained(probe: specs.Probe) -> Findings:
             "exact_match": math.fsum(right) / len(right),
             "loss_nats": math.fsum(nats) / sum(counts),
         },
-        {
-            "train_loss_nats": [round(value, 6) for value in result.losses],
-            "gradient_norm": [round(value, 6) for value in result.gradient_norms],
-        },
+        result.curve(),
         {
             "exact_match": right,
             "answer": texts,
