@@ -161,7 +161,7 @@ class Store:
 
     def _find(self, key: str) -> tuple[Path, os.stat_result] | None:
         """The file and its state."""
-        paths = _paths(self.folders, f"{key[:12]}.json")
+        paths = [folder / f"{key[:12]}.json" for folder in self.folders]
         record_lookups(paths)
         for path in paths:
             with suppress(OSError):
@@ -237,11 +237,6 @@ class Store:
             record = load_record(paths[name])
             record_reads([record.key])
             yield record
-
-
-@lru_cache(CACHED_RECORDS)
-def _paths(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
-    return tuple(folder / name for folder in folders)
 
 
 def _checksum(values: dict[str, Any]) -> str:
