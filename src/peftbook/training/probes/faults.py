@@ -62,11 +62,6 @@ def leaked(task: TaskData) -> TaskData:
     return replace(task, splits=task.splits | {"train": task.splits["test"][::2] + task.splits["train"]})
 
 
-def in_bfloat16(model: nn.Module) -> nn.Module:
-    """Weights, gradients and Adam's moments in bfloat16, as `model.to(torch.bfloat16)` makes them."""
-    return model.to(torch.bfloat16)
-
-
 def other_template(tokenizer: Any, task: TaskData, example: Example) -> list[int]:
     """The question in the form of Alpaca's prompts, which this model was not trained with."""
     (turn,) = task.messages(example)
@@ -85,7 +80,7 @@ FAULTS = {
     "end_masked": PlantedFault(row=without_end),
     "prompt_graded": PlantedFault(row=whole_row),
     "leak": PlantedFault(task=leaked),
-    "bfloat16": PlantedFault(model=in_bfloat16),
+    "bfloat16": PlantedFault(model=lambda model: model.to(torch.bfloat16)),
     "other_template": PlantedFault(prompt=other_template),
     "template_twice": PlantedFault(prompt=template_twice),
 }
