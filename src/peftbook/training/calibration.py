@@ -88,7 +88,8 @@ def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
         torch.manual_seed(0)
         rates = Rates(
             products={
-                name: product_law(PRODUCTS, dtype, device, layer, share["products"]) for name, dtype in types.items()
+                name: product_law(PRODUCTS, dtype, device, functional.linear, share["products"])
+                for name, dtype in types.items()
             },
             batched={
                 name: product_law(BATCHED, dtype, device, torch.matmul, share["batched"])
@@ -105,11 +106,6 @@ def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
             operation=0.0,
         )
         return replace(rates, operation=operation(rates, platform))
-
-
-def layer(x: Tensor, w: Tensor) -> Tensor:
-    """x Wᵀ as a linear layer computes it. x: (t, k), w: (n, k)."""
-    return functional.linear(x, w)
 
 
 def seconds_each(
@@ -185,12 +181,12 @@ def product_law(
 ) -> ProductLaw:
     """Least squares of relative errors, with no negative coefficient, over products of several sizes.
 
-    multiply: `layer`, or a product of batches.
+    multiply: that of a linear layer, x Wᵀ with x (t, k) and W (n, k), or a product of batches.
     """
     rows = []
     for size in while_time_lasts(sizes, math.prod, seconds):
         *copies, m, k, n = size
-        shapes = ((m, k), (n, k) if multiply is layer else (k, n))
+        shapes = ((m, k), (n, k) if multiply is functional.linear else (k, n))
         times, moved = math.prod(copies), dtype.itemsize * (m * k + k * n + m * n)
         turns = min(max(IN_TURN, CACHES // (dtype.itemsize * times * (m * k + k * n))), MOST_IN_TURN)
 
@@ -212,25 +208,14 @@ def fused(dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[flo
     Operations are counted as if nothing were masked: two products forward, five backward.
     """
     costs = (0.0, 0.0)
-    for size in while_time_lasts(FUSED, lambda shape: math.prod(shape) * shape[2], seconds):
-        costs = fused_at(size, dtype, device)
+    for b, a, t, d in while_time_lasts(FUSED, lambda shape: math.prod(shape) * shape[2], seconds):
+        qkv = [torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
+        forward = functools.partial(functional.scaled_dot_product_attention, *qkv, is_causal=True)
+        result = forward()
+        backward = functools.partial(torch.autograd.grad, result, qkv, torch.randn_like(result), retain_graph=True)
+        flops = 2 * b * a * t * t * d
+        costs = seconds_of(forward, device) / (2 * flops), seconds_of(backward, device) / (5 * flops)
     return costs
-
-
-def fused_at(size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Seconds of an operation at one size: rows, heads, tokens, width of a head."""
-    b, a, t, d = size
-    q, k, v = (torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-
-    def forward() -> Tensor:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    result = forward()
-    gradient = torch.randn_like(result)
-    ahead = seconds_of(forward, device)
-    back = seconds_of(lambda: torch.autograd.grad(result, (q, k, v), gradient, retain_graph=True), device)
-    flops = 2 * b * a * t * t * d
-    return ahead / (2 * flops), back / (5 * flops)
 
 
 def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.device, seconds: float) -> Curve:

@@ -343,7 +343,9 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots))
     with (
-        reading(trainee),
+        reordered(model, dtype)
+        if run.packed and run.task.own
+        else contextlib.nullcontext(),  # else padded, as published
         frozen_linears_in(dtype, model),
         frozen_head_in(dtype, model),
         arithmetic(model, dtype, run.platform),
@@ -357,12 +359,6 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     if trainee.processes.first:
         score_texts(texts, chosen, task, out, phases)
     return texts
-
-
-def reading(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
-    """Read a reader's questions without padding inside the block; published texts are those of padded ones."""
-    run, dtype = trainee.run, trainee.run.evaluation.generation_dtype
-    return reordered(trainee.model, dtype) if run.packed and run.task.own else contextlib.nullcontext()
 
 
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
