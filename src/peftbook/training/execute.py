@@ -342,10 +342,9 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots))
+    packed = run.packed and run.task.own  # published texts are those of padded prompts
     with (
-        reordered(model, dtype)
-        if run.packed and run.task.own
-        else contextlib.nullcontext(),  # else padded, as published
+        reordered(model, dtype) if packed else contextlib.nullcontext(),
         frozen_linears_in(dtype, model),
         frozen_head_in(dtype, model),
         arithmetic(model, dtype, run.platform),
