@@ -209,10 +209,12 @@ def fused(dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[flo
     """
     costs = (0.0, 0.0)
     for b, a, t, d in while_time_lasts(FUSED, lambda shape: math.prod(shape) * shape[2], seconds):
-        qkv = [torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
-        forward = functools.partial(functional.scaled_dot_product_attention, *qkv, is_causal=True)
+        q, k, v = (torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+        forward = functools.partial(functional.scaled_dot_product_attention, q, k, v, is_causal=True)
         result = forward()
-        backward = functools.partial(torch.autograd.grad, result, qkv, torch.randn_like(result), retain_graph=True)
+        backward = functools.partial(
+            torch.autograd.grad, result, (q, k, v), torch.randn_like(result), retain_graph=True
+        )
         flops = 2 * b * a * t * t * d
         costs = seconds_of(forward, device) / (2 * flops), seconds_of(backward, device) / (5 * flops)
     return costs

@@ -185,7 +185,7 @@ def negation(probe: specs.Probe) -> Findings:
     right = [answers[at] for at in chosen]
     other = right[1:] + right[:1]
     counts = {"examples": len(answers), "negated_examples": len(negated)}
-    known = {"example": [float(at) for at in chosen], "negated": negated}
+    known: dict[str, list[float] | list[str]] = {"example": [float(at) for at in chosen], "negated": negated}
     return scored_edits({"negated": negated, "other": other}, right, counts, known)
 
 
