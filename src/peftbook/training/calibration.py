@@ -88,8 +88,7 @@ def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
         torch.manual_seed(0)
         rates = Rates(
             products={
-                name: product_law(PRODUCTS, dtype, device, functional.linear, share["products"])
-                for name, dtype in types.items()
+                name: product_law(PRODUCTS, dtype, device, layer, share["products"]) for name, dtype in types.items()
             },
             batched={
                 name: product_law(BATCHED, dtype, device, torch.matmul, share["batched"])
@@ -106,6 +105,11 @@ def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
             operation=0.0,
         )
         return replace(rates, operation=operation(rates, platform))
+
+
+def layer(x: Tensor, w: Tensor) -> Tensor:
+    """x Wᵀ as a linear layer computes it. x: (t, k), w: (n, k)."""
+    return functional.linear(x, w)
 
 
 def seconds_each(
@@ -181,12 +185,12 @@ def product_law(
 ) -> ProductLaw:
     """Least squares of relative errors, with no negative coefficient, over products of several sizes.
 
-    multiply: that of a linear layer, x Wᵀ with x (t, k) and W (n, k), or a product of batches.
+    multiply: `layer`, or a product of batches.
     """
     rows = []
     for size in while_time_lasts(sizes, math.prod, seconds):
         *copies, m, k, n = size
-        shapes = ((m, k), (n, k) if multiply is functional.linear else (k, n))
+        shapes = ((m, k), (n, k) if multiply is layer else (k, n))
         times, moved = math.prod(copies), dtype.itemsize * (m * k + k * n + m * n)
         turns = min(max(IN_TURN, CACHES // (dtype.itemsize * times * (m * k + k * n))), MOST_IN_TURN)
 
