@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from peftbook.core.folders import results_folder
-from peftbook.core.gc_pause import gc_paused
+from peftbook.core.quiet import gc_paused
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "_build/test-results"

@@ -39,7 +39,7 @@ from peftbook.training.loop import arithmetic, label_losses, reordered, train
 from peftbook.training.models import load_model
 from peftbook.training.probes.memory import allocated_peak, storage_bytes
 from peftbook.training.products import half_products
-from peftbook.training.step_setup import training_setup
+from peftbook.training.request import training_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -17,6 +17,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from small_llama_build import train_tokenizer
 from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
 from together import CASES, COUNT, STOP, STRATEGIES, TOKENS, train_case
 from transformers import AutoTokenizer
@@ -38,7 +39,6 @@ from peftbook.training.forward import trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.launch import obstacle_to_split, refuse_missing_gpus, refuse_to_split
 from peftbook.training.loop import losses
-from peftbook.training.small_llama import train_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from peftbook.training.durations import Estimates, predicted_here
 from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.forward import apply_method
 from peftbook.training.packed import packed_rows
-from peftbook.training.step_setup import training_setup
+from peftbook.training.request import training_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -110,7 +110,7 @@ def test_a_record_holds_everything_a_page_needs(name, folder, store):
         values = record.per_example[score]
         assert len(values) == 3 and m[score] == pytest.approx(sum(values) / 3, abs=1e-5)
     assert len(store.texts(record)) == m["generated_examples"] == 3
-    assert record.metrics_info["bertscore"]["sha256"] == scoring.embedded_encoder().sha256
+    assert record.metrics_info["bertscore"]["sha256"] == scoring.embedded_encoder()["sha256"]
     assert {"cpu", "cores", "threads", "versions", "micro_batch", "started", "finished"} <= set(record.provenance)
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(record.provenance["versions"])
     assert not (module.checkpoints_folder() / run.key[:16]).exists()

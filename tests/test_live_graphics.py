@@ -47,9 +47,9 @@ def tiny_weights(base: str) -> dict[str, Any]:
         f"model.{name}.weight": 0.3 * torch.randn(side, generator=draw) + (len(side) == 1)
         for name, side in shapes.items()
     }
-    file = stored(values, base)
-    text = base64.b64encode(file.content).decode("ascii")
-    return {"text": text, "length": len(file.content), "block": BLOCK, "entries": file.entries}
+    content, entries = stored(values, base)
+    text = base64.b64encode(content).decode("ascii")
+    return {"text": text, "length": len(content), "block": BLOCK, "entries": entries}
 
 
 def tiny_job(name: str, shipped: dict[str, Any]) -> dict[str, Any]:

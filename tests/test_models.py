@@ -18,7 +18,7 @@ from peftbook.core.errors import InputError
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.tasks import file_sha256
-from peftbook.training import hub, models
+from peftbook.training import models
 from peftbook.training.models import find_package_file, load_model, prepare_embedded, resolve
 
 LAYERS = (0, 14, 29)
@@ -288,12 +288,12 @@ def test_a_hub_that_cannot_be_reached_is_said_in_seconds(monkeypatch, fault):
         raise ConnectionRefusedError
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub.socket, "create_connection", connect)
-    monkeypatch.setattr(hub, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(models.socket, "create_connection", connect)
+    monkeypatch.setattr(models, "HUB_SECONDS", 0.2)
     began = time.monotonic()
     with pytest.raises(
         InputError, match=r"'nobody/nothing' is not on this machine, and https://huggingface\.co cannot"
     ):
-        hub.check_reachable(specs.Model(name="nobody/nothing", revision=""))
+        models.check_reachable(specs.Model(name="nobody/nothing", revision=""))
     assert time.monotonic() - began < 4
-    hub.check_reachable(specs.SMALL_LLAMA)
+    models.check_reachable(specs.SMALL_LLAMA)

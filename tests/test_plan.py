@@ -46,8 +46,7 @@ from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
 from peftbook.training import precision, scoring
 from peftbook.training.models import find_package_file
-from peftbook.training.request import request_for, shape_of, side_by_side
-from peftbook.training.step_setup import training_setup
+from peftbook.training.request import request_for, shape_of, side_by_side, training_setup
 
 SMALL = specs.SMALL_LLAMA
 RATES = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)

@@ -7,6 +7,7 @@ import copy
 import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
+import small_llama_build
 import torch
 from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 from transformers import AutoModelForCausalLM
@@ -308,7 +309,7 @@ def test_double_quant_probe_counts_the_arrays(short_texts):
     """Half a byte a weight, four bytes a block; then one byte a block, four for 256 blocks and one offset a matrix."""
     found = measure(double_quant.probe("small"))
     parameters = found.measurements["parameters"]
-    matrices = len(linear_layers(small_llama.untrained()))
+    matrices = len(linear_layers(small_llama_build.untrained()))
     for block in (64, 256):
         assert found.measurements[f"{block}_none_bytes"] == parameters // 2 + 4 * parameters // block
         less = parameters // 2 + parameters // block + 4 * parameters // (256 * block)

@@ -25,8 +25,8 @@ from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
 from peftbook.training.durations import Estimates
 from peftbook.training.hardware import cores, cpu_model
-from peftbook.training.micro_batch import cuda_micro_batch, fitting_rows
 from peftbook.training.precision import products_here
+from peftbook.training.request import cuda_micro_batch, fitting_rows
 from peftbook.training.threads import best_threads
 
 

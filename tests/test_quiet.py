@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from peftbook.core.gc_pause import gc_paused
+from peftbook.core.quiet import gc_paused
 
 IMPORTS = """
 import logging, warnings

@@ -47,8 +47,7 @@ from peftbook.studio.work import Reporter, compute_in
 from peftbook.studio.worker import Worker
 from peftbook.tasks import get_task
 from peftbook.training.execute import execute
-from peftbook.training.peak import WORKER_BYTES
-from peftbook.training.request import request_for, setup_of, shape_of
+from peftbook.training.request import WORKER_BYTES, request_for, setup_of, shape_of
 
 LOCAL = specs.Model()
 SMALL = specs.SMALL_LLAMA

@@ -22,7 +22,7 @@ from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import pareto
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.loop import train
-from peftbook.training.step_setup import training_setup
+from peftbook.training.request import training_setup
 from peftbook.views.slides import native
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

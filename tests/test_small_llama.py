@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+import small_llama_build
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,12 +35,12 @@ def test_the_shipped_weights_are_the_pinned_ones(width):
     """The note beside them says the same, and how they were made: alike at every width."""
     model = specs.SMALL_LLAMAS[width]
     folder = SMALL_FOLDERS[model.name]
-    note = json.loads((folder / small_llama.NOTE).read_text())
+    note = json.loads((folder / small_llama_build.NOTE).read_text())
     assert file_sha256(folder / "model.safetensors") == model.revision == note["weights_sha256"]
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == width
     assert (folder / "tokenizer.json").read_bytes() == (models.SMALL_FOLDER / "tokenizer.json").read_bytes()
     assert note["texts"]["docstrings"] == get_task("docstrings").data_sha256
-    assert note["train_tokens_seen"] == small_llama.STEPS * small_llama.BATCH * small_llama.LENGTH
+    assert note["train_tokens_seen"] == small_llama_build.STEPS * small_llama_build.BATCH * small_llama.LENGTH
 
 
 def test_its_width_alone_tells_them_apart():
@@ -79,7 +80,7 @@ def test_it_has_learned(loaded):
     data, kinds = small_llama.held_out(loaded.tokenizer, "validation", 8)
     data = [example for example, kind in zip(data, kinds, strict=True) if kind != "prose"]
     nats, counts = losses(loaded.model, data, pad_id=0, dtype="fp32")
-    assert sum(nats) / sum(counts) < math.log(small_llama.VOCABULARY) - 2
+    assert sum(nats) / sum(counts) < math.log(small_llama_build.VOCABULARY) - 2
 
 
 def test_tasks_can_be_trained_on_it(loaded):
@@ -141,18 +142,18 @@ def test_replayed_pieces_are_of_its_training_and_measured_ones_of_no_part_of_it(
 
 def test_training_is_deterministic_and_lowers_the_loss(monkeypatch):
     """Equal bits twice on one machine."""
-    monkeypatch.setattr(small_llama, "LENGTH", 32)
-    monkeypatch.setattr(small_llama, "untrained", lambda seed, width: tiny_llama(seed, vocabulary=128))
+    monkeypatch.setattr(small_llama_build, "LENGTH", 32)
+    monkeypatch.setattr(small_llama_build, "untrained", lambda seed, width: tiny_llama(seed, vocabulary=128))
     encoded = [[1, *range(10 + at, 60 + at), 2] for at in range(40)]
-    first, curve = small_llama.train_model(encoded, steps=6)
-    second, again = small_llama.train_model(encoded, steps=6)
+    first, curve = small_llama_build.train_model(encoded, steps=6)
+    second, again = small_llama_build.train_model(encoded, steps=6)
     assert curve == again and curve[-1] < curve[0]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_windows_hold_the_text_in_order():
     """Each window continues the documents; labels overlap the next window by one token."""
-    rows = small_llama.windows([list(range(700))], 3, seed=0)
+    rows = small_llama_build.windows([list(range(700))], 3, seed=0)
     assert rows.shape == (3, small_llama.LENGTH + 1)
     for row in rows.tolist():
         assert all(b == (a + 1) % 700 for a, b in itertools.pairwise(row))
@@ -160,6 +161,6 @@ def test_windows_hold_the_text_in_order():
 
 def test_rate_warms_up_and_decays():
     """From near zero to the peak and down to its last share."""
-    rates = [small_llama.rate(step, 100) for step in range(100)]
-    assert max(rates) == pytest.approx(small_llama.PEAK_RATE) and rates.index(max(rates)) in (4, 5)
-    assert rates[-1] < 0.06 * small_llama.PEAK_RATE and rates[0] < rates[1]
+    rates = [small_llama_build.rate(step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(small_llama_build.PEAK_RATE) and rates.index(max(rates)) in (4, 5)
+    assert rates[-1] < 0.06 * small_llama_build.PEAK_RATE and rates[0] < rates[1]

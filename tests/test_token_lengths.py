@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 from tiny import real_tokenizer
+from token_lengths import LONGEST, SPELT, TASKS, spell
 
 from peftbook.core import specs
 from peftbook.scratch.packing import padding_share
 from peftbook.tasks import get_task, task_spec
 from peftbook.training.encode import batch_plan, encode_example
-from peftbook.training.token_lengths import LONGEST, SPELT, TASKS, spell
 from peftbook.views.figures import data
 
 
 def test_counts_name_the_data_and_the_tokenizer_of_the_book():
-    """New data or another tokenizer: run the module again."""
+    """New data or another tokenizer: run the tool again."""
     counted = data.counted()
     assert counted["revision"] == specs.EMBEDDED_REVISION and tuple(counted["tasks"]) == TASKS
     assert all(counted["tasks"][name]["data_sha256"] == task_spec(name).data_sha256 for name in TASKS)

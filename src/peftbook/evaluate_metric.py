@@ -56,4 +56,4 @@ class RougeBertScore(evaluate.Metric):
             raise InputError("There are no predictions to score: give at least one pair.")
         scores = metrics.rouge(predictions, references) | {"bertscore_f1": bertscore(predictions, references)}
         means = {name: math.fsum(values) / len(values) for name, values in scores.items()}
-        return means | {"bertscore_encoder": embedded_encoder().info()}
+        return means | {"bertscore_encoder": embedded_encoder()}

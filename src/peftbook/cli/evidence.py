@@ -82,7 +82,7 @@ def command_import(args: argparse.Namespace) -> int:
 
 def command_status(args: argparse.Namespace) -> int:
     """Say for each study which runs are cached, missing, failed or stale."""
-    from peftbook.core.gc_pause import gc_paused
+    from peftbook.core.quiet import gc_paused
 
     with gc_paused():  # a quarter of the command's time
         tell_status(store_on(args.platform), args.platform, args.verbose)
@@ -138,7 +138,7 @@ def command_verify(args: argparse.Namespace) -> int:
 
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, in order of worth; or what would decide those that are open."""
-    from peftbook.core.gc_pause import gc_paused
+    from peftbook.core.quiet import gc_paused
 
     with gc_paused():  # judging makes no reference cycles
         from peftbook.evidence.results import claims, count_verdicts, format_quantity

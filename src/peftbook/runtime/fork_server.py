@@ -28,8 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from peftbook.core.gc_pause import gc_paused
-from peftbook.core.quiet import filter_messages
+from peftbook.core.quiet import filter_messages, gc_paused
 from peftbook.runtime.processes import die_with, fast_exit
 
 __all__ = ["AVAILABLE", "LIBRARIES", "Fork", "ForkServer"]

@@ -277,11 +277,8 @@ def end_group(pid: int, known: str, patience: float = 10.0) -> None:
     """Kill the process with this pid and identity, with the group that it leads, and wait until it is gone."""
     deadline = time.monotonic() + patience
     while is_alive(pid, known):
-        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
-            if sys.platform == "win32":
-                psutil.Process(pid).kill()
-            else:
-                os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
         if time.monotonic() >= deadline:
             return
         time.sleep(0.02)

@@ -29,7 +29,7 @@ from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
 from peftbook.training.durations import Estimates, Predict, Spec
 from peftbook.training.hardware import cores, machine_name
-from peftbook.training.peak import WORKER_BYTES
+from peftbook.training.request import WORKER_BYTES
 from peftbook.training.threads import best_threads, cores_gained
 
 __all__ = ["Outcome", "default_workers", "run_studies", "run_subprocess"]

@@ -16,11 +16,10 @@ from pydantic import TypeAdapter
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import run_lock
-from peftbook.core.gc_pause import gc_paused
-from peftbook.core.quiet import quieten_libraries
+from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.runtime.processes import end_with_input, fast_exit
 from peftbook.training.launch import launch
-from peftbook.training.micro_batch import free_micro_batch
+from peftbook.training.request import free_micro_batch
 
 __all__ = ["main", "read_spec"]
 

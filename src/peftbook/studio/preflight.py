@@ -20,10 +20,8 @@ from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import Example, TaskData
 from peftbook.training.doctor import gib
-from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
 from peftbook.training.precision import gpu_capability
-from peftbook.training.request import side_by_side
-from peftbook.training.step_setup import needs_mask, training_setup
+from peftbook.training.request import PROCESS_BYTES, needs_mask, process_peak, side_by_side, step_room, training_setup
 from peftbook.training.threads import slower_with, threads_beside
 
 if TYPE_CHECKING:
@@ -322,8 +320,7 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
     from transformers import AutoConfig, AutoTokenizer
 
     from peftbook.memory import shape_from_config
-    from peftbook.training.hub import check_reachable
-    from peftbook.training.models import resolve
+    from peftbook.training.models import check_reachable, resolve
 
     source, revision = resolve(model)
     check_reachable(model)

@@ -15,10 +15,9 @@ from peftbook.core.base_models import check_model
 from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.store import Job, Studio
-from peftbook.training.forward import apply_method
+from peftbook.training.forward import apply_method, restore
 from peftbook.training.hardware import platform_here
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.restored import restore
 
 MODELS = 4  # cached; models on one base share its tensors
 SPARE = 0.15  # of the memory: with less available no second model is cached

@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING, Any
 from peftbook.core import specs
 from peftbook.core.base_models import check_model
 from peftbook.core.errors import InputError
-from peftbook.core.gc_pause import gc_paused
 from peftbook.core.progress import Phase
-from peftbook.core.quiet import quieten_libraries
+from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.core.records import Record, Store
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.runtime.processes import die_with_parent, fast_exit
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
-from peftbook.training.micro_batch import free_micro_batch
+from peftbook.training.request import free_micro_batch
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -227,8 +226,7 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
         if trainee.run.method.saved == "tensors":
             from safetensors.torch import save_file
 
-            from peftbook.training.forward import trainable_state
-            from peftbook.training.restored import TENSORS
+            from peftbook.training.forward import TENSORS, trainable_state
 
             state = {name: value.detach().cpu() for name, value in trainable_state(trainee.model).items()}
             save_file({name: value.contiguous() for name, value in state.items()}, work / TENSORS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peftbook.core.folders import cache_folder
-from peftbook.core.records import write_atomically
 from peftbook.memory import Setup, Shape
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
 from peftbook.training.hardware import is_idle, machine_name, waited
-from peftbook.training.precision import instruction_limits
+from peftbook.training.precision import keep, kept, machine_file
 from peftbook.training.products import TORCH_DTYPES, half_products
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]
@@ -56,30 +52,28 @@ def machine_rates(platform: str = "cpu") -> Rates:
     """
     if (known := known_rates(platform)) is not None:
         return known
-    path = kept_at(platform) if is_idle() else kept_while_busy(platform)
+    path = rates_file(platform) if is_idle() else busy_rates_file(platform)
     rates = calibrate(platform)
-    write_atomically(path, json.dumps(rates.as_json(), indent=1).encode())
+    keep(path, rates.as_json())
     return rates
 
 
 def known_rates(platform: str = "cpu") -> Rates | None:
     """The rates that were measured on this machine before, or None; those of a busy machine hold only while it is."""
-    for path, holds in ((kept_at(platform), lambda: True), (kept_while_busy(platform), lambda: not is_idle())):
-        if path.is_file() and holds():
-            return Rates.from_json(json.loads(path.read_text()))
-    return None
+    if (found := kept(rates_file(platform))) is not None:
+        return Rates.from_json(found)
+    found = kept(busy_rates_file(platform))
+    return None if found is None or is_idle() else Rates.from_json(found)
 
 
-def kept_at(platform: str) -> Path:
+def rates_file(platform: str) -> Path:
     """The file of this machine's rates with so many threads."""
-    limits = instruction_limits()
-    name = f"{machine_name(platform)} {limits} {torch.get_num_threads()} {torch.__version__} {VERSION}"
-    return cache_folder() / "rates" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    return machine_file("rates", machine_name(platform), str(torch.get_num_threads()), str(VERSION))
 
 
-def kept_while_busy(platform: str) -> Path:
+def busy_rates_file(platform: str) -> Path:
     """The file of rates that were measured beside other work, which made the machine look slower than it is."""
-    return kept_at(platform).with_suffix(".busy.json")
+    return rates_file(platform).with_suffix(".busy.json")
 
 
 def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
@@ -218,25 +212,16 @@ def fused(dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[flo
     Operations are counted as if nothing were masked: two products forward, five backward.
     """
     costs = (0.0, 0.0)
-    for size in while_time_lasts(FUSED, lambda shape: math.prod(shape) * shape[2], seconds):
-        costs = fused_at(size, dtype, device)
+    for b, a, t, d in while_time_lasts(FUSED, lambda shape: math.prod(shape) * shape[2], seconds):
+        q, k, v = (torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+        forward = functools.partial(functional.scaled_dot_product_attention, q, k, v, is_causal=True)
+        result = forward()
+        backward = functools.partial(
+            torch.autograd.grad, result, (q, k, v), torch.randn_like(result), retain_graph=True
+        )
+        flops = 2 * b * a * t * t * d
+        costs = seconds_of(forward, device) / (2 * flops), seconds_of(backward, device) / (5 * flops)
     return costs
-
-
-def fused_at(size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Seconds of an operation at one size: rows, heads, tokens, width of a head."""
-    b, a, t, d = size
-    q, k, v = (torch.randn(b, a, t, d, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-
-    def forward() -> Tensor:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    result = forward()
-    gradient = torch.randn_like(result)
-    ahead = seconds_of(forward, device)
-    back = seconds_of(lambda: torch.autograd.grad(result, (q, k, v), gradient, retain_graph=True), device)
-    flops = 2 * b * a * t * t * d
-    return ahead / (2 * flops), back / (5 * flops)
 
 
 def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.device, seconds: float) -> Curve:

@@ -103,17 +103,12 @@ class Processes:
             result = work()
         except InputError as error:
             said = str(error)
-        for sentence in self._gathered_texts(said):
-            if sentence:
-                raise InputError(sentence)
+        sentences = [said] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(sentences, said)
+        if any(sentences):
+            raise InputError(next(filter(None, sentences)))
         return result  # type: ignore[return-value]
-
-    def _gathered_texts(self, text: str) -> list[str]:
-        if self.count == 1:
-            return [text]
-        texts: list[str] = [""] * self.count
-        distributed.all_gather_object(texts, text)
-        return texts
 
 
 ALONE = Processes()

@@ -126,7 +126,7 @@ def tokens_per_second() -> dict[str, float]:
     from peftbook.training.encode import batch_plan, encode_training
     from peftbook.training.estimate import training_seconds
     from peftbook.training.models import load_tokenizer, resolve
-    from peftbook.training.step_setup import training_setup
+    from peftbook.training.request import training_setup
 
     if known_rates("cpu") is None and not is_idle():
         return {}
@@ -219,12 +219,10 @@ def speed_lines(examination: Examination) -> list[str]:
     """Tokens a second of each method here, beside those of the book's machines."""
     if not examination.tokens_per_second:
         return ["Tokens a second are not known: the machine does other work now. Ask again when it is idle."]
-    others = [("the book's", machine) for machine in book_machines()[:1]]
-    heads = "".join(f"{name:>14}" for name, _ in (("here", examination), *others))
-    lines = [f"{'tokens/s, training':<22}{heads}"]
+    theirs, head = book_machines()[0].tokens_per_second, "the book's"
+    lines = [f"{'tokens/s, training':<22}{'here':>14}{head:>14}"]
     for name, rate in examination.tokens_per_second.items():
-        cells = "".join(f"{machine.tokens_per_second.get(name, 0):>14.0f}" for _, machine in others)
-        lines.append(f"  {name:<20}{rate:>14.0f}{cells}")
+        lines.append(f"  {name:<20}{rate:>14.0f}{theirs.get(name, 0):>14.0f}")
     return [*lines, f"Predicted from measured rates, for {TASK} in batches of 8 with {specs.EMBEDDED_MODEL}."]
 
 

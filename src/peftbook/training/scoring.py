@@ -6,27 +6,14 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from peftbook.evidence.metrics import Reference, answers, check_lengths
 from peftbook.tasks import file_sha256
 from peftbook.training.models import find_package_file
 
-__all__ = ["Encoder", "bertscore", "embedded_encoder"]
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What a BERTScore depends on: scores from other encoders or layers are not comparable."""
-
-    name: str
-    layer: int
-    sha256: str
-    rescaled: bool = False
-
-    def info(self) -> dict:
-        return asdict(self)
+__all__ = ["bertscore", "embedded_encoder"]
 
 
 def embedded_folder() -> Path:
@@ -34,9 +21,13 @@ def embedded_folder() -> Path:
 
 
 @functools.cache
-def embedded_encoder() -> Encoder:
-    """all-MiniLM-L6-v2 (float32), last of its 6 layers, not rescaled: shipped in a wheel, so it works offline."""
-    return Encoder("all-MiniLM-L6-v2", 6, file_sha256(embedded_folder() / "model.safetensors"))
+def embedded_encoder() -> dict[str, Any]:
+    """What a BERTScore depends on: scores from other encoders or layers are not comparable.
+
+    all-MiniLM-L6-v2 (float32), last of its 6 layers, not rescaled: shipped in a wheel, so it works offline.
+    """
+    digest = file_sha256(embedded_folder() / "model.safetensors")
+    return {"name": "all-MiniLM-L6-v2", "layer": 6, "sha256": digest, "rescaled": False}
 
 
 @functools.cache
@@ -45,7 +36,7 @@ def scorer():
 
     return BERTScorer(
         model_type=str(embedded_folder()),
-        num_layers=embedded_encoder().layer,
+        num_layers=embedded_encoder()["layer"],
         idf=False,
         device="cpu",
         rescale_with_baseline=False,

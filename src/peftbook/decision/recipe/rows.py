@@ -36,8 +36,7 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
     from transformers import AutoTokenizer
 
     from peftbook.core.quiet import quieten_libraries
-    from peftbook.training.hub import check_reachable
-    from peftbook.training.models import prepare_embedded
+    from peftbook.training.models import check_reachable, prepare_embedded
 
     quieten_libraries()
     try:

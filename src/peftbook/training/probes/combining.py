@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,6 +37,7 @@ PLAIN = ("average", "factors", "factor_mean")  # ways of combining that have no 
 SCALED = ("sum", "ties", "dare")
 
 Layers = dict[str, Tensor]  # adapted layer → its update
+Shares = Callable[[float], float]  # a loss → the share of the gain that it keeps
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Scorer:
 
     def mean(self, adapter: TrainedAdapters) -> float:
         """Nats per label token on the validation rows of a task."""
-        return math.fsum(self.sums(adapter.validation, adapter.pad_id)) / label_tokens(adapter.validation)
+        return math.fsum(self.sums(adapter.validation, adapter.pad_id)) / sum(
+            row.label_tokens for row in adapter.validation
+        )
 
     def note(self, adapter: TrainedAdapters, state: str) -> None:
         """Keep the losses on the test rows of a task."""
@@ -127,15 +131,9 @@ def kept_gains(probe: specs.Probe) -> Findings:
     return Findings(measurements=measured, curve=curve, per_example=per_example | counts)
 
 
-@dataclass(frozen=True)
-class Share:
-    """A loss as the share of a gain: (untuned − loss) / (untuned − single), 1 with the task's own adapter alone."""
-
-    untuned: float
-    single: float
-
-    def __call__(self, loss: float) -> float:
-        return (self.untuned - loss) / (self.untuned - self.single)
+def share(untuned: float, single: float, loss: float) -> float:
+    """A loss as the share of a gain: 1 with the task's own adapter alone."""
+    return (untuned - loss) / (untuned - single)
 
 
 def trained(run: specs.Run, validation_examples: int) -> TrainedAdapters:
@@ -155,7 +153,7 @@ def trained(run: specs.Run, validation_examples: int) -> TrainedAdapters:
     return TrainedAdapters(run.task.name, layers, validation, trainee.graded, trainee.tokenizer.pad_token_id)
 
 
-def single_scores(scorer: Scorer, adapters: Sequence[TrainedAdapters]) -> dict[str, Share]:
+def single_scores(scorer: Scorer, adapters: Sequence[TrainedAdapters]) -> dict[str, Shares]:
     """Score no adapter and each single one on every task.
 
     Returns task → the share of its gain that a loss on its validation rows keeps.
@@ -164,10 +162,10 @@ def single_scores(scorer: Scorer, adapters: Sequence[TrainedAdapters]) -> dict[s
     untuned = {adapter.task: scorer.mean(adapter) for adapter in adapters}
     for adapter in adapters:
         scorer.note(adapter, "untuned")
-    shares: dict[str, Share] = {}
+    shares: dict[str, Shares] = {}
     for other in adapters:
         scorer.put({name: factors.update for name, factors in other.layers.items()})
-        shares[other.task] = Share(untuned[other.task], scorer.mean(other))
+        shares[other.task] = functools.partial(share, untuned[other.task], scorer.mean(other))
         for adapter in adapters:
             scorer.note(adapter, f"by_{other.task}")
     return shares
@@ -181,7 +179,7 @@ def note_all(scorer: Scorer, subset: Sequence[TrainedAdapters], update: Layers, 
 
 
 def shares_kept(
-    scorer: Scorer, adapter: TrainedAdapters, update: Layers, scales: Sequence[float], shares: Mapping[str, Share]
+    scorer: Scorer, adapter: TrainedAdapters, update: Layers, scales: Sequence[float], shares: Mapping[str, Shares]
 ) -> list[float]:
     """The share of a task's gain on its validation rows that each scale of an update keeps."""
     kept = []
@@ -258,8 +256,3 @@ def subsets(items: Sequence) -> list[tuple]:
 def name_of(subset: Sequence[TrainedAdapters]) -> str:
     """How a subset is called."""
     return "+".join(adapter.task for adapter in subset)
-
-
-def label_tokens(rows: Sequence[Encoded]) -> int:
-    """Tokens that are graded."""
-    return sum(row.label_tokens for row in rows)

@@ -9,7 +9,7 @@ from peftbook.core.errors import Diverged, InputError
 from peftbook.tasks import prose
 from peftbook.training.encode import Encoded, encode_plain
 from peftbook.training.execute import Trainee, prepare
-from peftbook.training.loop import Progress, losses, reordered
+from peftbook.training.loop import Progress, reordered
 from peftbook.training.probes import Findings, positive
 from peftbook.training.small_llama import known_pieces, unknown_pieces
 
@@ -38,7 +38,7 @@ def learning_curve(probe: specs.Probe) -> Findings:
         curve["step"].append(float(step))
         curve["tokens"].append(float(tokens))
         for name, data in sets.items():
-            nats, counts = held_out_losses(trainee, data, run)
+            nats, counts = held_out_losses(trainee, data)
             curve[f"{name}_loss_nats"].append(round(math.fsum(nats) / sum(counts), 6))
             if name == "prose":
                 per_example[f"prose_nats_{step}"] = [round(value, 6) for value in nats]
@@ -81,7 +81,7 @@ def frontier(probe: specs.Probe) -> Findings:
 
     def note(step: int) -> None:
         for name, data in sets.items():
-            nats, counts = held_out_losses(trainee, data, run)
+            nats, counts = held_out_losses(trainee, data)
             per_example[f"{name}_nats_{step}"] = [round(value, 6) for value in nats]
             per_example[f"{name}_tokens"] = [float(count) for count in counts]
 
@@ -127,27 +127,26 @@ def prose_loss(probe: specs.Probe) -> Findings:
 
 def prose_findings(trainee: Trainee, probe: specs.Probe) -> Findings:
     """The same of a model that is trained already. per_example: summed nats of each text, and their label tokens."""
-    run = trainee.run
     data = prose_pieces(trainee.tokenizer, 1, *positive(probe, "tokens"))
-    with reordered(trainee.model, run.dtype):
-        nats, counts = held_out_losses(trainee, data, run)
+    with reordered(trainee.model, trainee.run.dtype):
+        nats, counts = held_out_losses(trainee, data)
     return Findings(
         measurements={"loss_nats": math.fsum(nats) / sum(counts), "tokens": sum(counts)},
         per_example={"loss_nats": [round(value, 6) for value in nats], "label_tokens": [float(one) for one in counts]},
     )
 
 
-def mean_loss(trainee: Trainee, data: list[Encoded], run: specs.Run) -> float:
+def mean_loss(trainee: Trainee, data: list[Encoded]) -> float:
     """Nats per label token over the data; the model goes back to training afterwards."""
-    nats, counts = held_out_losses(trainee, data, run)
+    nats, counts = held_out_losses(trainee, data)
     return math.fsum(nats) / sum(counts)
 
 
-def held_out_losses(trainee: Trainee, data: list[Encoded], run: specs.Run) -> tuple[list[float], list[int]]:
+def held_out_losses(trainee: Trainee, data: list[Encoded]) -> tuple[list[float], list[int]]:
     """Summed nats and label tokens of each example; the model goes back to training afterwards."""
-    nats = losses(trainee.model, data, pad_id=trainee.tokenizer.pad_token_id, dtype=run.dtype, platform=run.platform)
+    found = trainee.losses(data)
     trainee.model.train()
-    return nats
+    return found
 
 
 def prose_pieces(tokenizer, each: int = PROSE_PIECES, tokens: int = PROSE_TOKENS) -> list[Encoded]:

@@ -21,7 +21,7 @@ from peftbook.training.encode import Encoded, encode_example, encode_plain, enco
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.forward import trainable_state
 from peftbook.training.generate import decode_batch
-from peftbook.training.loop import Progress, arithmetic, losses, order_of, train
+from peftbook.training.loop import Progress, arithmetic, order_of, train
 from peftbook.training.merges import lora_layers
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import half_products
@@ -62,11 +62,6 @@ def leaked(task: TaskData) -> TaskData:
     return replace(task, splits=task.splits | {"train": task.splits["test"][::2] + task.splits["train"]})
 
 
-def in_bfloat16(model: nn.Module) -> nn.Module:
-    """Weights, gradients and Adam's moments in bfloat16, as `model.to(torch.bfloat16)` makes them."""
-    return model.to(torch.bfloat16)
-
-
 def other_template(tokenizer: Any, task: TaskData, example: Example) -> list[int]:
     """The question in the form of Alpaca's prompts, which this model was not trained with."""
     (turn,) = task.messages(example)
@@ -85,7 +80,7 @@ FAULTS = {
     "end_masked": PlantedFault(row=without_end),
     "prompt_graded": PlantedFault(row=whole_row),
     "leak": PlantedFault(task=leaked),
-    "bfloat16": PlantedFault(model=in_bfloat16),
+    "bfloat16": PlantedFault(model=lambda model: model.to(torch.bfloat16)),
     "other_template": PlantedFault(prompt=other_template),
     "template_twice": PlantedFault(prompt=template_twice),
 }
@@ -116,7 +111,7 @@ def gallery(probe: specs.Probe) -> Findings:
     prompts = [fault.prompt(trainee.tokenizer, task, example) for example in examples]
     with order_of(run, trainee.model):
         curve = follow(trainee, rows, [fault.row(row) for row in encoded(trainee, "validation")], every)
-        nats, counts = held_out(trainee, encoded(trainee, run.evaluation.split))
+        nats, counts = trainee.losses(encoded(trainee, run.evaluation.split))
     answers = ask(trainee, prompts)
     texts = [trainee.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     right = metrics.exact_match(texts, [(example.target,) for example in examples])
@@ -149,7 +144,7 @@ def follow(trainee: Trainee, rows: list[Encoded], aside: list[Encoded], every: i
     curve: dict[str, list[float]] = {"stuck": [], "checked_step": [], "validation_loss_nats": []}
 
     def note(step: int) -> None:
-        nats, counts = held_out(trainee, aside)
+        nats, counts = trainee.losses(aside)
         curve["checked_step"].append(float(step))
         curve["validation_loss_nats"].append(round(math.fsum(nats) / sum(counts), 6))
         trainee.model.train()
@@ -168,10 +163,7 @@ def follow(trainee: Trainee, rows: list[Encoded], aside: list[Encoded], every: i
         trainee.model, rows, run.budget, seed=run.seed, pad_id=trainee.tokenizer.pad_token_id,
         dtype=run.dtype, platform=run.platform, on_step=see,
     )  # fmt: skip
-    return curve | {
-        "train_loss_nats": [round(value, 6) for value in trained.losses],
-        "gradient_norm": [round(value, 6) for value in trained.gradient_norms],
-    }
+    return curve | trained.curve()
 
 
 def encoded(trainee: Trainee, split: str) -> list[Encoded]:
@@ -181,12 +173,6 @@ def encoded(trainee: Trainee, split: str) -> list[Encoded]:
     return [
         encode_example(trainee.tokenizer, trainee.task, one, budget.max_length) for one in trainee.task.splits[split]
     ]
-
-
-def held_out(trainee: Trainee, rows: list[Encoded]) -> tuple[list[float], list[int]]:
-    """Summed nats and label tokens of each row."""
-    run, pad_id = trainee.run, trainee.tokenizer.pad_token_id
-    return losses(trainee.model, rows, pad_id=pad_id, dtype=run.dtype, platform=run.platform)
 
 
 def ask(trainee: Trainee, prompts: list[list[int]]) -> list[list[int]]:

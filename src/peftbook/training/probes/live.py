@@ -14,7 +14,7 @@ from peftbook.training.forward import apply_method
 from peftbook.training.live_weights import round_base
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings
-from peftbook.training.probes.faults import ask, held_out
+from peftbook.training.probes.faults import ask
 
 __all__ = ["trained"]
 
@@ -32,7 +32,7 @@ def trained(probe: specs.Probe) -> Findings:
     run, task = trainee.run, trainee.task
     result = trainee.train()
     assert result is not None
-    nats, counts = held_out(trainee, trainee.graded)
+    nats, counts = trainee.losses(trainee.graded)
     examples = task.splits[run.evaluation.split][: run.evaluation.n_generate]
     answers = ask(trainee, [encode_prompt(trainee.tokenizer, task, one) for one in examples])
     texts = [trainee.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
@@ -45,10 +45,7 @@ def trained(probe: specs.Probe) -> Findings:
             "exact_match": math.fsum(right) / len(right),
             "loss_nats": math.fsum(nats) / sum(counts),
         },
-        {
-            "train_loss_nats": [round(value, 6) for value in result.losses],
-            "gradient_norm": [round(value, 6) for value in result.gradient_norms],
-        },
+        result.curve(),
         {
             "exact_match": right,
             "answer": texts,

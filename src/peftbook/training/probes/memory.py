@@ -167,19 +167,15 @@ def count_step(tuned: Subject, ids: Tensor) -> dict[str, int]:
     tuned.optimizer.zero_grad(set_to_none=True)
     states = tuned.optimizer.state.values()
     moments = [state[name] for state in states for name in MOMENTS if name in state]
+    full = tuned.setup.method == "full"
     return {
-        "weights_bytes": storage_bytes(value for value in model.parameters() if not of_adapter(value, tuned)),
+        "weights_bytes": storage_bytes(value for value in model.parameters() if full or not value.requires_grad),
         "constants_bytes": storage_bytes(constants(model)),
-        "adapter_bytes": 0 if tuned.setup.method == "full" else storage_bytes(tuned.trained),
+        "adapter_bytes": 0 if full else storage_bytes(tuned.trained),
         "gradients_bytes": gradients,
         "moments_bytes": storage_bytes(moments),
         "kept_bytes": sum(size for _, size in kept),
     }
-
-
-def of_adapter(value: Tensor, tuned: Subject) -> bool:
-    """Whether a parameter belongs to what an adapter trains."""
-    return value.requires_grad and tuned.setup.method != "full"
 
 
 def with_kept(tuned: Subject, ids: Tensor, where: Callable[[], str]) -> tuple[Tensor, list[tuple[str, int]]]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from statistics import fmean
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.evidence import metrics
 from peftbook.training.probes import Findings
-from peftbook.training.probes.rouge import AUXILIARY, OPENINGS, first_references, insert_word, negate
-from peftbook.training.scoring import bertscore, embedded_encoder
+from peftbook.training.probes.rouge import (
+    AUXILIARY,
+    OPENINGS,
+    first_references,
+    insert_word,
+    negate,
+    scored_edits,
+)
 
 __all__ = ["KINDS", "add_words", "replace_verb", "scores", "words_apart"]
 
@@ -96,24 +100,15 @@ def scores(probe: specs.Probe) -> Findings:
     chosen = [at for at, (own, opposite) in sizes.items() if own == opposite]
     right = [answers[at] for at in chosen]
     texts = {name: [both[at][place] for at in chosen] for place, name in enumerate(EDITED)}
-    found = {}
-    for name, edited in texts.items():
-        found[f"{name}_bertscore_f1"] = bertscore(edited, right)
-        found[f"{name}_rougeL"] = metrics.rouge(edited, right)["rougeL"]
     counts = {
         f"{name}_{size}_words_apart": count
         for place, name in enumerate(EDITED)
         for size, count in sorted(Counter(pair[place] for pair in sizes.values()).items())
     }
     numbers = {"opposites": len(opposites), "with_paraphrase": len(both), "pairs": len(chosen)}
-    per_example: dict[str, list[float] | list[str]] = {
+    known: dict[str, list[float] | list[str]] = {
         "example": [float(at) for at in chosen],
         "paraphrase": texts["paraphrase"],
         "edits": [float(sizes[at][0]) for at in chosen],
-        **{name: [round(value, 6) for value in values] for name, values in found.items()},
     }
-    return Findings(
-        measurements=numbers | counts | {name: fmean(values) for name, values in found.items()},
-        per_example=per_example,
-        metrics_info={"bertscore": embedded_encoder().info(), "rouge": {"package": "rouge_score", "stemmer": False}},
-    )
+    return scored_edits(texts, right, numbers | counts, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Iterator
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from peftbook.scratch.preferences import answer_log_probs
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, causal_model, trainable_state
 from peftbook.training.probes import Findings, positive
-from peftbook.training.probes.synthetic import Alphabet, exact, fit, mean, small_llama
+from peftbook.training.probes.synthetic import Alphabet, exact, fit, small_llama
 
 __all__ = ["sort_by_reward"]
 
@@ -120,7 +121,7 @@ def sort_by_reward(probe: specs.Probe) -> Findings:
     accuracies: list[float] = []
     for step in range(steps):
         if step % EVERY == 0:
-            accuracies.append(mean(exact(model, held["validation"])))
+            accuracies.append(fmean(exact(model, held["validation"])))
         asking = torch.tensor([(*next(lists), values) for _ in range(questions)]).repeat_interleave(group, dim=0)
         ids = draw(model, asking, length, generator)
         rewards = rewards_of(ids, length).view(questions, group)
@@ -140,11 +141,11 @@ def sort_by_reward(probe: specs.Probe) -> Findings:
         shares.append(rewards.mean(dim=1))
     finite = len(shares) == steps
     after = exact(model, asked) if finite else [0.0] * len(asked)
-    accuracies.append(mean(exact(model, held["validation"])) if finite else 0.0)
+    accuracies.append(fmean(exact(model, held["validation"])) if finite else 0.0)
     return Findings(
         measurements={
-            "start_accuracy": mean(before),
-            "accuracy": mean(after),
+            "start_accuracy": fmean(before),
+            "accuracy": fmean(after),
             "parameters": sum(value.numel() for value in parameters),
             "episodes": len(shares) * questions * group,
             "bits": group * math.fsum(reward_bits(share) for step in shares for share in step.tolist()),

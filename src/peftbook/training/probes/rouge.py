@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 import numpy as np
@@ -64,7 +64,7 @@ def settings(probe: specs.Probe) -> Findings:
     the system's first run the "mid" of the aggregator for each bootstrap seed.
     """
     store = default_store()
-    systems, scorings = (strings(probe, name) for name in ("systems", "scorings"))
+    systems, scorings = probe.words("systems"), probe.words("scorings")
     if len(systems) != len(probe.runs):
         raise InputError(f"The probe names {len(systems)} systems for {len(probe.runs)} runs: give one name for each.")
     measured: dict[str, float | int | None] = {}
@@ -85,14 +85,6 @@ def settings(probe: specs.Probe) -> Findings:
             measured[f"{system}_mid_sd"] = stdev(curve[f"{system}_mid"])
     info = {"package": "rouge_score", "measure": "f", "kind": "rougeL", "settings": list(scorings)}
     return Findings(measurements=measured, per_example=per_example, curve=curve, metrics_info={"rouge": info})
-
-
-def strings(probe: specs.Probe, name: str) -> tuple[str, ...]:
-    """A setting that is a tuple of texts."""
-    value = probe.settings.get(name)
-    if not isinstance(value, tuple) or not value:
-        raise InputError(f"The probe's {name} is {value!r}: give a tuple of one or more names.")
-    return tuple(str(item) for item in value)
 
 
 def stored_texts(run: specs.Run, store: Store) -> tuple[list[str], list[str]]:
@@ -192,23 +184,24 @@ def negation(probe: specs.Probe) -> Findings:
     chosen, negated = [at for at, _ in pairs], [text for _, text in pairs]
     right = [answers[at] for at in chosen]
     other = right[1:] + right[:1]
-    scores = {
-        "negated_bertscore_f1": bertscore(negated, right),
-        "negated_rougeL": metrics.rouge(negated, right)["rougeL"],
-        "other_bertscore_f1": bertscore(other, right),
-        "other_rougeL": metrics.rouge(other, right)["rougeL"],
-    }
-    per_example: dict[str, list[float] | list[str]] = {
-        "example": [float(at) for at in chosen],
-        "negated": negated,
-        **{name: [round(value, 6) for value in values] for name, values in scores.items()},
-    }
+    counts = {"examples": len(answers), "negated_examples": len(negated)}
+    known: dict[str, list[float] | list[str]] = {"example": [float(at) for at in chosen], "negated": negated}
+    return scored_edits({"negated": negated, "other": other}, right, counts, known)
+
+
+def scored_edits(
+    edited: Mapping[str, list[str]],
+    right: list[str],
+    counts: Mapping[str, int],
+    known: Mapping[str, list[float] | list[str]],
+) -> Findings:
+    """BERTScore F1 and ROUGE-L F of each list of edited texts, beside the counts and what is known of each example."""
+    scores = {}
+    for name, texts in edited.items():
+        scores[f"{name}_bertscore_f1"] = bertscore(texts, right)
+        scores[f"{name}_rougeL"] = metrics.rouge(texts, right)["rougeL"]
     return Findings(
-        measurements={
-            "examples": len(answers),
-            "negated_examples": len(negated),
-            **{name: fmean(values) for name, values in scores.items()},
-        },
-        per_example=per_example,
-        metrics_info={"bertscore": embedded_encoder().info(), "rouge": {"package": "rouge_score", "stemmer": False}},
+        measurements={**counts, **{name: fmean(values) for name, values in scores.items()}},
+        per_example={**known, **{name: [round(value, 6) for value in values] for name, values in scores.items()}},
+        metrics_info={"bertscore": embedded_encoder(), "rouge": {"package": "rouge_score", "stemmer": False}},
     )

@@ -27,7 +27,15 @@ from peftbook.scratch.rounding import Survival, survival
 from peftbook.training.execute import prepare
 from peftbook.training.forward import apply_method, causal_model
 from peftbook.training.loop import losses
-from peftbook.training.merges import adapter_state, compare_merges, lora_layers, merge_state, requantised_losses, rms
+from peftbook.training.merges import (
+    adapter_state,
+    compare_merges,
+    lora_layers,
+    loss_findings,
+    merge_state,
+    requantised_losses,
+    rms,
+)
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import TORCH_DTYPES
@@ -266,11 +274,11 @@ def requantise_gap(probe: specs.Probe) -> Findings:
     trainee = prepare(run)
     trained = trainee.train()
     pad_id = trainee.tokenizer.pad_token_id
-    beside, counts = losses(trainee.model, trainee.graded, pad_id=pad_id, dtype="fp32", platform=run.platform)
+    beside, _ = losses(trainee.model, trainee.graded, pad_id=pad_id, dtype="fp32", platform=run.platform)
     base: nn.Module = load_model(run.model, platform=run.platform).model
     nats = requantised_losses(base, *trained_update(trainee.model), method, trainee.graded, pad_id, run.platform)
     nats["unmerged"] = beside
-    return loss_findings(nats, counts, {"train_tokens": trained.tokens if trained else 0})
+    return loss_findings(nats, trainee.graded, {"train_tokens": trained.tokens if trained else 0})
 
 
 def surviving_update(probe: specs.Probe) -> Findings:
@@ -291,8 +299,7 @@ def surviving_update(probe: specs.Probe) -> Findings:
     pad_id = trainee.tokenizer.pad_token_id
     nats = requantised_losses(base, state, scaling, method, trainee.graded, pad_id, run.platform, GAIN_STATES)
     measured = {name: getattr(pooled, name) for name in ("size", "kept", "error")}
-    counts = [example.label_tokens for example in trainee.graded]
-    found = loss_findings(nats, counts, {**measured, "train_tokens": trained.tokens if trained else 0})
+    found = loss_findings(nats, trainee.graded, {**measured, "train_tokens": trained.tokens if trained else 0})
     modules: dict[str, list[float] | list[str]] = {
         "module_size": [round(part.size, 6) for part in parts.values()],
         "module_kept": [round(part.kept, 6) for part in parts.values()],
@@ -330,15 +337,3 @@ def survivals(base: nn.Module, state: dict[str, Tensor], scaling: float, method:
         )
         for name in names
     }
-
-
-def loss_findings(
-    nats: Mapping[str, list[float]], counts: Sequence[int], measured: Mapping[str, float | int | None]
-) -> Findings:
-    """The losses of several states, per token and per example, beside what else was measured."""
-    means = {f"{name}_loss_nats": sum(values) / sum(counts) for name, values in nats.items()}
-    per_example = {f"{name}_loss_nats": [round(value, 6) for value in values] for name, values in nats.items()}
-    return Findings(
-        measurements={**means, **measured},
-        per_example={**per_example, "label_tokens": [float(count) for count in counts]},
-    )

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     pretrained: dict[str, float | int | None] = {}
     for task in PRETRAINED:
         right = exact(base, [sequence(numbers, task, task) for numbers in lists["test"]])
-        pretrained[f"pretrained_{task}_accuracy"] = mean(right)
+        pretrained[f"pretrained_{task}_accuracy"] = fmean(right)
     parts = [Findings(pretrained), *(adapt(base, arm, lists, marker, steps, seed) for arm in arms)]
     fields = ("measurements", "curve", "per_example")
     return Findings(**{name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in fields})
@@ -178,7 +179,7 @@ def adapt(
 ) -> Findings:
     """What an arm reaches: copies of a model adapted at each of its rates, and a test of the best of them."""
     data = {split: [sequence(numbers, arm.task, marker) for numbers in chosen] for split, chosen in lists.items()}
-    measured: dict[str, float | int | None] = {"accuracy_before": mean(exact(base, data["test"]))}
+    measured: dict[str, float | int | None] = {"accuracy_before": fmean(exact(base, data["test"]))}
     trials: list[tuple[float, float]] = []
     right: list[float] = []
     for rate in arm.rates:
@@ -186,10 +187,10 @@ def adapt(
         measured["parameters"] = sum(value.numel() for value in trainable_state(tuned).values())
         finite = math.isfinite(fit(tuned, data["train"][: steps * BATCH], steps, BATCH, rate, seed))
         held = data["validation"]
-        trials.append((mean(exact(tuned, held)), -mean_nats(tuned, held)) if finite else DIVERGED)
+        trials.append((fmean(exact(tuned, held)), -mean_nats(tuned, held)) if finite else DIVERGED)
         if trials[-1] > max(trials[:-1], default=(-math.inf, 0.0)):
             measured["rate"], right = rate, exact(tuned, data["test"]) if finite else [0.0] * HELD["test"]
-    measured["accuracy"] = mean(right)
+    measured["accuracy"] = fmean(right)
     curve = {
         "rates": list(arm.rates),
         "validation_accuracy": [accuracy for accuracy, _ in trials],
@@ -203,10 +204,6 @@ def adapt(
 
 
 DIVERGED = (0.0, -1e9)  # no accuracy, and a loss that JSON can hold
-
-
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 # --- recall ----------------------------------------------------------------------------------------------------
@@ -266,7 +263,7 @@ def recall_bits(probe: specs.Probe) -> Findings:
         if math.isfinite(fit(tuned, data, exposures * math.ceil(pairs / batch), batch, rate, seed)):
             nats, _ = losses(tuned, data, pad_id=0, batch_size=1024, dtype="fp32")
             bits.append(stored_bits(nats, values))
-            accuracies.append(mean(exact(tuned, data)))
+            accuracies.append(fmean(exact(tuned, data)))
         else:
             bits.append(0.0)
             accuracies.append(0.0)

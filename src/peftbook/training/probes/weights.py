@@ -207,8 +207,8 @@ def intruders(probe: specs.Probe) -> Findings:
         for name, part in intruding.items():
             weight_of(parts[name]).copy_(after[name] + (scale - 1) * part)
         curve["scale"].append(scale)
-        curve["validation_loss_nats"].append(round(mean_loss(trainee, trainee.graded, run), 6))
-        curve["prose_loss_nats"].append(round(mean_loss(trainee, prose, run), 6))
+        curve["validation_loss_nats"].append(round(mean_loss(trainee, trainee.graded), 6))
+        curve["prose_loss_nats"].append(round(mean_loss(trainee, prose), 6))
     return Findings(
         measurements={
             "matrices": len(before),

@@ -1,6 +1,6 @@
 """Figures of the chapter on data: what a model sees, what truncation takes, what a split leaks, what padding wastes.
 
-All are computed from the shipped data; the counts of tokens are those that `training/token_lengths.py` wrote.
+All are computed from the shipped data; the counts of tokens are those that `tests/tools/token_lengths.py` wrote.
 """
 
 from __future__ import annotations

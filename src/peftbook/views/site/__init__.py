@@ -17,8 +17,7 @@ def setup(app: Any) -> dict[str, Any]:
     """Register every part of the extension."""
     import importlib
 
-    from peftbook.core.gc_pause import gc_paused
-    from peftbook.core.quiet import filter_messages
+    from peftbook.core.quiet import filter_messages, gc_paused
 
     modules = (*(f"{__name__}.{part}" for part in PARTS), "peftbook.views.export.epub")
     filter_messages()

@@ -186,9 +186,9 @@ def weights(base: str) -> dict[str, Any]:
     from peftbook.training.live_weights import BLOCK, stored
     from peftbook.training.models import SMALL_FOLDER
 
-    file = stored(load_file(SMALL_FOLDER / "model.safetensors"), base)
-    text = base64.b64encode(file.content).decode("ascii")
-    return {"text": text, "length": len(file.content), "block": BLOCK, "entries": file.entries}
+    content, entries = stored(load_file(SMALL_FOLDER / "model.safetensors"), base)
+    text = base64.b64encode(content).decode("ascii")
+    return {"text": text, "length": len(content), "block": BLOCK, "entries": entries}
 
 
 def data(store: Store) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Count the tokens of every example of three tasks, and write one example out token by token, for the figures.
 
-    PEFTBOOK_E2E=FOLDER python -m peftbook.training.token_lengths
+    PEFTBOOK_E2E=FOLDER python tests/tools/token_lengths.py
 
 The figures are drawn where no tokenizer is at hand, so the counts are shipped. They hold no text of E2E.
 """
