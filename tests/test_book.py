@@ -24,7 +24,7 @@ from peftbook.evidence.literature import published, published_values
 from peftbook.studies import NAMES, get_study
 from peftbook.views.site import bibliography
 from peftbook.views.site.display import evidence, show, verdicts
-from peftbook.views.site.execution import Ledger
+from peftbook.views.site.execution import changed_files, used_files
 from peftbook.views.site.figure_numbers import number_figures
 from peftbook.views.site.mathematics import KatexError, parts, render_tex
 from peftbook.views.site.numbers import CitedNumber, MeasuredNumber
@@ -209,43 +209,40 @@ def test_a_figure_without_a_usable_name_or_alternative_text_is_refused(wrong):
         show(lambda: None, **({"name": "good", "alt": "A line.", "caption": "A line."} | wrong))
 
 
-class TestLedger:
+class TestUsedFiles:
     """What makes an execution stale."""
 
     @pytest.fixture
-    def ledger(self, tmp_path):
+    def used(self, tmp_path):
         (tmp_path / "data.json").write_text("1")
-        ledger = Ledger(tmp_path / "cache" / "peftbook.json", tmp_path)
-        used = {"files": [str(tmp_path / "data.json")], "missing": [str(tmp_path / "later.json")]}
-        ledger.note("code", "page", used, time.time() + 9)
-        return ledger
+        trace = {"files": [str(tmp_path / "data.json")], "missing": [str(tmp_path / "later.json")]}
+        return used_files("page", trace, time.time() + 9, tmp_path)
 
-    def test_nothing_changed_is_fresh_also_after_a_copy(self, ledger, tmp_path):
+    def test_nothing_changed_is_fresh_also_after_a_copy(self, used, tmp_path):
         """Paths are stored relative to the root, so a copied cache stays valid."""
-        ledger.save()
         moved = tmp_path / "elsewhere"
         moved.mkdir()
         shutil.copy(tmp_path / "data.json", moved)
-        assert Ledger(ledger.path, moved).changed_files("code") == []
+        assert changed_files(used, moved) == []
 
-    def test_a_changed_file_is_named(self, ledger, tmp_path):
+    def test_a_changed_file_is_named(self, used, tmp_path):
         """A record or a module that changed makes the page stale."""
         (tmp_path / "data.json").write_text("2")
-        assert ledger.changed_files("code") == ["data.json"]
+        assert changed_files(used, tmp_path) == ["data.json"]
 
-    def test_a_file_that_was_looked_for_and_came_is_named(self, ledger, tmp_path):
+    def test_a_file_that_was_looked_for_and_came_is_named(self, used, tmp_path):
         """A missing record that was computed since makes the page stale."""
         (tmp_path / "later.json").write_text("2")
-        assert ledger.changed_files("code") == ["later.json"]
+        assert changed_files(used, tmp_path) == ["later.json"]
 
-    def test_another_lock_file_makes_all_stale(self, ledger, tmp_path):
+    def test_another_lock_file_makes_all_stale(self, used, tmp_path):
         """New versions of libraries may print other numbers."""
         (tmp_path / "constraints.txt").write_text("numpy==2")
-        assert ledger.changed_files("code")
+        assert changed_files(used, tmp_path)
 
-    def test_an_execution_without_a_list_is_stale(self, ledger):
+    def test_an_execution_without_a_list_is_stale(self, tmp_path):
         """What cannot be checked is not trusted."""
-        assert ledger.changed_files("other")
+        assert changed_files(None, tmp_path) and changed_files({"execution_seconds": 1.0}, tmp_path)
 
 
 CHAPTER = """---
@@ -259,7 +256,7 @@ jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
 ```
 """
 CONFIGURATION = """
-extensions = ["myst_nb", "peftbook.views.site.{part}"]
+extensions = ["myst_nb", "peftbook.views.site.ahead"]
 nb_execution_mode = "cache"
 html_theme = "basic"
 exclude_patterns = ["package", "_build"]
@@ -291,17 +288,17 @@ def sphinx():
 
 
 class SmallBook:
-    """Three chapters that one extension of the site executes, and the copy of the package that their kernels import."""
+    """Three chapters, and the copy of the package that their kernels import."""
 
-    def __init__(self, sphinx: subprocess.Popen, root: Path, part: str):
+    def __init__(self, sphinx: subprocess.Popen, root: Path):
         self.sphinx = sphinx
         self.root, self.package, self.data = root, root / "package" / "peftbook", root / "data.txt"
         shutil.copytree(
             ROOT / "src/peftbook", self.package, ignore=shutil.ignore_patterns("records", "data", "__pycache__")
         )
-        kernels = self.package / "site/ahead.py"  # no chapter here needs what those of the book do
+        kernels = self.package / "views/site/ahead.py"  # no chapter here needs what those of the book do
         kernels.write_text(re.sub(r"(?s)^LIBRARIES = \(.*?\n\)", "LIBRARIES = ()", kernels.read_text(), flags=re.M))
-        (root / "conf.py").write_text(CONFIGURATION.format(part=part))
+        (root / "conf.py").write_text(CONFIGURATION)
         self.edit(noun=1, data="data")
         self.write("index", "1 + 1")
         self.write("imports", "import peftbook.noun; print(peftbook.noun.VALUE)")
@@ -317,8 +314,8 @@ class SmallBook:
         if data:
             self.data.write_text(data)
 
-    def executed(self, *options: str) -> tuple[set[str], list[str]]:
-        """Build; the pages that started a kernel, and how many were executed ahead."""
+    def executed(self, *options: str) -> set[str]:
+        """Build; the pages that started a kernel."""
         place, logs = str(self.root / "_build/html"), [self.root / "said.log", self.root / "errors.log"]
         asked = {"options": ["-b", "html", *options, str(self.root), place], "logs": [*map(str, logs)]}
         # The kernel imports the copy that the test edits, and so does the build.
@@ -326,8 +323,7 @@ class SmallBook:
         status = self.sphinx.stdout.readline()
         said, errors = (log.read_text() for log in logs)
         assert status == "0\n", errors
-        ahead = re.findall(r"Site: executing the chapters, 0 of (\d)", errors)
-        return set(re.findall(r"^executed (\w+)", said, re.MULTILINE)), ahead[:1]
+        return set(re.findall(r"^executed (\w+)", said, re.MULTILINE))
 
     def page(self, name: str) -> str:
         return (self.root / f"_build/html/{name}.html").read_text()
@@ -336,29 +332,22 @@ class SmallBook:
 @pytest.mark.slow
 def test_only_chapters_whose_package_module_or_data_changed_run_again(sphinx, tmp_path):
     """Notebook caches know cells only; this one knows modules too: an edit re-executes its importers, no other page."""
-    book = SmallBook(sphinx, tmp_path, "execution")
-    assert book.executed() == ({"index", "imports", "opens"}, [])
+    book = SmallBook(sphinx, tmp_path)
+    assert book.executed() == {"index", "imports", "opens"}
     book.edit(noun=2)
-    assert book.executed() == ({"imports"}, [])
+    assert book.executed() == {"imports"}
     assert ">2\n" in book.page("imports")
     book.edit(data="other data")
-    assert book.executed() == ({"opens"}, [])
-    assert book.executed("-E", "-a") == (set(), [])
+    assert book.executed() == {"opens"}
+    assert "other data" in book.page("opens")
+    book.edit(noun=3, data="more data")
+    assert book.executed() == {"imports", "opens"}
+    assert book.executed("-E", "-a") == set()
     book.write("opens", "raise ValueError('stop')")
     for _ in range(2):  # a failed execution is not cached
-        assert book.executed() == ({"opens"}, [])
-
-
-@pytest.mark.slow
-def test_it_is_the_same_where_several_chapters_are_executed_ahead(sphinx, tmp_path):
-    """Before Sphinx reads them, as many as are stale."""
-    book = SmallBook(sphinx, tmp_path, "ahead")
-    assert book.executed() == ({"index", "imports", "opens"}, ["3"])
-    book.edit(noun=2, data="other data")
-    assert book.executed() == ({"imports", "opens"}, ["2"])
-    assert ">2\n" in book.page("imports") and "other data" in book.page("opens")
-    book.edit(noun=3)
-    assert book.executed() == ({"imports"}, []), "one alone is not executed ahead"
+        assert book.executed() == {"opens"}
+    book.write("opens", "print('whole again')")
+    assert book.executed() == {"opens"} and book.executed() == set()
 
 
 def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_site):

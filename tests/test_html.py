@@ -6,7 +6,7 @@ from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbook.views.html import details, fact_table, grid, joined, json_script, link, piece, powers_raised, prose
+from peftbook.views.html import joined, json_script, link, part, piece, powers_raised, prose
 
 TEXT = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 
@@ -15,8 +15,8 @@ TEXT = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 @settings(deadline=None)
 def test_a_parser_finds_the_texts_that_were_put_in(one, two):
     """In cells, attributes and folds; a piece inside another is not escaped again."""
-    table = grid(["a"], [[link(one, two)]])
-    found = BeautifulSoup(details(one, joined([table, fact_table([(two, one)])])), "html.parser")
+    table = part("grid", ["a"], [[link(one, two)]])
+    found = BeautifulSoup(part("details", one, joined([table, part("fact_table", [(two, one)])])), "html.parser")
     assert found.summary.text == one and [cell.text for cell in found.select(".facts :is(th, td)")] == [two, one]
     assert (found.a["href"], found.a.text) == (one, two) and not found.script
 
@@ -24,7 +24,8 @@ def test_a_parser_finds_the_texts_that_were_put_in(one, two):
 def test_data_for_a_script_does_not_end_it():
     """The browser ends a script at the first `</`, wherever it stands."""
     assert json_script({"a": "</script><b>"}).count("</") == 1
-    assert piece("<i>{}</i>", "<b>") == "<i>&lt;b&gt;</i>" and grid(["a"], []) == '<p class="nothing">None yet.</p>'
+    assert piece("<i>{}</i>", "<b>") == "<i>&lt;b&gt;</i>"
+    assert '<p class="nothing">None yet.</p>' in part("grid", ["a"], [])
 
 
 def test_marks_in_a_text_do_not_escape_it_twice():

@@ -20,8 +20,8 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.core.stamp import file_hash
 from peftbook.views.site import execution, shared_cache
-from peftbook.views.site.execution import Ledger
-from peftbook.views.site.shared_cache import LEDGER, cache_of, check_place, export_chapters, import_chapters
+from peftbook.views.site.execution import changed_files, used_files
+from peftbook.views.site.shared_cache import cache_of, check_place, export_chapters, import_chapters
 from peftbook.views.site.tracing import Trace
 
 PAGES = {"book/one": "1 + 1", "book/two": "2 + 2"}
@@ -46,14 +46,21 @@ def checkout(folder: Path) -> Path:
 def here(tmp_path) -> Path:
     """A checkout whose chapters are executed."""
     root = checkout(tmp_path / "here")
-    ledger, cache = Ledger(cache_of(root / "_build") / LEDGER, root), get_cache(cache_of(root / "_build"))
-    for page, code in PAGES.items():
-        bundle = CacheBundleIn(notebook(code, f"executed {page}"), str(root / f"{page}.md"))
-        record = cache.cache_notebook_bundle(bundle, check_validity=False)
-        used = [str(root / "src" / f"{Path(page).name}.py")]
-        ledger.note(record.hashkey, page, {"files": used, "missing": [str(root / "src/later.json")]}, time.time() + 9)
-    ledger.save()
+    for page in PAGES:
+        trace = {"files": [str(root / "src" / f"{Path(page).name}.py")], "missing": [str(root / "src/later.json")]}
+        cache_execution(root, page, used_files(page, trace, time.time() + 9, root))
     return root
+
+
+def cache_execution(root: Path, page: str, used: dict) -> None:
+    """Put a chapter's outputs into the cache."""
+    bundle = CacheBundleIn(notebook(PAGES[page], f"executed {page}"), str(root / f"{page}.md"), data=used)
+    get_cache(cache_of(root / "_build")).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def entries(root: Path) -> dict[str, dict]:
+    """Page → what its cached execution used."""
+    return {record.data["page"]: record.data for record in get_cache(cache_of(root / "_build")).list_cache_records()}
 
 
 @pytest.fixture
@@ -84,13 +91,12 @@ def shown(root: Path, page: str) -> str:
 
 
 def test_what_was_executed_elsewhere_is_shown(place, there):
-    """With its entry in the ledger, by which the next build knows whether it still holds; once, and not again."""
+    """With what it used, by which the next build knows whether it still holds; once, and not again."""
     assert sorted(import_chapters(place, there / "_build", there)) == sorted(PAGES)
     assert [shown(there, page) for page in PAGES] == [f"executed {page}" for page in PAGES]
-    ledger = Ledger(cache_of(there / "_build") / LEDGER, there)
-    assert len(ledger.entries) == 2 and all(map(ledger.is_valid, ledger.entries))
+    assert [changed_files(entries(there)[page], there) for page in PAGES] == [[], []]
     (there / "src/two.py").write_text("# other")
-    assert sorted(map(ledger.is_valid, ledger.entries)) == [False, True]
+    assert [changed_files(entries(there)[page], there) for page in PAGES] == [[], ["src/two.py"]]
     (there / "src/two.py").write_text("# of book/two")
     assert import_chapters(place, there / "_build", there) == [] == export_chapters(place, there / "_build", there)
 
@@ -173,10 +179,8 @@ def test_a_file_of_another_version_or_of_other_code_does_not_come(place, there, 
 
 def test_what_rests_on_files_of_one_machine_does_not_travel(place, here, there, tmp_path):
     """Records of one's own, say: nobody else can tell whether theirs are the same."""
-    ledger = Ledger(cache_of(here / "_build") / LEDGER, here)
-    for entry, name in zip(ledger.entries.values(), ("/mine/0123456789ab.json", "../mine.json"), strict=True):
-        entry["files"][name] = None
-    ledger.save()
+    for (page, entry), name in zip(entries(here).items(), ("/mine/0123456789ab.json", "../mine.json"), strict=True):
+        cache_execution(here, page, entry | {"files": entry["files"] | {name: None}})
     assert export_chapters(tmp_path / "other", here / "_build", here) == []
     for path in place.glob("*.json"):
         told = json.loads(path.read_bytes().partition(b"\n")[2])
@@ -186,14 +190,10 @@ def test_what_rests_on_files_of_one_machine_does_not_travel(place, here, there, 
 
 
 def test_what_changed_while_it_was_executed_is_not_known(here):
-    """It may have used the file as it was before; and what is brought is read again, though its page is the same."""
-    ledger = Ledger(cache_of(here / "_build") / LEDGER, here)
-    (code, entry), *_ = ledger.entries.items()
-    used = {"files": [str(here / "src/one.py")], "missing": []}
-    ledger.note(code, entry["page"], used, time.time() - 9)
-    assert not ledger.is_valid(code)
-    ledger.note(code, entry["page"], used, time.time() + 9)
-    assert ledger.is_valid(code)
+    """It may have used the file as it was before."""
+    trace = {"files": [str(here / "src/one.py")], "missing": []}
+    assert changed_files(used_files("book/one", trace, time.time() - 9, here), here)
+    assert not changed_files(used_files("book/one", trace, time.time() + 9, here), here)
 
 
 def test_a_page_that_is_brought_is_read_again(place, there):
@@ -219,11 +219,11 @@ def test_a_page_whose_execution_is_dropped_is_read_again_though_the_build_is_sto
         doctreedir=here / "_build/.doctrees",
     )  # fmt: skip
     execution.drop_stale(app)
-    assert app.peftbook_stale == ["book/two"] and [tree.exists() for tree in trees] == [True, False]
+    assert [tree.exists() for tree in trees] == [True, False]
 
 
 def test_what_does_not_hold_here_is_not_given(here, tmp_path):
-    """The ledger of a build that was stopped may have it still."""
+    """The cache of a build that was stopped may have it still."""
     (here / "src/one.py").write_text("# other")
     assert export_chapters(tmp_path / "place", here / "_build", here) == ["book/two"]
 

@@ -1,13 +1,37 @@
-"""HTML from pieces on markupsafe: what is put into a piece is escaped unless it is a piece itself."""
+"""HTML: jinja2 templates for pages, pieces on markupsafe for a line; what is put into either is escaped unless it is
+markup itself.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+@cache
+def environment() -> Environment:
+    """The templates."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+
+
+def fill(template: str, **values: object) -> Markup:
+    """A template of `templates/`, filled."""
+    return Markup(environment().get_template(template).render(values))
+
+
+def part(macro: str, *values: object) -> Markup:
+    """A macro of `templates/parts.html`, filled."""
+    return getattr(environment().get_template("parts.html").module, macro)(*values)
 
 
 def piece(template: str, *values: object, **named: object) -> Markup:
@@ -39,39 +63,6 @@ def prose(text: str) -> Markup:
 def powers_raised(text: str) -> Markup:
     """A printed quantity, its powers of ten raised: `5 × 10^−5`."""
     return Markup(re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", str(escape(text))))
-
-
-def fact_table(rows: Iterable[tuple[object, object]]) -> Markup:
-    """Names and values, a row each."""
-    body = joined(piece('<tr><th scope="row">{}</th><td>{}</td></tr>', *row) for row in rows)
-    template = '<div class="table-scroll" tabindex="0"><table class="table facts"><tbody>{}</tbody></table></div>'
-    return piece(template, body)
-
-
-def grid(heads: Iterable[str], rows: Iterable[Iterable[object]], kind: str = "") -> Markup:
-    """A table with a head, repeated on each cell: on a phone rows are shown as cards. It scrolls in its own box."""
-    heads, rows = list(heads), [list(row) for row in rows]
-    if not rows:
-        return Markup('<p class="nothing">None yet.</p>')
-    cell = '<td data-head="{}">{}</td>'
-    body = joined(
-        (joined(piece(cell, *pair) for pair in zip(heads, row, strict=True)) for row in rows), template="<tr>{}</tr>"
-    )
-    template = (
-        '<div class="table-scroll" tabindex="0"><table class="table {}"><thead><tr>{}</tr></thead><tbody>{}</tbody>'
-        "</table></div>"
-    )
-    return piece(template, kind, joined(heads, template='<th scope="col">{}</th>'), body)
-
-
-def details(summary: object, body: object) -> Markup:
-    """A fold: its body shows when a reader opens it."""
-    return piece('<details class="fold"><summary>{}</summary>{}</details>', summary, body)
-
-
-def command_block(text: str) -> Markup:
-    """A command on its own line."""
-    return piece('<div class="highlight"><pre tabindex="0"><span></span>{}</pre></div>', text)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -6,10 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
 from peftbook.core.errors import InputError, need
-from peftbook.views.html import joined, link, piece
+from peftbook.views.html import fill
 from peftbook.views.site import identity
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -30,15 +30,7 @@ def find_chromium() -> str:
 def for_print(html: str) -> str:
     """The one page with a cover and contents, and with links to what only the site has."""
     chapters = re.findall(r'<span id="document-([^"]+)"></span>.*?<h\d>(.*?)<a class="headerlink"', html, re.DOTALL)
-    lines = joined(piece('<li><a href="#document-{}">{}</a></li>', page, Markup(title)) for page, title in chapters)
-    cover = piece(
-        '<section class="pdf-cover"><p class="pdf-title">{}</p><p>{}</p><p>Version {}, {}. Text and figures {}, code {}'
-        '.<br>The site, with a page for every run: {}</p></section><section class="pdf-contents">'
-        '<p class="pdf-heading">Contents</p><ul>{}</ul></section>',
-        identity.TITLE, ", ".join(identity.AUTHORS), identity.version(), identity.released(),
-        identity.TEXT_LICENCE, identity.CODE_LICENCE,
-        link(identity.PUBLIC_ADDRESS, identity.PUBLIC_ADDRESS), lines,
-    )  # fmt: skip
+    cover = fill("print_cover.html", book=identity, chapters=chapters)
     html = re.sub(r"(<article[^>]*>)", lambda match: f"{match[1]}{cover}", html, count=1)
     html = re.sub(r'href="runs/', f'href="{identity.PUBLIC_ADDRESS}book/runs/', html)
     return re.sub(r"<html[^>]*>", '<html lang="en" data-theme="light" data-mode="light" class="pdf">', html, count=1)

@@ -18,7 +18,7 @@ from lxml import etree, html
 from markupsafe import Markup
 
 from peftbook.core.errors import InputError
-from peftbook.views.html import piece
+from peftbook.views.html import fill
 from peftbook.views.site import identity
 
 XHTML = "http://www.w3.org/1999/xhtml"
@@ -169,13 +169,7 @@ def text_of(heading: Any) -> str:
 
 def framed(title: str, body: str, kind: str = "") -> bytes:
     """A whole document; kind: what EPUB calls a page that is no chapter."""
-    return piece(
-        '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html>\n'
-        '<html xmlns="{}" xmlns:epub="http://www.idpf.org/2007/ops" lang="en" xml:lang="en"><head>'
-        '<meta charset="utf-8"/><title>{}</title><link rel="stylesheet" type="text/css" href="book.css"/></head>'
-        "<body{}>{}</body></html>\n",
-        XHTML, title, piece(' epub:type="{}"', kind) if kind else "", Markup(body),
-    ).encode()  # fmt: skip
+    return fill("frame.xhtml", title=title, body=Markup(body), kind=kind).encode()
 
 
 def qualified(element: Any, space: str) -> Any:

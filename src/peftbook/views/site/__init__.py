@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 PARTS = (
-    "theme", "mathematics", "numbers", "figure_numbers", "ahead", "notebooks", "run_pages", "machines", "citation",
+    "theme", "mathematics", "numbers", "figure_numbers", "ahead", "notebooks", "run_pages", "citation",
     "lecture", "pictures", "live", "byte_model", "lean", "freshness",
 )  # fmt: skip
 

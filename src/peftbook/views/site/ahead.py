@@ -1,8 +1,8 @@
 """Executing ahead: the chapters that no cache has, as many at once as there are cores, before Sphinx reads them.
 
-MyST-NB executes a chapter while it reads it, one after the other. Here each chapter gets the same kernel, process and
-namespace of its own, and the outputs go into the cache where MyST-NB finds them. A chapter that fails is left to
-MyST-NB, which executes it again and says what went wrong.
+MyST-NB executes a chapter while it reads it, one after the other, and does not trace what it uses. Here each chapter
+gets the same kernel, process and namespace of its own, and the outputs go into the cache where MyST-NB finds them. A
+chapter that fails is left to MyST-NB, which executes it again and says what went wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ from sphinx.util import logging
 
 from peftbook.runtime.fork_server import AVAILABLE, ForkServer
 from peftbook.views.site.build_progress import phases_of
-from peftbook.views.site.execution import cache_folder, kernel_variables, ledger_of
+from peftbook.views.site.execution import cache_folder, kernel_variables, used_files
 
 __all__ = ["setup"]
 
@@ -51,37 +51,34 @@ class Chapter:
     page: str
     path: Path
     notebook: NotebookNode
-    began: float = 0.0  # by the clock
-    seconds: float = 0.0
-    trace: dict[str, list[str]] | None = None
+    used: dict[str, Any] | None = None  # as `used_files` has it; None if the execution failed
 
 
 def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
-    """Before reading: execute what must be, the longest chapter first; store outputs and what they were made from."""
+    """Before reading: execute what must be, the longest code first; store outputs and what they were made from."""
     if env.mystnb_config.execution_mode != "cache":
         return
-    ledger, cache = ledger_of(app), get_cache(cache_folder(app))
-    waiting = sorted(pending(env, cache, pages), key=lambda one: (-ledger.seconds.get(one.page, 0.0), -size(one)))
-    if len(waiting) < 2:
+    cache = get_cache(cache_folder(app))
+    waiting = sorted(pending(env, cache, pages), key=size, reverse=True)
+    if not waiting:
         return
     room = int(psutil.virtual_memory().available // KERNEL_BYTES)
     workers = max(1, min(len(waiting), os.cpu_count() or 1, room))
     threads, phases = max(1, (os.cpu_count() or 1) // workers), phases_of(app)
     phases("executing the chapters", 0, len(waiting), f"{waiting[0].page} first")
     shared = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    with kernel_managers(shared) as manager, ThreadPoolExecutor(workers) as pool:
+    # One alone imports what it needs; the server's imports pay from the second on.
+    kernels = kernel_managers(shared) if len(waiting) > 1 else nullcontext(AsyncKernelManager)
+    with kernels as manager, ThreadPoolExecutor(workers) as pool:
         running = [
             pool.submit(execute, one, app, env.mystnb_config.execution_timeout, manager, shared) for one in waiting
         ]
         for count, done in enumerate(as_completed(running), 1):
             chapter = done.result()
-            if chapter.trace is not None:
-                bundle = CacheBundleIn(chapter.notebook, str(chapter.path), data={"execution_seconds": chapter.seconds})
-                record = cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-                ledger.note(record.hashkey, chapter.page, chapter.trace, chapter.began)
-                ledger.seconds[chapter.page] = round(chapter.seconds, 1)
-                ledger.save()
-                LOGGER.info("executed %s", chapter.page)
+            if chapter.used is not None:
+                bundle = CacheBundleIn(chapter.notebook, str(chapter.path), data=chapter.used)
+                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+            LOGGER.info("executed %s", chapter.page)
             phases("executing the chapters", count, len(running), f"{chapter.page} is done")
 
 
@@ -145,8 +142,8 @@ class ForkedKernel(LocalProvisioner):
 def execute(
     chapter: Chapter, app: Any, timeout: int, manager: type[AsyncKernelManager], shared: Mapping[str, str]
 ) -> Chapter:
-    """Execute a chapter in a kernel of its own; it has no trace if it failed."""
-    began, chapter.began = time.monotonic(), time.time()
+    """Execute a chapter in a kernel of its own, and note what it used."""
+    began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "trace.json"
         variables = {**shared, **kernel_variables(app, target)}
@@ -156,8 +153,8 @@ def execute(
         )  # fmt: skip
         with suppress(CellExecutionError, CellTimeoutError, DeadKernelError, FileNotFoundError):
             client.execute(env=variables)
-            chapter.trace = json.loads(target.read_text())
-    chapter.seconds = time.monotonic() - began
+            trace = json.loads(target.read_text())
+            chapter.used = used_files(chapter.page, trace, began, Path(app.srcdir))
     return chapter
 
 

@@ -17,6 +17,7 @@ import tinycss2
 from tinycss2 import serialize
 
 from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
+from peftbook.views.html import TEMPLATES
 
 SHEET = "site.css"
 FIRST = ("basic.css", "styles/pydata-sphinx-theme.css")  # the theme names them outside Sphinx's list
@@ -67,7 +68,7 @@ def known_classes(site: Path) -> set[str]:
     for path in [*site.glob("*.html"), *site.glob("book/*.html")]:
         for names in re.findall(r'class="([^"]*)"', path.read_text(encoding="utf-8")):
             known.update(names.split())
-    made_here = [*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("*.py")]
+    made_here = [*Path(__file__).parent.glob("*.py"), *TEMPLATES.parent.glob("*.py"), *TEMPLATES.glob("*.html")]
     for path in [*site.glob("_static/**/*.js"), *made_here]:
         known.update(WORD.findall(path.read_text(encoding="utf-8")))
     return known

@@ -1,24 +1,22 @@
-"""The directive `{machines}`: what `peftbook doctor` found on machines of the book, and how to ask for the reader's."""
+"""The table of the directive `{machines}`: what `peftbook doctor` found on machines of the book."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from docutils import nodes
-from sphinx.util.docutils import SphinxDirective
+from markupsafe import Markup
 
-from peftbook.training.doctor import MACHINES, Examination, book_machines
-from peftbook.views.html import grid
+from peftbook.training.doctor import Examination, book_machines
+from peftbook.views.html import part
 
 SHOWN = {"lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning", "full": "full"}
 HEADS = ("Machine", "computes in", "GFLOP/s a thread, float32", "GFLOP/s a thread, bfloat16",
          *(f"tokens/s, {words}" for words in SHOWN.values()))  # fmt: skip
 
 
-def machines_table() -> str:
+def machines_table() -> Markup:
     """One row a machine."""
-    return str(grid(HEADS, map(cells, book_machines()), "machines"))
+    return part("grid", HEADS, [list(cells(machine)) for machine in book_machines()], "machines")
 
 
 def cells(machine: Examination) -> Iterator[str]:
@@ -31,17 +29,3 @@ def cells(machine: Examination) -> Iterator[str]:
         yield f"{machine.operations_per_second[name] / 1e9:,.0f}"
     for name in SHOWN:
         yield f"{machine.tokens_per_second[name]:,.0f}"
-
-
-class Machines(SphinxDirective):
-    """The directive."""
-
-    def run(self) -> list[nodes.Node]:
-        for path in sorted(MACHINES.glob("*.json")):
-            self.env.note_dependency(str(path))
-        return [nodes.raw("", machines_table(), format="html")]
-
-
-def setup(app: Any) -> None:
-    """Register the directive."""
-    app.add_directive("machines", Machines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,15 @@ from peftbook.evidence import results
 from peftbook.evidence.cache import records_hash
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
-from peftbook.views.html import (
-    command_block,
-    details,
-    fact_table,
-    flatten,
-    grid,
-    joined,
-    link,
-    piece,
-    powers_raised,
-    with_unit,
-)
+from peftbook.views.html import TEMPLATES, fill, flatten, powers_raised, with_unit
 from peftbook.views.site.claim_cards import claim_card, scoreboard, seen_from_cuda
 from peftbook.views.site.display import counted
 from peftbook.views.site.execution import LOCK_FILES
+from peftbook.views.site.machines import machines_table
 
 FOLDER = "book/runs"
 ANY_NAME, ANY_TITLE, ANY_ARTICLE = "name-of-the-page", "title-of-the-page", "article-of-the-page"  # in the frame
+OTHERS = "others"  # the anchor of runs of no study
 SAMPLE = 10
 SHOWN_RUNS = 4  # links in a row
 SHOWN_MEASUREMENTS = 6  # of a probe, in a list of runs
@@ -73,36 +64,6 @@ def _headline(record: Record) -> str:
     return "; ".join(f"{name} {value}" for name, value in rows).replace("_", " ")
 
 
-def _quantities(quantities: Mapping[str, studies.Quantity]) -> Markup:
-    """A table of quantities; each row is the anchor that measured numbers link to."""
-    rows = []
-    for name, quantity in quantities.items():
-        broken = joined(name.split("_"), "_<wbr>")
-        anchor = piece('<span id="{}"><code>{}</code></span>', name, broken)
-        n, seeds = (f"{quantity.n:,}" if quantity.n else ""), str(quantity.seeds or "")
-        value = powers_raised(results.format_quantity(quantity))
-        rows.append([anchor, value, n, seeds, _run_links(quantity.runs)])
-    return grid(["Name", "Value [95 % interval]", "n", "Seeds", "Runs"], rows, "quantities")
-
-
-def _run_links(keys: Iterable[str]) -> Markup:
-    keys = list(dict.fromkeys(keys))
-    links = joined((link(f"{key[:12]}.html", key[:6], "run-link") for key in keys[:SHOWN_RUNS]), " ")
-    return links + (f" + {len(keys) - SHOWN_RUNS}" if len(keys) > SHOWN_RUNS else "")
-
-
-def _platform(record: Record) -> Markup:
-    """A label for what was not made on a CPU: both kinds stand side by side."""
-    if record.spec.platform == "cpu":
-        return Markup()
-    return piece(' <span class="platform" title="{}">{}</span>', record.hardware, record.spec.platform)
-
-
-def _section(anchor: str, title: str, *parts: object) -> Markup:
-    """A heading and what stands below it, a line each."""
-    return joined([piece('<h2 id="{}">{}</h2>', anchor, title), *parts], "\n")
-
-
 # ---------------------------------------------------------------------------------------------- the pages
 
 
@@ -118,44 +79,24 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
 
     where: the studies that use it.   known: the keys of the runs that have a page.
     """
-    used = joined((link(f"study-{study.name}.html", study.title) for study in where), ", ")
-    platform = "" if record.spec.platform == "cpu" else f" --platform {record.spec.platform}"
-    label = '<p class="run-label">{}{}. Used in: {}.</p>'
-    parts = [
-        piece("<h1>{}</h1>", title_of(record)),
-        piece(label, results.describe(record.spec), _platform(record), used or "no study (yet)"),
-    ]
-    if record.failure:
-        parts.append(piece('<p class="run-failure"><strong>This run failed:</strong> {}</p>', record.failure))
-    measurements = [with_unit(*measurement) for measurement in record.measurements.items()]
-    table = fact_table((name.replace("_", " "), value) for name, value in measurements)
-    if len(measurements) > UNFOLDED:
-        table = details(f"{len(measurements)} measurements", table)
-    raw = piece(
-        '<p><a href="{}.json" download>Download the raw record (JSON)</a>; its full key, <code class="key">{}</code>, '
-        "is the SHA-256 of the spec below.</p>", record.short_key, record.key,
+    measured = (with_unit(*measurement) for measurement in record.measurements.items())
+    curves, lists = _curves(record)
+    fields = json.loads(record.spec.canonical())
+    settings = fields.pop("runs", [])
+    runs = record.spec.runs if isinstance(record.spec, specs.Probe) else ()
+    return fill(
+        "run.html", record=record, title=title_of(record), what=results.describe(record.spec), where=where,
+        known=known, measurements=[(name.replace("_", " "), value) for name, value in measured], curves=curves,
+        lists=lists, fields=fields, runs=runs, settings=settings, texts=texts, unfolded=UNFOLDED, sample=SAMPLE,
+        shown_specs=SHOWN_SPECS, counted=counted, describe=results.describe, flatten=flatten,
     )  # fmt: skip
-    command = command_block(f"peftbook run --key {record.short_key}{platform} --again")
-    parts += [
-        _section("measured", "What was measured", table, *_curves(record)),
-        _section("repeat", "Repeat it", command, raw),
-        _section("spec", "What defines it", *_spec(record.spec, known)),
-        _section("provenance", "Where it was made", fact_table(flatten(record.provenance))),
-    ]
-    if record.metrics_info:
-        parts.append(_section("metrics", "How it was scored", fact_table(flatten(record.metrics_info))))
-    if texts:
-        count = piece("<p>The first {} of {}.</p>", min(SAMPLE, len(texts)), len(texts))
-        shown = joined(texts[:SAMPLE], template="<li><pre>{}</pre></li>")
-        parts.append(_section("texts", "What it wrote", count, piece('<ol class="run-texts" start="0">{}</ol>', shown)))
-    return joined(parts, "\n")
 
 
-def _curves(record: Record) -> Iterator[Markup]:
-    """Every list of the record's curve: drawn where it was taken along optimiser steps, else folded away as numbers."""
+def _curves(record: Record) -> tuple[list[tuple[str, Markup]], list[tuple[str, str]]]:
+    """Every list of the record's curve: drawn where it was taken along optimiser steps, else as numbers."""
     curve = record.curve
     along = curve.get("step") or curve.get("steps") or []
-    lists = []
+    curves, lists = [], []
     for name, values in sorted(curve.items(), key=lambda item: not item[0].endswith("_nats")):  # losses first
         if not values or name in AXES:
             continue
@@ -166,34 +107,15 @@ def _curves(record: Record) -> Iterator[Markup]:
         said = f"{title} by optimiser step"
         chart = Chart([Series(title, values, x=steps, marks=False)], "optimiser step", "", alt=said)
         if taken and (drawn := svg(chart, Frame(640, 260), "run-curve")):
-            yield piece("<h3>{}</h3>{}", said[:1].upper() + said[1:], Markup(drawn))
+            curves.append((said, Markup(drawn)))
         else:
             lists.append((title, _numbers(values)))
-    if lists:
-        yield details(f"{counted(len(lists), 'list')} of numbers", fact_table(lists))
+    return curves, lists
 
 
 def _numbers(values: list[float]) -> str:
     shown = ", ".join(f"{value:.4g}" for value in values[:SHOWN_VALUES])
     return shown + (f", … ({len(values)} in all)" if len(values) > SHOWN_VALUES else "")
-
-
-def _spec(spec: specs.Run | specs.Probe, known: Collection[str]) -> Iterator[Markup]:
-    """The fields of a run or a probe, then each run that a probe trains or reads, folded."""
-    fields = json.loads(spec.canonical())
-    runs = fields.pop("runs", [])
-    yield fact_table(flatten(fields))
-    if isinstance(spec, specs.Probe) and runs:
-        rows = []
-        for run in spec.runs:
-            key = run.key[:12]
-            page = link(f"{key}.html", key, "run-link")
-            name = page if run.key in known else piece('<span class="run-key">{}</span>', key)
-            rows.append([name, results.describe(run), "its own record" if run.key in known else "made here"])
-        yield Markup("<h3>The runs that it trains or reads</h3>")
-        yield grid(["Run", "What", "Record"], rows, "runs")
-        for run, settings in zip(spec.runs[:SHOWN_SPECS], runs[:SHOWN_SPECS], strict=True):
-            yield details(f"Spec of {run.key[:12]}", fact_table(flatten(settings)))
 
 
 def study_page(study: studies.Study, store: Store, cuda: Store | None = None) -> Markup:
@@ -204,47 +126,33 @@ def study_page(study: studies.Study, store: Store, cuda: Store | None = None) ->
     claim = results.claim(study.name, store)
     quantities = results.study_quantities(study.name, store)
     deciding = {name: quantities[name] for name in claim.verdict.quantities if name in quantities}
-    others = {name: quantity for name, quantity in quantities.items() if name not in deciding}
-    records = study.records(store)
-    runs = grid(["Run", "What", "Result"], _run_rows(records), "runs")
-    if len(records) > UNFOLDED:
-        runs = details("Every run, and what it found", runs)
-    parts = [piece("<h1>{}</h1>", study.title), claim_card(claim, cuda, home="../", page="")]
-    if deciding:
-        parts.append(_section("deciding", "What decided", _quantities(deciding)))
-    parts += [
-        _section("repeat", "Repeat it", command_block(results.run_command(study.name))),
-        _section("runs", "Runs", piece("<p>{} cached, {} missing.</p>", len(records), claim.missing), runs),
-    ]
-    if others:
-        parts.append(_section("quantities", f"{'Other' if deciding else 'All'} quantities", _quantities(others)))
-    return joined(parts, "\n")
+    return fill(
+        "study.html", study=study, card=claim_card(claim, cuda, home="../", page=""), deciding=deciding,
+        others={name: quantity for name, quantity in quantities.items() if name not in deciding},
+        command=results.run_command(study.name), missing=claim.missing, entries=_entries(study.records(store)),
+        printed=lambda quantity: powers_raised(results.format_quantity(quantity)), unfolded=UNFOLDED,
+        shown_runs=SHOWN_RUNS,
+    )  # fmt: skip
 
 
-def _run_rows(records: Iterable[Record], prefix: str = "") -> Iterator[list[object]]:
-    for record in records:
-        yield [
-            link(f"{prefix}{record.short_key}.html", record.short_key, "run-link"),
-            piece("{}{}", results.describe(record.spec), _platform(record)),
-            _headline(record),
-        ]
+def _entries(records: Iterable[Record]) -> list[tuple[Record, str, str]]:
+    """Runs, what each is, and what it found."""
+    return [(record, results.describe(record.spec), _headline(record)) for record in records]
 
 
 def run_index(store: Store) -> Markup:
     """All runs, each under the first study that uses it, folded."""
-    parts: list[Markup] = []
+    groups = []
     shown: set[str] = set()
     every = {record.key: record for record in store.all()}
     for study, keys in _keys_by_study(store, seen_from_cuda(store)):
         mine = [every[key] for key in keys if key in every and key not in shown]
         before = sum(key in every and key in shown for key in keys)
         shown |= {record.key for record in mine}
-        card = piece("<p>{}</p>", link(f"runs/study-{study.name}.html", "Claim, verdict and quantities"))
-        parts.append(_index_entry(study.name, study.title, before, mine, card))
+        groups.append((study.name, study.title, before, _entries(mine)))
     if rest := [record for record in every.values() if record.key not in shown]:
-        parts.append(_index_entry("others", "Runs of no study", 0, rest))
-    said = "<p>{} runs are cached, each under the first study that uses it.</p>{}"
-    return piece(said, len(every), joined(parts))
+        groups.append((OTHERS, "Runs of no study", 0, _entries(rest)))
+    return fill("run_index.html", total=len(every), groups=groups, others=OTHERS, counted=counted)
 
 
 def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.Study, list[str]]]:
@@ -254,17 +162,8 @@ def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.S
         yield study, list(dict.fromkeys(run.key for run in runs))
 
 
-def _index_entry(anchor: str, title: str, before: int, records: list[Record], card: str = "") -> Markup:
-    """before: how many of its runs are listed above."""
-    listed = [counted(len(records), "run")] if records else []
-    count = ", ".join(listed + [f"{before} listed above"] * bool(before)) or "none yet"
-    table = grid(["Run", "What", "Result"], _run_rows(records, "runs/"), "runs") if records else ""
-    summary = piece('<span class="fold-title">{}</span> <span class="fold-count">{}</span>', title, count)
-    return piece('<section id="{}">{}</section>', anchor, details(summary, joined([card, table])))
-
-
 class StoreDirective(SphinxDirective):
-    """Inserts HTML made from the store; its page is read again when anything that it is made from changed."""
+    """Inserts HTML made from the store or the data; its page is read again when what it is made from changed."""
 
     def run(self) -> list[nodes.Node]:
         env: Any = self.env
@@ -272,7 +171,7 @@ class StoreDirective(SphinxDirective):
         return [nodes.raw("", str(DIRECTIVES[self.name](default_store())), format="html")]
 
 
-DIRECTIVES = {"scoreboard": scoreboard, "run-index": run_index}
+DIRECTIVES = {"scoreboard": scoreboard, "run-index": run_index, "machines": lambda _: machines_table()}
 
 
 # ---------------------------------------------------------------------------------------------- the build
@@ -288,11 +187,12 @@ def _frame(app: Any) -> str:
 
 
 def _inputs(app: Any) -> str:
-    """Hash of all that the pages are made from: code and data of this module and of every study, the libraries, and the
-    records wherever they lie.
+    """Hash of all that the pages are made from: code and data of this module and of every study, the templates, the
+    libraries, and the records wherever they lie.
     """
     rules = (__name__, *map(studies.module_of, studies.NAMES))
-    files = [*chain.from_iterable(map(dependencies, rules)), *(str(Path(app.srcdir, name)) for name in LOCK_FILES)]
+    files = [*chain.from_iterable(map(dependencies, rules)), *map(str, TEMPLATES.glob("*.html"))]
+    files += [str(Path(app.srcdir, name)) for name in LOCK_FILES]
     return inputs_hash(files, records_hash(*default_store().folders))
 
 

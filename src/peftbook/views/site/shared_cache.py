@@ -1,7 +1,7 @@
 """Executed chapters that travel: outputs that were made elsewhere from the same code, data, records and lock file.
 
 A place is a folder with one file for each executed chapter, or a .zip archive of such a folder. A file has a checksum,
-the entry of the ledger, and the notebook with its outputs. Files that are damaged, of another version, or made from
+what the execution used, and the notebook with its outputs. Files that are damaged, of another version, or made from
 anything else than what lies here, are ignored.
 """
 
@@ -23,11 +23,10 @@ from jupyter_cache.base import CacheBundleIn
 from peftbook.core.errors import InputError
 from peftbook.core.records import default_store, write_atomically
 from peftbook.core.stamp import add_checksum, verified_body
-from peftbook.views.site.execution import Ledger, read_again
+from peftbook.views.site.execution import changed_files, read_again
 
-__all__ = ["LEDGER", "check_place", "export_chapters", "import_chapters"]
+__all__ = ["check_place", "export_chapters", "import_chapters"]
 
-LEDGER = "peftbook.json"  # in the folder of the cache
 FORMAT = 1
 MAX_AGE_DAYS = 60  # after which a file that no build has used is deleted
 FILE_NAME = re.compile(r"[0-9a-f]{32}\.json")
@@ -58,25 +57,23 @@ def import_chapters(place: Path, build: Path, root: Path) -> list[str]:
     """Add the chapters of a place that are valid here to the cache; returns their pages, which are read again.
 
     build: folder of the builds, with the caches of Sphinx and of jupyter-cache.  root: of the checkout, to which the
-    paths of the ledger are relative. Raises InputError where the cache cannot be written.
+    paths of used files are relative. Raises InputError where the cache cannot be written.
     """
     pages: list[str] = []
     try:
-        ledger, cache = Ledger(cache_of(build) / LEDGER, root), get_cache(cache_of(build))
+        cache = get_cache(cache_of(build))
+        valid = {record.hashkey for record in cache.list_cache_records() if not changed_files(record.data, root)}
         for code_hash, entry, notebook in read_chapters(place):
             with suppress(Exception):  # whatever is wrong with a notebook, it is ignored
-                if ledger.is_valid(code_hash) or outside_checkout(entry) or ledger.changes_of(entry):
+                if code_hash in valid or outside_checkout(entry) or changed_files(entry, root):
                     continue
                 if cache.create_hashed_notebook(notebook)[1] != code_hash:
                     continue
-                bundle = CacheBundleIn(notebook, str(root / f"{entry['page']}.md"))
+                bundle = CacheBundleIn(notebook, str(root / f"{entry['page']}.md"), data=entry)
                 cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-                ledger.entries[code_hash] = entry
                 pages.append(entry["page"])
-        ledger.failed = [page for page in ledger.failed if page not in pages]
         for page in pages:
             read_again(build / ".doctrees", page)
-        ledger.save()
     except OSError as error:
         raise InputError(
             f"What {str(place)!r} has cannot be written to {str(build)!r} ({error.strerror}): make room, or leave out "
@@ -86,7 +83,7 @@ def import_chapters(place: Path, build: Path, root: Path) -> list[str]:
 
 
 def cache_of(build: Path) -> Path:
-    """Where jupyter-cache and the ledger are."""
+    """Where jupyter-cache is."""
     return build / ".jupyter_cache"
 
 
@@ -100,10 +97,10 @@ def export_chapters(place: Path, build: Path, root: Path) -> list[str]:
 
     Raises InputError where the folder cannot be written.
     """
-    ledger, cache, pages = Ledger(cache_of(build) / LEDGER, root), get_cache(cache_of(build)), []
+    cache, pages = get_cache(cache_of(build)), []
     for record in cache.list_cache_records():
-        entry = ledger.entries.get(record.hashkey)
-        if entry is None or outside_checkout(entry) or ledger.changes_of(entry):
+        entry = record.data
+        if changed_files(entry, root) or outside_checkout(entry):
             continue
         try:
             notebook = cache.get_cache_bundle(record.pk).nb
@@ -132,7 +129,7 @@ def export_chapters(place: Path, build: Path, root: Path) -> list[str]:
 
 
 def read_chapters(place: Path) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Hash of the code, entry of the ledger and notebook of every undamaged file of a place."""
+    """Hash of the code, what its execution used, and notebook of every undamaged file of a place."""
     for data in read_files(place):
         with suppress(AttributeError, KeyError, TypeError, ValueError):
             if (body := verified_body(data)) is not None and (content := json.loads(body))["format"] == FORMAT:

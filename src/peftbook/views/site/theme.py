@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from peftbook.core.stamp import inputs_hash
 from peftbook.views.export import epub
 from peftbook.views.site import identity
 
@@ -68,10 +68,8 @@ def _names() -> dict[str, str]:
 
 def hash_frame(app: Any, config: Any) -> None:
     """A value that Sphinx compares: when what surrounds the text changes, every page is written again."""
-    digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(app.srcdir, "book/templates").rglob("*.html")]):
-        digest.update(path.read_bytes())
-    config.peftbook_frame = digest.hexdigest()
+    templates = Path(app.srcdir, "book/templates").rglob("*.html")
+    config.peftbook_frame = inputs_hash([*Path(__file__).parent.glob("*.py"), *templates])
 
 
 def own_header_buttons(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
