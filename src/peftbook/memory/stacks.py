@@ -8,16 +8,13 @@ installed packages, without importing them; for a machine without them the table
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from peftbook.core.errors import InputError
+from peftbook.memory.defaults import declared_in
 from peftbook.memory.names import OPTIMISER_NAMES, meant
 from peftbook.memory.setup import TARGETS, Setup
 
@@ -47,43 +44,6 @@ class Declared:
     def source(self) -> str:
         """The class and the field."""
         return f"{self.classes[0].rpartition(':')[2]}.{self.name}"
-
-
-@functools.cache
-def declared_in(where: str) -> dict[str, Any]:
-    """Field → default of a dataclass, as its source declares it: constants, and names that are assigned one.
-
-    where: package/file:class. Empty where one of the three is not there.
-    """
-    path, _, owner = where.partition(":")
-    package, _, file = path.partition("/")
-    spec = importlib.util.find_spec(package)
-    places = (spec and spec.submodule_search_locations) or []
-    source = next((Path(place, file) for place in places if Path(place, file).is_file()), None)
-    if source is None:
-        return {}
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    body = next((part.body for part in tree.body if isinstance(part, ast.ClassDef) and part.name == owner), [])
-    named, found = constants(body), {}
-    for part in body:
-        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-            given = part.value
-            if isinstance(given, ast.Call):
-                given = next((word.value for word in given.keywords if word.arg == "default"), None)
-            given = named.get(given.id) if isinstance(given, ast.Name) else given
-            if isinstance(given, ast.Constant):
-                found[part.target.id] = given.value
-    return found
-
-
-def constants(body: list[ast.stmt]) -> dict[str, ast.expr]:
-    """Name → what a class assigns it last, with its conditions taken as true (`if is_torch_available():`)."""
-    found: dict[str, ast.expr] = {}
-    for part in body:
-        for one in ast.walk(part) if isinstance(part, ast.If) else [part]:
-            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
-                found[one.targets[0].id] = one.value
-    return found
 
 
 Known = tuple[Any, str]  # a value and where it is from
