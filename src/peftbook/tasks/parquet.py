@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from peftbook.core.errors import InputError
+from peftbook.runtime.processes import limit_process
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,17 +105,6 @@ def values_of(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def limit_process() -> None:
-    """Let this process fail rather than the machine, where the system knows limits."""
-    try:
-        import resource
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 if __name__ == "__main__":
-    limit_process()
+    limit_process(SECONDS, MEMORY_BYTES)
     write_lines(sys.stdin.buffer.read(), sys.stdout.buffer)
