@@ -9,7 +9,7 @@ installed packages, without importing them; for a machine without them the table
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -62,9 +62,9 @@ class Stack:
     package: str
     version: str
     always: Given
-    whole: Given
-    quantised: Given
-    full: Given
+    whole: Given = field(default_factory=dict)
+    quantised: Given = field(default_factory=dict)
+    full: Given = field(default_factory=dict)
     uncounted: str = ""
 
     @property
@@ -125,7 +125,6 @@ STACKS: dict[str, Stack] = {
             "logits": ("whole", "transformers' own loss, in float32 at every position"),
             "optimiser": foreach_on_a_gpu,
         },
-        whole={}, quantised={}, full={},
     ),
     "trainer": Stack(
         "transformers.Trainer", "transformers", "5.24.0",
@@ -136,9 +135,7 @@ STACKS: dict[str, Stack] = {
             "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
             "logits": ("whole", "transformers' own loss, in float32 at every position"),
         },
-        whole={},
         quantised={"dtype": ("fp32", KBIT), "checkpointing": (True, KBIT)},
-        full={},
     ),
     "trl": Stack(
         "TRL's SFTTrainer", "trl", "1.16.0",
@@ -155,7 +152,6 @@ STACKS: dict[str, Stack] = {
         whole={"adapter_dtype": PEFT_ADAPTER},
         quantised={"adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS),
                    "magnitude_dtype": ("fp32", f"{TRL_CASTS}, but for DoRA's magnitudes")},
-        full={},
     ),
     "trl0": Stack(
         "TRL's SFTTrainer before 1.0", "", "0.25.0",
@@ -169,7 +165,6 @@ STACKS: dict[str, Stack] = {
         quantised={
             "dtype": ("bf16", PREPARED), "adapter_dtype": ("bf16", PREPARED), "wide_norms": (True, PREPARED),
         },
-        full={},
     ),
     "peftbook": Stack(
         "peftbook's own loop", "peftbook", "0.1.0",
@@ -179,7 +174,7 @@ STACKS: dict[str, Stack] = {
             "held": (True, "frozen matrices are there in bfloat16 too"), "adapter_dtype": ("fp32", "the loop"),
             "logits": ("whole", "at positions with a label alone: --labels"),
         },
-        whole={}, quantised={"held": (False, "the base is in 4 bits")}, full={"held": (False, "all is trained")},
+        quantised={"held": (False, "the base is in 4 bits")}, full={"held": (False, "all is trained")},
     ),
     "litgpt": Stack(
         "LitGPT", "litgpt", "0.5.13",
@@ -192,7 +187,6 @@ STACKS: dict[str, Stack] = {
             "dropout": (True, "lora_dropout 0.05"), "logits": ("narrow", "chunked_cross_entropy"),
             "optimiser": foreach_on_a_gpu,
         },
-        whole={},
         quantised={
             "batch": (2, f"{HUB}/qlora.yaml, micro_batch_size"), "double": (False, "quantize bnb.nf4"),
             "optimiser": ("paged_adamw", "bitsandbytes' PagedAdamW, with --quantize"),
@@ -213,7 +207,6 @@ STACKS: dict[str, Stack] = {
             ),
             "logits": ("chunked", "LinearCrossEntropyLoss"),
         },
-        whole={}, quantised={},
         full={
             "optimiser": ("paged_adamw_8bit", "8B_full_single_device"), "accumulated": (False, "optimizer_in_bwd"),
             "in_backward": (True, "optimizer_in_bwd"),
@@ -228,7 +221,6 @@ STACKS: dict[str, Stack] = {
             "autocast": (True, "bf16: auto"), "adapter_dtype": PEFT_ADAPTER,
             "logits": ("whole", "its CutCrossEntropyPlugin is --logits fused"),
         },
-        whole={}, quantised={}, full={},
         uncounted="its LoRA kernels, on where there is no dropout, which keep less where nothing is checkpointed",
     ),
     "unsloth": Stack(
@@ -241,7 +233,6 @@ STACKS: dict[str, Stack] = {
             "autocast": (True, "bf16"), "adapter_dtype": ("fp32", "float32_mixed_precision"),
             "rank": (16, "get_peft_model, r"), "logits": ("fused", "unsloth_fused_ce_loss"),
         },
-        whole={}, quantised={}, full={},
     ),
 }  # fmt: skip
 
@@ -261,18 +252,18 @@ def setup_in(stack: str, **asked: Any) -> tuple[Setup, tuple[Assumption, ...]]:
     asked: fields of `Setup`. Raises InputError for an unknown stack, or for settings that no step has.
     """
     known = STACKS[meant("Stack", str(stack), {name: name for name in STACKS})]
-    defaults = {field.name: field.default for field in fields(Setup)}
+    defaults = {one.name: one.default for one in fields(Setup)}
     if unknown := asked.keys() - defaults.keys():
         raise InputError(f"A step has no {', '.join(sorted(unknown))}: its settings are {', '.join(defaults)}.")
     assumed: dict[str, Assumption] = {}
-    for field, given in known.given(asked.get("method", Setup.method), bool(asked.get("quantised"))).items():
-        if field in asked:
+    for name, given in known.given(asked.get("method", Setup.method), bool(asked.get("quantised"))).items():
+        if name in asked:
             continue
         if callable(given):
-            given = given(defaults | {name: one.value for name, one in assumed.items()} | asked)
+            given = given(defaults | {one.field: one.value for one in assumed.values()} | asked)
         value, source = (given.value, given.source) if isinstance(given, Declared) else given
-        value = OPTIMISER_NAMES.get(value, value) if field == "optimiser" else value
-        assumed[field] = Assumption(field, value, source)
+        value = OPTIMISER_NAMES.get(value, value) if name == "optimiser" else value
+        assumed[name] = Assumption(name, value, source)
     values = defaults | {name: one.value for name, one in assumed.items()} | asked
     refused = {
         "padding": values["batch"] == 1,
