@@ -12,8 +12,9 @@ from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 from peftbook.memory import Configuration, Setup, Shape, read_shape
 from peftbook.memory import loss as losses
+from peftbook.memory.defaults import classes_in
 from peftbook.memory.names import OPTIMISER_NAMES
-from peftbook.memory.stacks import SFT, STACKS, Declared, declared_in, setup_in
+from peftbook.memory.stacks import SFT, STACKS, Declared, setup_in
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
 from peftbook.training import random_model
@@ -68,11 +69,11 @@ def test_without_the_library_the_table_says_its_version(monkeypatch):
     """And the same set-up, as long as the version that is here is that of the table."""
     here = {name: setup_in(name)[0] for name in STACKS}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    declared_in.cache_clear()
+    classes_in.cache_clear()
     try:
         assert {name: setup_in(name)[0] for name in STACKS} == here
     finally:
-        declared_in.cache_clear()
+        classes_in.cache_clear()
     missing = [known for known in STACKS.values() if known.package == "litgpt"]
     assert all(known.version in known.named and "not installed" in known.named for known in missing)
 

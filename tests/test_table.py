@@ -275,6 +275,7 @@ def test_parquet_whose_values_repeat_the_one_before_is_read():
         ("author,text,label", Columns("text", "label", None, "author")),
         ("a,b", Columns("a", "b")),
         ("SQL,Question", Columns("Question", "SQL")),
+        ("author,b", Columns("author", "b")),
     ],
 )
 def test_columns_are_guessed_by_name_then_by_length(header, wanted):

@@ -37,8 +37,8 @@ def head(decoder: Decoder, x: Value) -> Value:
         with tape.at("loss"):
             x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
     ways = {
-        "whole": whole, "shifted": shifted, "held": held, "narrow": narrow, "chunked": chunked, "compiled": compiled,
-        "tiled": recomputed, "fused": recomputed,
+        "whole": whole, "shifted": shifted, "held": held, "narrow": undone_in_parts, "compiled": undone_in_parts,
+        "chunked": chunked, "tiled": recomputed, "fused": recomputed,
     }  # fmt: skip
     return ways[setup.logits](decoder, x)
 
@@ -92,28 +92,22 @@ def held(decoder: Decoder, x: Value) -> Value:
         return cross_entropy(decoder, tape.apply(wide, held=[wide]))
 
 
-def narrow(decoder: Decoder, x: Value) -> Value:
-    """Log-probabilities in the dtype of the model, undone part by part, and logits that stay in hand meanwhile."""
-    tape, trained, rows, each = decoder.tape, decoder.trains("lm_head"), x.shape[:-1], x.bytes_each
+def undone_in_parts(decoder: Decoder, x: Value) -> Value:
+    """Log-probabilities in the dtype of the model, whose gradients are there for one part after the other.
+
+    narrow: the logits stay in hand meanwhile.  compiled: one kernel keeps the logits alone, with two numbers a
+    position, and overwrites them by their gradient.
+    """
+    tape, narrow, trained = decoder.tape, decoder.setup.logits == "narrow", decoder.trains("lm_head")
+    rows, each = x.shape[:-1], x.bytes_each
     with tape.at("loss"):
-        logits = tape.value((*rows, "V"), each)
-        kept = [tape.value((*rows, "V"), each), tape.value(rows, 8)] + [x] * trained
+        held = [tape.value((*rows, "V"), each)] * narrow
+        kept = [tape.value((*rows, "V"), each), tape.value(rows, 8 if narrow else 12)] + [x] * trained
         forward, back = products_of(x, each, trained)
         return tape.apply(
-            x, shape=(), bytes_each=4, kept=kept, held=[logits], trained=gradient_of(decoder),
-            undoing=product(2.0 * each, "q", "V"), products=[forward], undoing_products=back, exponential=True,
-        )  # fmt: skip
-
-
-def compiled(decoder: Decoder, x: Value) -> Value:
-    """One part after the other, each loss in one kernel, which keeps the logits and overwrites their gradient."""
-    tape, trained, rows, each = decoder.tape, decoder.trains("lm_head"), x.shape[:-1], x.bytes_each
-    with tape.at("loss"):
-        kept = [tape.value((*rows, "V"), each), tape.value(rows, 12)] + [x] * trained
-        forward, back = products_of(x, each, trained)
-        return tape.apply(
-            x, shape=(), bytes_each=4, kept=kept, trained=gradient_of(decoder), undoing=product(float(each), "q", "V"),
-            products=[forward], undoing_products=back, exponential=True,
+            x, shape=(), bytes_each=4, kept=kept, held=held, trained=gradient_of(decoder),
+            undoing=product(float(2 * each if narrow else each), "q", "V"), products=[forward], undoing_products=back,
+            exponential=True,
         )  # fmt: skip
 
 

@@ -8,16 +8,13 @@ installed packages, without importing them; for a machine without them the table
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from peftbook.core.errors import InputError
+from peftbook.memory.defaults import declared_in
 from peftbook.memory.names import OPTIMISER_NAMES, meant
 from peftbook.memory.setup import TARGETS, Setup
 
@@ -49,43 +46,6 @@ class Declared:
         return f"{self.classes[0].rpartition(':')[2]}.{self.name}"
 
 
-@functools.cache
-def declared_in(where: str) -> dict[str, Any]:
-    """Field → default of a dataclass, as its source declares it: constants, and names that are assigned one.
-
-    where: package/file:class. Empty where one of the three is not there.
-    """
-    path, _, owner = where.partition(":")
-    package, _, file = path.partition("/")
-    spec = importlib.util.find_spec(package)
-    places = (spec and spec.submodule_search_locations) or []
-    source = next((Path(place, file) for place in places if Path(place, file).is_file()), None)
-    if source is None:
-        return {}
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    body = next((part.body for part in tree.body if isinstance(part, ast.ClassDef) and part.name == owner), [])
-    named, found = constants(body), {}
-    for part in body:
-        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-            given = part.value
-            if isinstance(given, ast.Call):
-                given = next((word.value for word in given.keywords if word.arg == "default"), None)
-            given = named.get(given.id) if isinstance(given, ast.Name) else given
-            if isinstance(given, ast.Constant):
-                found[part.target.id] = given.value
-    return found
-
-
-def constants(body: list[ast.stmt]) -> dict[str, ast.expr]:
-    """Name → what a class assigns it last, with its conditions taken as true (`if is_torch_available():`)."""
-    found: dict[str, ast.expr] = {}
-    for part in body:
-        for one in ast.walk(part) if isinstance(part, ast.If) else [part]:
-            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
-                found[one.targets[0].id] = one.value
-    return found
-
-
 Known = tuple[Any, str]  # a value and where it is from
 Given = Mapping[str, Known | Declared | Callable[[Mapping[str, Any]], Known]]  # by field; of a function of the others
 
@@ -102,9 +62,9 @@ class Stack:
     package: str
     version: str
     always: Given
-    whole: Given
-    quantised: Given
-    full: Given
+    whole: Given = field(default_factory=dict)
+    quantised: Given = field(default_factory=dict)
+    full: Given = field(default_factory=dict)
     uncounted: str = ""
 
     @property
@@ -165,7 +125,6 @@ STACKS: dict[str, Stack] = {
             "logits": ("whole", "transformers' own loss, in float32 at every position"),
             "optimiser": foreach_on_a_gpu,
         },
-        whole={}, quantised={}, full={},
     ),
     "trainer": Stack(
         "transformers.Trainer", "transformers", "5.24.0",
@@ -176,9 +135,7 @@ STACKS: dict[str, Stack] = {
             "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
             "logits": ("whole", "transformers' own loss, in float32 at every position"),
         },
-        whole={},
         quantised={"dtype": ("fp32", KBIT), "checkpointing": (True, KBIT)},
-        full={},
     ),
     "trl": Stack(
         "TRL's SFTTrainer", "trl", "1.16.0",
@@ -195,7 +152,6 @@ STACKS: dict[str, Stack] = {
         whole={"adapter_dtype": PEFT_ADAPTER},
         quantised={"adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS),
                    "magnitude_dtype": ("fp32", f"{TRL_CASTS}, but for DoRA's magnitudes")},
-        full={},
     ),
     "trl0": Stack(
         "TRL's SFTTrainer before 1.0", "", "0.25.0",
@@ -209,7 +165,6 @@ STACKS: dict[str, Stack] = {
         quantised={
             "dtype": ("bf16", PREPARED), "adapter_dtype": ("bf16", PREPARED), "wide_norms": (True, PREPARED),
         },
-        full={},
     ),
     "peftbook": Stack(
         "peftbook's own loop", "peftbook", "0.1.0",
@@ -219,7 +174,7 @@ STACKS: dict[str, Stack] = {
             "held": (True, "frozen matrices are there in bfloat16 too"), "adapter_dtype": ("fp32", "the loop"),
             "logits": ("whole", "at positions with a label alone: --labels"),
         },
-        whole={}, quantised={"held": (False, "the base is in 4 bits")}, full={"held": (False, "all is trained")},
+        quantised={"held": (False, "the base is in 4 bits")}, full={"held": (False, "all is trained")},
     ),
     "litgpt": Stack(
         "LitGPT", "litgpt", "0.5.13",
@@ -232,7 +187,6 @@ STACKS: dict[str, Stack] = {
             "dropout": (True, "lora_dropout 0.05"), "logits": ("narrow", "chunked_cross_entropy"),
             "optimiser": foreach_on_a_gpu,
         },
-        whole={},
         quantised={
             "batch": (2, f"{HUB}/qlora.yaml, micro_batch_size"), "double": (False, "quantize bnb.nf4"),
             "optimiser": ("paged_adamw", "bitsandbytes' PagedAdamW, with --quantize"),
@@ -253,7 +207,6 @@ STACKS: dict[str, Stack] = {
             ),
             "logits": ("chunked", "LinearCrossEntropyLoss"),
         },
-        whole={}, quantised={},
         full={
             "optimiser": ("paged_adamw_8bit", "8B_full_single_device"), "accumulated": (False, "optimizer_in_bwd"),
             "in_backward": (True, "optimizer_in_bwd"),
@@ -268,7 +221,6 @@ STACKS: dict[str, Stack] = {
             "autocast": (True, "bf16: auto"), "adapter_dtype": PEFT_ADAPTER,
             "logits": ("whole", "its CutCrossEntropyPlugin is --logits fused"),
         },
-        whole={}, quantised={}, full={},
         uncounted="its LoRA kernels, on where there is no dropout, which keep less where nothing is checkpointed",
     ),
     "unsloth": Stack(
@@ -281,7 +233,6 @@ STACKS: dict[str, Stack] = {
             "autocast": (True, "bf16"), "adapter_dtype": ("fp32", "float32_mixed_precision"),
             "rank": (16, "get_peft_model, r"), "logits": ("fused", "unsloth_fused_ce_loss"),
         },
-        whole={}, quantised={}, full={},
     ),
 }  # fmt: skip
 
@@ -301,18 +252,18 @@ def setup_in(stack: str, **asked: Any) -> tuple[Setup, tuple[Assumption, ...]]:
     asked: fields of `Setup`. Raises InputError for an unknown stack, or for settings that no step has.
     """
     known = STACKS[meant("Stack", str(stack), {name: name for name in STACKS})]
-    defaults = {field.name: field.default for field in fields(Setup)}
+    defaults = {one.name: one.default for one in fields(Setup)}
     if unknown := asked.keys() - defaults.keys():
         raise InputError(f"A step has no {', '.join(sorted(unknown))}: its settings are {', '.join(defaults)}.")
     assumed: dict[str, Assumption] = {}
-    for field, given in known.given(asked.get("method", Setup.method), bool(asked.get("quantised"))).items():
-        if field in asked:
+    for name, given in known.given(asked.get("method", Setup.method), bool(asked.get("quantised"))).items():
+        if name in asked:
             continue
         if callable(given):
-            given = given(defaults | {name: one.value for name, one in assumed.items()} | asked)
+            given = given(defaults | {one.field: one.value for one in assumed.values()} | asked)
         value, source = (given.value, given.source) if isinstance(given, Declared) else given
-        value = OPTIMISER_NAMES.get(value, value) if field == "optimiser" else value
-        assumed[field] = Assumption(field, value, source)
+        value = OPTIMISER_NAMES.get(value, value) if name == "optimiser" else value
+        assumed[name] = Assumption(name, value, source)
     values = defaults | {name: one.value for name, one in assumed.items()} | asked
     refused = {
         "padding": values["batch"] == 1,

@@ -10,14 +10,15 @@ start it. `peftbook.training.calibration` measures these rates in some seconds; 
 
 from __future__ import annotations
 
-import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from peftbook.memory import Setup, Shape
 from peftbook.memory.step import elements, trained
@@ -38,21 +39,15 @@ Number = Any  # a float, or an array with a value for each of many steps
 Symbols = Mapping[str, Number]
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Seconds by number of elements: straight in the logarithms of both, and proportional beyond the last point."""
 
     elements: tuple[float, ...]
     seconds: tuple[float, ...]
 
-    @functools.cached_property
-    def logarithms(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the elements and of the seconds."""
-        return np.log(np.array(self.elements)), np.log(np.array(self.seconds))
-
     def __call__(self, count: Number) -> Number:
         """Seconds for so many elements; below the first point those of the first."""
-        inside = np.interp(np.log(np.maximum(count, 1.0)), *self.logarithms)
+        inside = np.interp(np.log(np.maximum(count, 1.0)), np.log(self.elements), np.log(self.seconds))
         return np.where(count == 0, 0.0, np.exp(inside) * np.maximum(1.0, np.asarray(count) / self.elements[-1]))
 
     def slowed(self, times: float) -> Curve:
@@ -61,8 +56,7 @@ class Curve:
         return Curve(self.elements, tuple(least + times * (one - least) for one in self.seconds))
 
 
-@dataclass(frozen=True)
-class ProductLaw:
+class ProductLaw(NamedTuple):
     """Seconds of a matrix product: flops · each_flop + bytes · each_byte."""
 
     each_flop: float
@@ -101,18 +95,13 @@ class Rates:
     operation: float
 
     def as_json(self) -> dict[str, Any]:
-        """Numbers and lists alone."""
-        return {one.name: plain_values(getattr(self, one.name)) for one in fields(self)}
+        """Numbers and lists alone: of a law or a curve its fields in their order."""
+        return json.loads(json.dumps(vars(self)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Rates:
-        """The rates that `as_json` wrote."""
-        kinds = {"products": ProductLaw, "batched": ProductLaw, "plain": Curve, "exponential": Curve}
-        made: dict[str, Any] = dict(values)
-        for name, kind in kinds.items():
-            made[name] = {dtype: kind(*map(as_tuple, given)) for dtype, given in values[name].items()}
-        made["fused"] = {dtype: tuple(given) for dtype, given in values["fused"].items()}
-        return cls(**made)
+        """The rates that `as_json` wrote. Raises ValueError for others."""
+        return TypeAdapter(cls).validate_python(values)
 
     def slowed(self, times: float) -> Rates:
         """With fewer threads: what is computed takes so many times as long, and starting an operation what it took."""
@@ -124,20 +113,6 @@ class Rates:
         return replace(
             self, **laws, fused=fused, dequantised=times * self.dequantised, optimiser=times * self.optimiser
         )
-
-
-def plain_values(value: Any) -> Any:
-    """A rate as JSON: of a law or a curve its fields in their order."""
-    if isinstance(value, Mapping):
-        return {name: plain_values(one) for name, one in value.items()}
-    if isinstance(value, (Curve, ProductLaw)):
-        return [plain_values(getattr(value, one.name)) for one in fields(value)]
-    return list(value) if isinstance(value, tuple) else value
-
-
-def as_tuple(value: Any) -> Any:
-    """A list of JSON as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def count(names: Iterable[str], symbols: Symbols) -> Number:

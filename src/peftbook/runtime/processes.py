@@ -25,7 +25,7 @@ from peftbook.core.errors import InputError
 
 __all__ = [
     "HOST", "Child", "call_in_child", "die_with", "die_with_parent", "end_group", "end_with_input", "environment_of",
-    "fast_exit", "identity", "is_alive", "lock_file", "run_child",
+    "fast_exit", "identity", "is_alive", "limit_process", "lock_file", "run_child",
 ]  # fmt: skip
 
 HOST = platform.node()
@@ -180,6 +180,16 @@ def call_in_child(function: Callable[..., Any], *arguments: object) -> Any:
     call = f"{function.__name__}(*{arguments!r})"
     code = f"import json; from dataclasses import asdict; from {function.__module__} import {function.__name__}; "
     return json.loads(run_child("-c", f"{code}print(json.dumps({call}, default=asdict))")[-1])
+
+
+def limit_process(cpu_seconds: int, memory_bytes: int) -> None:
+    """Limit the processor time and the memory of this process, where the system can: it fails, not the machine."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
 
 def end_with_input() -> None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from peftbook.scratch.lora import replace_module
+from peftbook.scratch.lora import named_linears, replace_module
 
 __all__ = ["BottleneckAdapter", "adapter_parameters", "add_adapters"]
 
@@ -36,10 +36,7 @@ def add_adapters(model: nn.Module, width: int, targets: tuple[str, ...] = ("o_pr
     The residual sum comes after them, so the adapter stands where Houlsby's does. Returns the model.
     Raises ValueError if nothing matches.
     """
-    layers = {n: m for n, m in model.named_modules() if n.split(".")[-1] in targets and isinstance(m, nn.Linear)}
-    if not layers:
-        raise ValueError(f"no linear layer is named any of {sorted(targets)}.")
-    for name, linear in layers.items():
+    for name, linear in named_linears(model, targets).items():
         adapter = BottleneckAdapter(linear, width).to(linear.weight.device)
         replace_module(model, name, adapter)
     return model

@@ -2,11 +2,15 @@
 
 import math
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LoRALinear", "add_lora", "load_lora_state", "lora_state", "replace_module", "trainable_fraction"]
+__all__ = [
+    "LoRALinear", "add_lora", "load_lora_state", "lora_state", "named_linears", "replace_module", "trainable_fraction",
+]  # fmt: skip
 
 
 class LoRALinear(nn.Module):
@@ -75,6 +79,15 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def named_linears(model: nn.Module, targets: Iterable[str]) -> dict[str, Any]:
+    """The linear layers whose last name part is in `targets`, by full name. Raises ValueError if nothing matches."""
+    named = dict(model.named_modules())
+    layers = {n: m for n, m in named.items() if n.split(".")[-1] in targets and hasattr(m, "in_features")}
+    if not layers:
+        raise ValueError(f"no linear layer is named any of {sorted(targets)}.")
+    return layers
+
+
 def add_lora(model: nn.Module, targets: set[str], rank: int, alpha: float) -> list[str]:
     """Freeze the model, wrap every linear layer whose last name part is in `targets`, return their full names.
 
@@ -82,10 +95,7 @@ def add_lora(model: nn.Module, targets: set[str], rank: int, alpha: float) -> li
     """
     if _lora_layers(model):
         raise ValueError("the model already has LoRA layers: add them once, with all targets.")
-    named: dict = dict(model.named_modules())
-    layers = {n: m for n, m in named.items() if n.split(".")[-1] in targets and hasattr(m, "in_features")}
-    if not layers:
-        raise ValueError(f"no linear layer is named any of {sorted(targets)}.")
+    layers = named_linears(model, targets)
     model.requires_grad_(False)
     for name, linear in layers.items():
         replace_module(model, name, LoRALinear(linear, rank, alpha))

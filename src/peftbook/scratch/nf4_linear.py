@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from peftbook.scratch.double_quant import double_dequantize, double_quantize
-from peftbook.scratch.lora import replace_module
+from peftbook.scratch.lora import named_linears, replace_module
 from peftbook.scratch.nf4 import dequantize_nf4, pack, quantize_nf4, unpack
 
 __all__ = ["NF4Linear", "quantize_linears"]
@@ -52,9 +52,7 @@ def quantize_linears(model: nn.Module, targets: set[str], double_quant: bool = T
 
     Returns the full names. Raises ValueError if nothing matches.
     """
-    layers = {n: m for n, m in model.named_modules() if n.split(".")[-1] in targets and isinstance(m, nn.Linear)}
-    if not layers:
-        raise ValueError(f"no linear layer is named any of {sorted(targets)}.")
+    layers = named_linears(model, targets)
     for name, linear in layers.items():
         replace_module(model, name, NF4Linear(linear, double_quant=double_quant))
     return list(layers)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from peftbook.scratch.lora import replace_module
+from peftbook.scratch.lora import named_linears, replace_module
 
 __all__ = ["ScaledLinear", "add_ia3"]
 
@@ -50,13 +50,8 @@ def add_ia3(
 
     Raises ValueError if nothing matches.
     """
-    sides = dict.fromkeys(outputs, "output") | dict.fromkeys(inputs, "input")
-    named = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    layers = {name: part for name, part in named.items() if name.split(".")[-1] in sides}
-    if not layers:
-        raise ValueError(f"no linear layer is named any of {sorted(sides)}.")
+    layers = named_linears(model, (*outputs, *inputs))
     model.requires_grad_(False)
     for name, linear in layers.items():
-        side: Literal["input", "output"] = "output" if sides[name.split(".")[-1]] == "output" else "input"
-        replace_module(model, name, ScaledLinear(linear, side))
+        replace_module(model, name, ScaledLinear(linear, "output" if name.split(".")[-1] in outputs else "input"))
     return list(layers)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from peftbook.scratch.lora import replace_module
+from peftbook.scratch.lora import named_linears, replace_module
 
 __all__ = ["VeRALinear", "add_vera"]
 
@@ -50,10 +50,7 @@ def add_vera(model: nn.Module, targets: set[str], rank: int, seed: int = 0) -> l
     The seed is all that has to be stored of A and B: uniform, variance 2 / (their inputs), as wide as the widest layer.
     Raises ValueError if nothing matches.
     """
-    named = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    layers = {name: part for name, part in named.items() if name.split(".")[-1] in targets}
-    if not layers:
-        raise ValueError(f"no linear layer is named any of {sorted(targets)}.")
+    layers = named_linears(model, targets)
     d_in, d_out = (max(getattr(layer, side) for layer in layers.values()) for side in ("in_features", "out_features"))
     generator = torch.Generator().manual_seed(seed)
     A, B = (_uniform(shape, generator) for shape in ((rank, d_in), (d_out, rank)))

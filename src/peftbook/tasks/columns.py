@@ -51,21 +51,17 @@ def guess_columns(table: Table) -> tuple[Columns, str]:
         source, instruction = instruction, None
     if source is not None and target is not None:
         return Columns(source, target, instruction, group), "The columns were chosen by their names."
-    lengths = {name: mean_length(table, place) for place, name in enumerate(table.columns)}
-    free = [name for name in table.columns if name not in (source, target, instruction, group)]
-    free.sort(key=lambda name: -lengths[name])
-    if source is None and target is None and len(free) >= 2:
+    used = (source, target, instruction, group)
+    free = sorted((name for name in table.columns if name not in used), key=lambda name: -mean_length(table, name))
+    free += [name for name in (group, instruction) if name is not None]
+    if source is None and target is None:
         source, target = sorted(free[:2], key=table.columns.index)
         why = "No name says which columns are meant: these two hold the longest texts, in the order of the file."
-        return Columns(source, target, instruction, group), why
-    spare = [*free, *(name for name in (group, instruction) if name)]
-    if source is None or target is None:
+    else:
         found, missing = ("input", "target") if target is None else ("target", "input")
-        chosen = spare[0] if spare else next(name for name in table.columns if name not in (source, target))
         why = f"The {found} was chosen by its name, the {missing} because it holds the longest texts of the others."
-        source, target = (source, chosen) if target is None else (chosen, target)
-        instruction, group = (None if one in (source, target) else one for one in (instruction, group))
-    assert source is not None and target is not None
+        source, target = source or free[0], target or free[0]
+    instruction, group = (None if name in (source, target) else name for name in (instruction, group))
     return Columns(source, target, instruction, group), why
 
 
@@ -82,7 +78,7 @@ def repeats(table: Table, name: str) -> bool:
     return len(set(cells)) < len(cells)
 
 
-def mean_length(table: Table, place: int) -> float:
+def mean_length(table: Table, name: str) -> float:
     """Mean characters of a column's first cells."""
-    some = table.rows[:1000]
-    return sum(len(row[place]) for row in some) / max(1, len(some))
+    place, rows = table.columns.index(name), table.rows[:1000]
+    return sum(len(row[place]) for row in rows) / max(1, len(rows))

@@ -31,24 +31,19 @@ class Lines:
         self.text = text
         self.record_chars = record_chars
         self.place = self.number = self.began = 0
-        self.one_ending = "\r" not in text  # its lines are found sooner
 
     def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
-        place = self.place
-        if self.one_ending:
-            end = self.text.find("\n", place) + 1 or len(self.text)
-        else:
-            end = match.end() if (match := LINE.match(self.text, place)) else place
-        if end == place:
+        match = LINE.match(self.text, self.place)
+        if match is None:
             raise StopIteration
-        if place > self.began and end - self.began > self.record_chars:
+        if self.place > self.began and match.end() - self.began > self.record_chars:
             raise TooLongError
-        self.place = end
+        self.place = match.end()
         self.number += 1
-        return self.text[place:end]
+        return match[0]
 
     def skip_blank(self) -> None:
         """Go on behind blank lines."""

@@ -171,8 +171,7 @@ def task_from_table(table: Table, columns: Columns, split: Split = Split(), inst
         digest.update(json.dumps({"first": split.first}).encode())
     for example in examples:
         digest.update(json.dumps([example.id, example.input, example.target, example.group]).encode())
-    splits = split_rows(examples, split)
-    return task_of(instruction, splits, digest.hexdigest())
+    return TaskData(OWN_ROWS, 1, instruction, split_rows(examples, split), METRICS, digest.hexdigest())
 
 
 def split_rows(examples: Sequence[Example], split: Split) -> dict[str, tuple[Example, ...]]:
@@ -190,11 +189,6 @@ def split_rows(examples: Sequence[Example], split: Split) -> dict[str, tuple[Exa
     known = {one.input for one in held} | {(one.group,) for one in held if one.group}
     more = (one for one in later if one.input not in known and (one.group,) not in known)
     return splits | {"train": (*splits["train"], *more)}
-
-
-def task_of(instruction: str, splits: dict[str, tuple[Example, ...]], data_sha256: str) -> TaskData:
-    """A reader's task."""
-    return TaskData(OWN_ROWS, 1, instruction, splits, METRICS, data_sha256)
 
 
 def check_instruction(instruction: str) -> None:

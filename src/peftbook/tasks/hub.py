@@ -104,8 +104,7 @@ def load_hub(name: str, *, path: str | Path | None = None, revision: str | None 
 def _pairs(name: str, path: Path | None, revision: str | None) -> dict[str, list[tuple[str, str]]]:
     """(input, target) pairs by split, read with `datasets`."""
     source = HUB[name]
-    files = {split: f"{source.config}/{split}/*.parquet" for split in SPLITS}
-    loaded = _from_hub(name, files, revision or source.revision) if path is None else _from_folder(path, files)
+    loaded = _loaded(name, path, revision or source.revision)
     try:
         return {split: [source.pair(row) for row in loaded[split]] for split in SPLITS}
     except KeyError as error:
@@ -113,30 +112,27 @@ def _pairs(name: str, path: Path | None, revision: str | None) -> dict[str, list
         raise InputError(f"{name} has no column or split {error.args[0]!r}: its columns are {have}.") from None
 
 
-def _from_hub(name: str, files: dict[str, str], revision: str) -> Mapping:
+def _loaded(name: str, path: Path | None, revision: str) -> Mapping:
+    """The rows of each split, from the hub or from a folder."""
     need("datasets", "A data set of the hub")
     import datasets
 
-    repo = HUB[name].repo
+    source = HUB[name]
+    files = {split: f"{source.config}/{split}/*.parquet" for split in SPLITS}
+    for pattern in files.values():
+        if path is not None and not list(path.glob(pattern)):
+            raise InputError(f"{path} has no {pattern}: lay the copy out as <config>/<split>/*.parquet.")
     try:
-        return datasets.load_dataset(repo, revision=revision, data_files=files)
+        if path is not None:
+            return datasets.load_dataset(str(path), data_files=files)
+        return datasets.load_dataset(source.repo, revision=revision, data_files=files)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        where = path or f"hub repository {source.repo} at {revision}"
         raise InputError(
-            f"{name} cannot be loaded from hub repository {repo} at {revision} ({reason}): check the connection and "
-            "the revision, or give path= with a local copy."
+            f"{name} cannot be loaded from {where} ({reason}): check the connection and the revision, or give path= "
+            "with a local copy."
         ) from None
-
-
-def _from_folder(path: Path, files: dict[str, str]) -> Mapping:
-    need("datasets", "A data set of the hub")
-    import datasets
-
-    for pattern in files.values():
-        if not list(path.glob(pattern)):
-            raise InputError(f"{path} has no {pattern}: lay the copy out as <config>/<split>/*.parquet.")
-    local = {split: [str(each) for each in sorted(path.glob(pattern))] for split, pattern in files.items()}
-    return datasets.load_dataset("parquet", data_files=local)
 
 
 def _one_example_a_test_input(

@@ -1,4 +1,11 @@
-"""Parquet as rows of plain values, read by another process, so that no file can break or fill this one."""
+"""Parquet as rows of plain values, read by another process, so that no file can break or fill this one.
+
+A few kilobytes of Parquet can unpack to any size, and some damaged files end the process that reads them. The child
+process therefore has limits on its memory and its time. It reads a few rows at a time and writes them as lines of JSON.
+
+Standard input of the child: the file. Standard output: a line with the names of the columns, then a line for each row,
+or, where the file cannot be read, a line with the reason.
+"""
 
 from __future__ import annotations
 
@@ -7,83 +14,97 @@ import json
 import os
 import subprocess
 import sys
-import threading
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from peftbook.core.errors import InputError
-from peftbook.tasks.rows import Caps
+from peftbook.runtime.processes import limit_process
 
-__all__ = ["parquet_rows"]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-SECONDS = 120.0  # that a file may take
-Rows = Iterator[tuple[Any, ...]]
+__all__ = ["parquet_lines"]
+
+SECONDS, MEMORY_BYTES = 120, 3 << 30  # that a file may take
+LINE_BYTES = 500_000_000  # of one row
+BATCH_ROWS = 256  # that are unpacked together
 
 
-@contextlib.contextmanager
-def parquet_rows(content: bytes, what: str, caps: Caps) -> Iterator[tuple[list[str], Any]]:
-    """(names of the columns, a function from some of the names to an iterator of their rows).
+def parquet_lines(content: bytes, what: str) -> Iterator[list[Any]]:
+    """The names of the columns, without those that occur twice; then the values of each row.
 
     Values are texts, numbers, truth values, None, and lists and dictionaries of them; a byte that is not UTF-8 is a
-    lone surrogate. Raises InputError, one sentence that starts with `what`, for a file that cannot be read, or takes
-    more than the caps or some time.
+    lone surrogate. Raises InputError, one sentence that starts with `what`, for a file that cannot be read.
     """
-    child = start_child()
-    timer = threading.Timer(SECONDS, child.kill)
-    timer.start()
-    try:
-        tell(child, json.dumps({"size": len(content), "what": what, "caps": asdict(caps)}).encode() + b"\n" + content)
-        names = hear(child, what)["names"]
-
-        def rows(wanted: list[str]) -> Rows:
-            tell(child, json.dumps(wanted).encode() + b"\n")
-            while isinstance(batch := hear(child, what), list):
-                yield from map(tuple, batch)
-
-        yield names, rows
-    finally:
-        timer.cancel()
-        close(child)
-
-
-def tell(child: subprocess.Popen[bytes], message: bytes) -> None:
-    """Send; a process that has died is noticed when it does not answer."""
-    assert child.stdin is not None
-    with contextlib.suppress(OSError):
-        child.stdin.write(message)
-        child.stdin.flush()
-
-
-def hear(child: subprocess.Popen[bytes], what: str) -> Any:
-    """The next line of an answer. Raises InputError for a refusal, and where there is no answer any more."""
-    assert child.stdout is not None
-    line = child.stdout.readline()
-    if not line.endswith(b"\n"):
-        raise InputError(
-            f"{what} is not a readable Parquet file: reading it took more than {SECONDS:g} seconds or than the memory "
-            "it may have, or it is damaged; write it again."
-        )
-    answer = json.loads(line)
-    if isinstance(answer, dict) and "error" in answer:
-        raise InputError(answer["error"])
-    return answer
-
-
-def start_child() -> subprocess.Popen[bytes]:
-    """Start a process that reads one file."""
     variables = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "peftbook.tasks.parquet_child"]
-    return subprocess.Popen(
+    command = [sys.executable, "-m", __name__]
+    child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
     )
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        with contextlib.suppress(BrokenPipeError), child.stdin:  # a child that has died is noticed below
+            child.stdin.write(content)
+        while (line := child.stdout.readline(LINE_BYTES)).endswith(b"\n"):
+            answer = json.loads(line)
+            if isinstance(answer, str):
+                raise InputError(f"{what} is not a readable Parquet file ({answer}): write it again.")
+            yield answer
+        if line or child.wait():
+            raise InputError(
+                f"{what} is not a readable Parquet file: reading it took more than {SECONDS} seconds or than the "
+                "memory it may have, or it is damaged; write it again."
+            )
+    finally:
+        child.kill()
+        child.stdout.close()
+        child.wait()
 
 
-def close(child: subprocess.Popen[bytes]) -> None:
-    """End a process."""
-    child.kill()
-    for pipe in (child.stdin, child.stdout):
-        assert pipe is not None
-        with contextlib.suppress(OSError):
-            pipe.close()
-    child.wait()
+# --- the child process -----------------------------------------------------------------------------------------
+
+
+def write_lines(content: bytes, sink: BinaryIO) -> None:
+    """Write the names of a file's columns and its rows, or why it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        times = Counter(file.schema_arrow.names)
+        names = [name for name in file.schema_arrow.names if times[name] == 1]
+        write_line(sink, names)
+        for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            for row in zip(*(values_of(batch.column(name)) for name in names), strict=True):
+                write_line(sink, row)
+    except Exception as error:  # whatever a damaged file raises
+        write_line(sink, (str(error) or type(error).__name__).splitlines()[0][:200])
+
+
+def write_line(sink: BinaryIO, value: object) -> None:
+    """One line of JSON; bytes as text, and what JSON has no word for as Python writes it."""
+    sink.write(json.dumps(value, default=as_text).encode() + b"\n")
+
+
+def as_text(value: object) -> str:
+    """A value that JSON does not know; a byte that is not UTF-8 becomes a lone surrogate."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def values_of(column: pa.Array) -> list[Any]:
+    """Values as Python's: texts as bytes, since they may be no UTF-8; dates and decimals as Arrow writes them."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
+
+
+if __name__ == "__main__":
+    limit_process(SECONDS, MEMORY_BYTES)
+    write_lines(sys.stdin.buffer.read(), sys.stdout.buffer)

@@ -7,6 +7,7 @@ file is ever run, and no archive is unpacked.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from peftbook.core.errors import InputError
 from peftbook.tasks.content import FIX, decode, is_markup, shown, what_it_is
 from peftbook.tasks.delimited import DELIMITERS, find_delimiter, records
 from peftbook.tasks.jsonlines import chat_fields, is_chat, looks_like_json, objects
-from peftbook.tasks.parquet import parquet_rows
+from peftbook.tasks.parquet import parquet_lines
 from peftbook.tasks.rows import QUOTE_CELLS, Caps, Fault, RowError, cell_fault, cell_text
 
 __all__ = ["Caps", "Fault", "Format", "Table", "read_table"]
@@ -67,7 +68,7 @@ def read_table(content: bytes, name: str = "", caps: Caps = Caps()) -> Table:  #
         raise InputError(f"{what} looks like an HTML or XML page, perhaps of a failed download: {FIX}.")
     ending = name.lower().rpartition(".")[2]
     if looks_like_json(text, ending in ("json", "jsonl", "ndjson")):
-        return json_table(text, what, caps, sha256, encoding)
+        return table_of_rows(objects(text, caps), "jsonl", what, caps, sha256, encoding)
     return delimited_table(text, what, caps, sha256, encoding, ending)
 
 
@@ -103,17 +104,17 @@ class Builder:
                 return self.fault("holds a null character (U+0000), which no text does: remove it", line, name)
         self.chars += sum(map(len, row))
         self.cells += len(row)
-        if self.chars > self.caps.bytes:
-            raise InputError(
-                f"{self.what} holds more than {self.caps.bytes:,} characters, the cap: cut it, or raise the cap."
-            )
-        self.check_cells(self.cells)
+        self.check_size(self.chars, self.cells)
         self.rows.append(row)
         self.numbers.append(self.number)
         return None
 
-    def check_cells(self, cells: int) -> None:
-        """Raises InputError for more cells than the cap."""
+    def check_size(self, chars: int, cells: int) -> None:
+        """Raises InputError for more characters or cells than the caps."""
+        if chars > self.caps.bytes:
+            raise InputError(
+                f"{self.what} holds more than {self.caps.bytes:,} characters, the cap: cut it, or raise the cap."
+            )
         if cells > self.caps.cells:
             raise InputError(
                 f"{self.what} has more than {self.caps.cells:,} cells, the cap: leave out columns or rows, or raise it."
@@ -176,19 +177,14 @@ def delimited_table(text: str, what: str, caps: Caps, sha256: str, encoding: str
     return built.table(names, "tsv" if delimiter == "\t" else "csv", encoding, delimiter, sha256)
 
 
-def json_table(text: str, what: str, caps: Caps, sha256: str, encoding: str) -> Table:
-    """JSON lines or an array, flat or chats, as the first object is."""
-    return table_of_rows(objects(text, caps), "jsonl", what, caps, sha256, encoding)
-
-
 def parquet_table(content: bytes, what: str, caps: Caps, sha256: str) -> Table:
     """Parquet, flat or chats."""
-    with parquet_rows(content, what, caps) as (present, rows):
-        names = [name for name in present if present.count(name) == 1]
+    with contextlib.closing(parquet_lines(content, what)) as lines:
+        names = next(lines)
         check_width(what, len(names), caps)
         if not names:
             raise InputError(f"{what} has no column of text or numbers: write one input and one target column.")
-        found = ((0, dict(zip(names, row, strict=True))) for row in rows(names))
+        found = ((0, dict(zip(names, row, strict=True))) for row in lines)
         return table_of_rows(found, "parquet", what, caps, sha256)
 
 
@@ -204,6 +200,7 @@ def table_of_rows(
     rows: list[tuple[int, int, dict[str, str]]] = []
     names: dict[str, None] = {}
     is_chats: bool | None = None
+    chars = 0
     for line, row in found:
         built.count()
         try:
@@ -219,7 +216,8 @@ def table_of_rows(
             continue
         names.update(dict.fromkeys(cells))
         rows.append((built.number, line, cells))
-        built.check_cells(len(rows) * len(names))
+        chars += sum(map(len, cells.values()))
+        built.check_size(chars, len(rows) * len(names))
     used = [name for name in names if not (is_chats and name == "instruction") or any(row[name] for _, _, row in rows)]
     shown_names, count = header_names(used), built.number
     for number, line, row in rows:

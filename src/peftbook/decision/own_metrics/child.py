@@ -5,27 +5,17 @@ Standard input: {"metric", "answers", "targets"}, JSON.  Standard output: the sc
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 
 from peftbook.core.errors import InputError
 from peftbook.decision.own_metrics.declaration import parse_metric
 from peftbook.decision.own_metrics.kinds import scorer
+from peftbook.runtime.processes import limit_process
 
 __all__ = ["main"]
 
 MEMORY_BYTES = 1 << 30
-
-
-def limit(cpu_seconds: int) -> None:
-    """Leave this process little time and memory, where the system knows how."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def scores(told: dict) -> list[list[float]]:
@@ -57,5 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    limit(int(sys.argv[1]))
+    limit_process(int(sys.argv[1]), MEMORY_BYTES)
     main()

@@ -19,11 +19,11 @@ from typing import Any
 from peftbook.core.folders import PACKAGE
 from peftbook.memory import SHAPES
 from peftbook.memory.architecture import FAMILIES
-from peftbook.memory.defaults import OMITTED, defaults_of
+from peftbook.memory.defaults import OMITTED, declared_in, defaults_of
 from peftbook.memory.names import TARGET_WORDS
 from peftbook.memory.question import ON_OFF
 from peftbook.memory.setup import CHOICES, OPTIMISERS
-from peftbook.memory.stacks import STACKS, Declared, declared_in
+from peftbook.memory.stacks import STACKS, Declared
 from peftbook.views.site.display import Shown, show
 from peftbook.views.site.javascript import script
 
@@ -105,7 +105,7 @@ def tables() -> dict[str, dict[str, Any]]:
             family: {name: value for name, value in defaults_of(family).items() if name in OMITTED}
             for family in FAMILIES
         },
-        "peftbook.memory.stacks.declared_in": {
+        "peftbook.memory.defaults.declared_in": {
             where: {name: value for name, value in declared_in(where).items() if name in names}
             for where in dict.fromkeys(where for one in declared for where in one.classes)
         },
