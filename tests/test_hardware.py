@@ -18,9 +18,9 @@ from peftbook.core.records import Record
 from peftbook.methods import usual
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
+from peftbook.runtime import doctor, durations, hardware, precision, threads
+from peftbook.runtime.precision import Products
 from peftbook.studio import machine, train
-from peftbook.training import doctor, durations, hardware, precision, threads
-from peftbook.training.precision import Products
 from peftbook.views.site.machines import HEADS, machines_table
 
 
@@ -215,7 +215,7 @@ def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu,
 def test_the_studio_and_the_queue_load_no_torch_to_choose():
     """Threads and type are asked of another process where they are not known."""
     code = (
-        "import sys\nfrom peftbook.studio.plan import plan\nfrom peftbook.training.threads import best_threads\n"
+        "import sys\nfrom peftbook.studio.plan import plan\nfrom peftbook.runtime.threads import best_threads\n"
         "best_threads()\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -31,6 +31,8 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
+from peftbook.runtime import precision
+from peftbook.runtime.resources import request_for, shape_of, side_by_side, training_setup
 from peftbook.studies import get_study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
@@ -44,10 +46,8 @@ from peftbook.tasks import Example, TaskData, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
-from peftbook.training import precision, scoring
+from peftbook.training import scoring
 from peftbook.training.models import find_package_file
-from peftbook.training.request import request_for, shape_of, side_by_side
-from peftbook.training.step_setup import training_setup
 
 SMALL = specs.SMALL_LLAMA
 RATES = rates(1e-9, 1e-10, Curve((10.0, 1e4), (1e-6, 1e-4)), 1e-5)
@@ -483,7 +483,7 @@ def checked(settings: Settings, speed: float = 1e-3) -> tuple[tuple[specs.Run, .
 
 def test_runs_at_once_end_sooner_and_each_takes_longer(monkeypatch):
     """By the cores that add speed and the memory; one after another where there is no room, or a GPU computes."""
-    monkeypatch.setattr("peftbook.training.request.cores_gained", lambda: 2)
+    monkeypatch.setattr("peftbook.runtime.resources.cores_gained", lambda: 2)
     monkeypatch.setattr(preflighting, "threads_beside", lambda jobs: 1)
     monkeypatch.setattr(preflighting, "slower_with", lambda threads: 1.5)
     runs = plan(TASK, dataclasses.replace(LONG, tokens=5000))

@@ -41,14 +41,13 @@ from peftbook.runtime import queue, ray_engine
 from peftbook.runtime.processes import Child, lock_file
 from peftbook.runtime.ray_engine import CHECKPOINT_SHARE, FOLDER, Outbox, RayEngine, task_folder
 from peftbook.runtime.ray_nodes import ENVIRONMENT, Node, Nodes, code_version
+from peftbook.runtime.resources import WORKER_BYTES, request_for, setup_of, shape_of
 from peftbook.studio import health
 from peftbook.studio.store import Studio, say_open
 from peftbook.studio.work import Reporter, compute_in
 from peftbook.studio.worker import Worker
 from peftbook.tasks import get_task
 from peftbook.training.execute import execute
-from peftbook.training.peak import WORKER_BYTES
-from peftbook.training.request import request_for, setup_of, shape_of
 
 LOCAL = specs.Model()
 SMALL = specs.SMALL_LLAMA

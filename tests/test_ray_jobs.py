@@ -21,7 +21,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store, write_atomically
 from peftbook.decision.forgetting import prose_probe
 from peftbook.methods.lora import LoRA
-from peftbook.runtime import ray_engine, ray_nodes
+from peftbook.runtime import precision, ray_engine, ray_nodes
 from peftbook.runtime.ray_engine import PROGRESS, Chunk, Ended, Outbox, Started
 from peftbook.runtime.ray_nodes import Node, Nodes
 from peftbook.studio import health, machine, ray_jobs
@@ -29,7 +29,6 @@ from peftbook.studio import worker as studio_worker
 from peftbook.studio.store import NODES, Studio, say_open
 from peftbook.studio.work import LOST
 from peftbook.studio.worker import Worker
-from peftbook.training import precision
 
 HEAD = "10.0.0.1:6379"
 

@@ -41,7 +41,9 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
+from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
+from peftbook.runtime.resources import request_for
 from peftbook.studio import artefacts, assistant, preflight, requests, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
@@ -50,15 +52,12 @@ from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained_model import ModelCache, load_trained, merge, share_weights
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
-from peftbook.training import request as requesting
-from peftbook.training import threads
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
 from peftbook.training.loop import losses
 from peftbook.training.models import load_model
 from peftbook.training.probes.curves import prose_pieces
-from peftbook.training.request import request_for
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
@@ -866,7 +865,7 @@ class Doing:
 @pytest.fixture
 def crew(tmp_path, monkeypatch):
     """A worker on four cores, whose jobs' processes do nothing, and its studio; the memory is for two small runs."""
-    for module in (studio_worker, requesting):
+    for module in (studio_worker, resources):
         monkeypatch.setattr(module, "cores_gained", lambda: 4)
     monkeypatch.setattr(threads, "cores", lambda: 4)
     for module in (studio_worker, threads):
@@ -1013,7 +1012,7 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(shop
     away what another is writing.
     """
     monkeypatch.setattr(studio_worker, "threads_beside", lambda jobs: 1)
-    for module in (studio_worker, requesting):
+    for module in (studio_worker, resources):
         monkeypatch.setattr(module, "cores_gained", lambda: 2)
     names, most = ("lora", "prompt"), 0
     studio, worker = Studio(tmp_path), Worker(tmp_path)

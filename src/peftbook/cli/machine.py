@@ -50,7 +50,7 @@ def command_doctor(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from peftbook.core.quiet import quieten_libraries
-    from peftbook.training.doctor import as_text, examine
+    from peftbook.runtime.doctor import as_text, examine
 
     quieten_libraries()
     examination = examine()
@@ -64,11 +64,11 @@ def command_doctor(args: argparse.Namespace) -> int:
 def command_generate(args: argparse.Namespace) -> int:
     """Answer one message with a model, greedily."""
     from peftbook.core.base_models import model_named
+    from peftbook.runtime.precision import chosen_dtype
     from peftbook.training.encode import encode_turns
     from peftbook.training.generate import generate
     from peftbook.training.loop import autocast, frozen_head_in, frozen_linears_in
     from peftbook.training.models import load_model
-    from peftbook.training.precision import chosen_dtype
 
     dtype = chosen_dtype(args.dtype)
     loaded = load_model(model_named(args.model), dtype=dtype)

@@ -19,8 +19,8 @@ from peftbook.core.folders import run_lock
 from peftbook.core.gc_pause import gc_paused
 from peftbook.core.quiet import quieten_libraries
 from peftbook.runtime.processes import end_with_input, fast_exit
+from peftbook.runtime.resources import free_micro_batch
 from peftbook.training.launch import launch
-from peftbook.training.micro_batch import free_micro_batch
 
 __all__ = ["main", "read_spec"]
 

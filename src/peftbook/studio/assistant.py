@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from peftbook.core import specs
 from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
+from peftbook.runtime.hardware import platform_here
 from peftbook.runtime.processes import die_with_parent
+from peftbook.runtime.threads import best_threads
 from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Studio, ray_nodes
 from peftbook.studio.work import sentence_for
-from peftbook.training.hardware import platform_here
-from peftbook.training.threads import best_threads
 
 if TYPE_CHECKING:
     from peftbook.studio.preflight import Check
@@ -224,7 +224,7 @@ def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
     """Bytes that a job of these may take: what is free now, and what the processes in `family` (of psutil) will give
     back before it starts: the jobs under way, the assistant itself.
     """
-    from peftbook.training.hardware import free_memory
+    from peftbook.runtime.hardware import free_memory
 
     if any(run.platform == "cuda" for run in runs):
         import torch

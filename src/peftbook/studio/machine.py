@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from peftbook.runtime.doctor import as_text, kept_examination, last_examination
 from peftbook.studio.store import ray_nodes
-from peftbook.training.doctor import as_text, kept_examination, last_examination
 
 DAY = 86_400.0
 
@@ -19,7 +19,7 @@ def start_examination() -> subprocess.Popen | None:
     if path.is_file() and time.time() - path.stat().st_mtime < DAY:
         return None
     quiet = subprocess.DEVNULL
-    command = [sys.executable, "-m", "peftbook.training.doctor"]
+    command = [sys.executable, "-m", "peftbook.runtime.doctor"]
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 

@@ -9,10 +9,10 @@ from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
 from peftbook.core.options import check_bounds
 from peftbook.methods import Preset, preset
+from peftbook.runtime.precision import chosen_dtype
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData
-from peftbook.training.precision import chosen_dtype
 
 MOST_RUNS = 200
 MOST_LOSS = 1000  # test examples

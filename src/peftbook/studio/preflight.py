@@ -15,16 +15,14 @@ from peftbook.memory import Configuration, Setup, Shape, fit
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.memory.time_model import Rates
+from peftbook.runtime.doctor import gib
+from peftbook.runtime.precision import gpu_capability
 from peftbook.runtime.processes import run_child
+from peftbook.runtime.resources import PROCESS_BYTES, needs_mask, process_peak, side_by_side, step_room, training_setup
+from peftbook.runtime.threads import slower_with, threads_beside
 from peftbook.studio.jobs import SAID
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import Example, TaskData
-from peftbook.training.doctor import gib
-from peftbook.training.peak import PROCESS_BYTES, process_peak, step_room
-from peftbook.training.precision import gpu_capability
-from peftbook.training.request import side_by_side
-from peftbook.training.step_setup import needs_mask, training_setup
-from peftbook.training.threads import slower_with, threads_beside
 
 if TYPE_CHECKING:
     from peftbook.training.encode import Encoded
@@ -290,8 +288,8 @@ class Subject:
 
 def rates_here(platform: str) -> Rates | None:
     """This machine's rates; None where they are not known and it does other work, beside which none is measured."""
+    from peftbook.runtime.hardware import is_idle
     from peftbook.training.calibration import known_rates
-    from peftbook.training.hardware import is_idle
 
     if (known := known_rates(platform)) is not None:
         return known

@@ -78,8 +78,8 @@ def slow_on_own_data(run: specs.Run) -> str:
 
     By the tokens a second that were found on both; empty, too, where this machine was never examined.
     """
-    from peftbook.training.doctor import book_machines, last_examination
-    from peftbook.training.durations import slow_words
+    from peftbook.runtime.doctor import book_machines, last_examination
+    from peftbook.runtime.durations import slow_words
 
     here, there = last_examination(), next(iter(book_machines()), None)
     if run.budget is None or here is None or there is None:

@@ -13,10 +13,10 @@ from torch import nn
 from peftbook.core import specs
 from peftbook.core.base_models import check_model
 from peftbook.core.errors import InputError
+from peftbook.runtime.hardware import platform_here
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.store import Job, Studio
 from peftbook.training.forward import apply_method
-from peftbook.training.hardware import platform_here
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.restored import restore
 

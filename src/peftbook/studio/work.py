@@ -30,9 +30,9 @@ from peftbook.core.quiet import quieten_libraries
 from peftbook.core.records import Record, Store
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.runtime.processes import die_with_parent, fast_exit
+from peftbook.runtime.resources import free_micro_batch
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
-from peftbook.training.micro_batch import free_micro_batch
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData

@@ -28,14 +28,14 @@ import psutil
 
 from peftbook.core.errors import InputError
 from peftbook.runtime.fork_server import ForkServer
+from peftbook.runtime.hardware import free_memory
 from peftbook.runtime.processes import Child, environment_of, lock_file
 from peftbook.runtime.ray_nodes import MonitorProcess
+from peftbook.runtime.resources import side_by_side
+from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
 from peftbook.studio.store import NODES, Job, Studio, is_open, ray_address
 from peftbook.studio.work import LOST, NOT_MINE, tidy
-from peftbook.training.hardware import free_memory
-from peftbook.training.request import side_by_side
-from peftbook.training.threads import best_threads, cores_gained, threads_beside
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0

@@ -21,8 +21,8 @@ from peftbook.core.folders import cache_folder
 from peftbook.core.records import write_atomically
 from peftbook.memory import Setup, Shape
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
-from peftbook.training.hardware import is_idle, machine_name, waited
-from peftbook.training.precision import instruction_limits
+from peftbook.runtime.hardware import is_idle, machine_name, waited
+from peftbook.runtime.precision import instruction_limits
 from peftbook.training.products import TORCH_DTYPES, half_products
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]

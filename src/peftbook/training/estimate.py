@@ -15,6 +15,7 @@ from peftbook.core.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape
 from peftbook.memory.time_model import Rates, Symbols, forward_seconds, layers_seconds, step_seconds
 from peftbook.runtime.processes import fast_exit
+from peftbook.runtime.resources import training_setup
 from peftbook.tasks import TaskData, get_task
 from peftbook.training.calibration import machine_rates
 from peftbook.training.encode import (
@@ -30,7 +31,6 @@ from peftbook.training.encode import (
 )
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
-from peftbook.training.step_setup import training_setup
 
 __all__ = ["estimate", "predicted_seconds"]
 

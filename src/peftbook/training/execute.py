@@ -24,6 +24,7 @@ from peftbook.core.progress import Display, Phase, Phases, describe_step
 from peftbook.core.records import Record, Store
 from peftbook.evidence import metrics
 from peftbook.memory import shape_from_config
+from peftbook.runtime.hardware import peak_memory
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
@@ -40,7 +41,6 @@ from peftbook.training.encode import (
 from peftbook.training.estimate import predicted_seconds
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
-from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import (
     Progress,
     Trained,

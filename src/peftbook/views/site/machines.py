@@ -8,7 +8,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from peftbook.training.doctor import MACHINES, Examination, book_machines
+from peftbook.runtime.doctor import MACHINES, Examination, book_machines
 from peftbook.views.html import grid
 
 SHOWN = {"lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning", "full": "full"}

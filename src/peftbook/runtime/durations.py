@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from peftbook.core.progress import duration
 from peftbook.core.records import Record, Store
 from peftbook.core.specs import Probe, Run
+from peftbook.runtime.hardware import cpu_model
+from peftbook.runtime.precision import products_here
 from peftbook.runtime.processes import run_child
-from peftbook.training.hardware import cpu_model
-from peftbook.training.precision import products_here
 
 __all__ = ["Estimates", "Predict", "Spec", "predicted_here", "slow_words"]
 
