@@ -49,7 +49,7 @@ from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained_model import ModelCache, load_trained, merge, share_weights
+from peftbook.studio.trained_model import ModelCache, load_trained, merge
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
 from peftbook.training.encode import encode_prompt
@@ -58,6 +58,7 @@ from peftbook.training.generate import generate
 from peftbook.training.loop import losses
 from peftbook.training.models import load_model
 from peftbook.training.probes.curves import prose_pieces
+from peftbook.training.restored import share_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),

@@ -23,6 +23,8 @@ __all__ = [
     "cuda_micro_batch",
     "fitting_rows",
     "free_micro_batch",
+    "generation_batch",
+    "loss_batch",
     "needs_mask",
     "process_peak",
     "request_for",
@@ -191,3 +193,13 @@ def free_micro_batch(spec: specs.Run | specs.Probe, processes: int = 1) -> int |
     free_bytes = torch.cuda.mem_get_info()[0]
     most = fitting_rows(spec, free_bytes) if processes == 1 else None
     return cuda_micro_batch(-(-spec.budget.batch_size // processes), free_bytes, most)
+
+
+def loss_batch(shots: int) -> int:
+    """Rows of a batch whose loss is evaluated; few where solved examples stand before the question."""
+    return 8 if shots else 16
+
+
+def generation_batch(shots: int) -> int:
+    """Number of rows in a batch that is generated; fewer with long few-shot prompts."""
+    return 10 if shots else 64

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from peftbook.core import specs
 from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
-from peftbook.runtime.hardware import platform_here
+from peftbook.runtime.hardware import free_memory, platform_here
 from peftbook.runtime.processes import die_with_parent
 from peftbook.runtime.threads import best_threads
 from peftbook.studio.playground import sampling_of
@@ -38,7 +38,6 @@ CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a
 CHECK_PAUSE = 0.5  # seconds between two writes of a check
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
 LAPSE_PAUSE = 1.0  # seconds between two checks for pages that stopped polling
-MAX_PROMPT_TOKENS = 4096
 
 
 @dataclass
@@ -168,33 +167,23 @@ class Assistant:
         """Start the text of a "generate" request. Raises InputError for values out of bounds."""
         import torch
 
-        from peftbook.tasks import Example
-        from peftbook.training.encode import encode_prompt
-        from peftbook.training.execute import few_shots
-        from peftbook.training.generate import continuation, sampler
+        from peftbook.studio.trained_model import answer_ids
 
         asked = request.payload
         how = sampling_of(asked)
-        limit, pick = how.max_new_tokens, sampler(how.temperature, how.top_p, how.seed)
         task = self.studio.task(asked["project"])
+        run = None
         if asked.get("job"):
             job = self.studio.job(asked["job"])
             if job.project != asked["project"]:
                 raise InputError(f"Job {job.id!r} is of another project: choose one of this project.")
-            loaded, platform = self.models.of_job(job), platform_here(job.run.platform)
-            shots, dtype = few_shots(task, job.run), job.run.evaluation.generation_dtype
+            loaded, platform, run = self.models.of_job(job), platform_here(job.run.platform), job.run
         else:
-            model = build(specs.Model, **asked.get("model", {}))
             platform = asked.get("platform", "cpu")
-            loaded, shots, dtype = self.models.as_it_comes(model, platform), (), "fp32"
-        prompt = encode_prompt(loaded.tokenizer, task, Example("typed", str(asked.get("text", "")), ""), shots)
-        positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
-        most = min(MAX_PROMPT_TOKENS, positions - limit)
-        if len(prompt) > most:
-            raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
+            loaded = self.models.as_it_comes(build(specs.Model, **asked.get("model", {})), platform)
         torch.set_num_threads(1 if self.trains() else best_threads())
-        ids = continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
-        return Stream(request.id, ids, loaded.tokenizer, limit)
+        ids = answer_ids(loaded, task, str(asked.get("text", "")), how, run, platform)
+        return Stream(request.id, ids, loaded.tokenizer, how.max_new_tokens)
 
     def preflight(self, asked: dict) -> Iterator[Check | None]:
         """The steps of `plan.preflight` for the runs that a request names."""
@@ -202,18 +191,16 @@ class Assistant:
         import torch
 
         from peftbook.studio.preflight import preflight_steps
-        from peftbook.training.calibration import known_rates
 
         torch.set_num_threads(best_threads())  # the rates are those of so many
         runs = [specs.Run.model_validate_json(text) for text in asked["runs"]]
         task = self.studio.task(asked["project"])
         parent = psutil.Process().parent()
         family = [] if parent is None else parent.children()
-        known = all(known_rates(run.platform) is not None for run in runs)
-        timed = known or not self.trains()  # beside a training, measuring them takes many minutes
+        measure = not self.trains()  # beside a training, it takes many minutes
         nodes = ray_nodes(self.studio.home)
         room = nodes.largest_room(runs) if nodes else 0.0
-        return preflight_steps(task, runs, room or memory_for(runs, family), timed=timed)
+        return preflight_steps(task, runs, room or memory_for(runs, family), measure=measure)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""
@@ -224,8 +211,6 @@ def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
     """Bytes that a job of these may take: what is free now, and what the processes in `family` (of psutil) will give
     back before it starts: the jobs under way, the assistant itself.
     """
-    from peftbook.runtime.hardware import free_memory
-
     if any(run.platform == "cuda" for run in runs):
         import torch
 

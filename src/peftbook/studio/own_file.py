@@ -117,11 +117,9 @@ def refuse_misfits(
     from peftbook.core.quiet import quieten_libraries
     from peftbook.studio.assistant import memory_for
     from peftbook.studio.preflight import coverage_words, preflight
-    from peftbook.training.calibration import known_rates
 
     quieten_libraries()
-    timed = known_rates(new[0].platform) is not None  # measuring them beside other work can take longer than the runs
-    checks = preflight(task, new, memory_for(new), timed=timed)
+    checks = preflight(task, new, memory_for(new), measure=False)  # it can take longer than the runs
     for check in checks:
         if not check.fits:
             raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")

@@ -15,7 +15,7 @@ from peftbook.core.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape
 from peftbook.memory.time_model import Rates, Symbols, forward_seconds, layers_seconds, step_seconds
 from peftbook.runtime.processes import fast_exit
-from peftbook.runtime.resources import training_setup
+from peftbook.runtime.resources import generation_batch, loss_batch, training_setup
 from peftbook.tasks import TaskData, get_task
 from peftbook.training.calibration import machine_rates
 from peftbook.training.encode import (
@@ -24,8 +24,6 @@ from peftbook.training.encode import (
     encode_example,
     encode_prompt,
     encode_training,
-    generation_batch,
-    loss_batch,
     shared_prefix,
     sorted_batches,
 )

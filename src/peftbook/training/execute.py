@@ -25,6 +25,7 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence import metrics
 from peftbook.memory import shape_from_config
 from peftbook.runtime.hardware import peak_memory
+from peftbook.runtime.resources import generation_batch, loss_batch
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
@@ -34,8 +35,6 @@ from peftbook.training.encode import (
     encode_example,
     encode_prompt,
     encode_training,
-    generation_batch,
-    loss_batch,
     with_replay,
 )
 from peftbook.training.estimate import predicted_seconds
