@@ -24,7 +24,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.runtime import precision, ray_engine, ray_nodes
 from peftbook.runtime.ray_engine import PROGRESS, Chunk, Ended, Outbox, Started
 from peftbook.runtime.ray_nodes import Node, Nodes
-from peftbook.studio import health, machine, ray_jobs
+from peftbook.studio import machine, ray_jobs
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.store import NODES, Studio, say_open
 from peftbook.studio.work import LOST
@@ -228,9 +228,9 @@ def test_what_is_missing_is_said_and_the_nodes_are_shown(tmp_path):
     studio.beat("w", os.getpid())
     say_open(tmp_path)
     write_nodes(tmp_path, CPU)
-    assert health.troubles(studio) == [] == health.nodes(studio) and "cpu/1" not in machine.machine_words(tmp_path)
+    assert machine.troubles(studio) == [] == machine.nodes(studio) and "cpu/1" not in machine.machine_words(tmp_path)
     say_open(tmp_path, HEAD)
-    assert health.troubles(studio) == [] and "cpu/1: 4 cores, 8.0 GB for runs" in machine.machine_words(tmp_path)
+    assert machine.troubles(studio) == [] and "cpu/1: 4 cores, 8.0 GB for runs" in machine.machine_words(tmp_path)
     other = "Node gpu/2 has peftbook 0: install the same on every node."
     for left, said in [
         ({"has": [CPU, replace(GPU, unfit=other)]}, other),
@@ -239,10 +239,10 @@ def test_what_is_missing_is_said_and_the_nodes_are_shown(tmp_path):
         ({"has": [], "trouble": "No Ray head answers at '10.0.0.1:6379': start one."}, "start one"),
     ]:
         write_nodes(tmp_path, *left.pop("has"), **left)
-        (why,) = health.troubles(studio) if said != HEAD else health.troubles(studio)[:1]
+        (why,) = machine.troubles(studio) if said != HEAD else machine.troubles(studio)[:1]
         assert said in why
     (tmp_path / NODES).write_text("{")
-    assert "are being asked" in health.troubles(studio)[0] and HEAD in machine.machine_words(tmp_path)
+    assert "are being asked" in machine.troubles(studio)[0] and HEAD in machine.machine_words(tmp_path)
 
 
 def test_a_plan_may_be_for_a_gpu_that_only_a_node_has(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -47,8 +46,10 @@ def on_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def print_json(value: Any) -> None:
-    """On standard output; raises ValueError for a number that JSON has no word for."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    """On standard output, with null for a number that JSON has no word for."""
+    from pydantic_core import to_json
+
+    print(to_json(value, indent=1, inf_nan_mode="null").decode())
 
 
 def positive(text: str) -> int:

@@ -47,15 +47,13 @@ def command_prepare(args: argparse.Namespace) -> int:
 
 def command_doctor(args: argparse.Namespace) -> int:
     """Say what this machine is, what it computes in and how fast, and what is missing; for reports of faults too."""
-    from dataclasses import asdict
-
     from peftbook.core.quiet import quieten_libraries
     from peftbook.runtime.doctor import as_text, examine
 
     quieten_libraries()
     examination = examine()
     if args.json:
-        print_json(asdict(examination))
+        print_json(examination)
     else:
         print(as_text(examination))
     return 0
