@@ -36,7 +36,7 @@ from peftbook.runtime.resources import request_for, shape_of, side_by_side, trai
 from peftbook.studies import get_study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
-from peftbook.studio.pages.checks import preflight_table
+from peftbook.studio.pages.plan import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
 from peftbook.studio.preflight import Check, coverage_words, preflight
 from peftbook.studio.settings import Settings
@@ -241,11 +241,12 @@ def test_no_run_trains_on_more_tokens_than_a_plan_may_have():
         build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
 
 
-def test_many_epochs_of_a_large_file_are_refused_by_their_tokens():
+def test_many_epochs_of_a_large_file_are_refused_by_their_tokens(monkeypatch):
     """The sentence says how many would do."""
+    monkeypatch.setattr("peftbook.studio.plan.training_tokens", lambda *_: 3_000_000)
     with pytest.raises(InputError, match="more than 100,000,000: choose at most 33 epochs"):
-        plan(TASK, Settings(models=(SMALL,), epochs=500.0), tokens_of_training=3_000_000)
-    assert plan(TASK, Settings(models=(SMALL,), epochs=33.0), tokens_of_training=3_000_000)[1].budget.tokens == 99e6
+        plan(TASK, Settings(models=(SMALL,), epochs=500.0))
+    assert plan(TASK, Settings(models=(SMALL,), epochs=33.0))[1].budget.tokens == 99e6
 
 
 # --- preflight -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.foreground import note, wait_for, wanted_elsewhere, worker_ahead
+from peftbook.studio.foreground import note, wait_for, worker_ahead
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
@@ -79,10 +79,9 @@ def compute(
         refuse_misfits(file.task, likely, new, settings, measure)
     if project is None:
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
-    elsewhere = wanted_elsewhere(studio, project)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
     submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)
-    if not wait_for(studio, submitted, elsewhere):
+    if not wait_for(studio, submitted):
         return None
     for line in chosen_words(tuning, studio.records(project.id).get) if tuning else ():
         note(line)
