@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 Options = Callable[[argparse.ArgumentParser], None]
-
-
-class Add(Protocol):
-    """Adds a command: its name, its handler, and what declares its options if that happens later."""
-
-    def __call__(
-        self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
-    ) -> Command: ...
 
 
 class Command(argparse.ArgumentParser):
@@ -32,6 +24,9 @@ class Command(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """argparse's own, which also prints the help, with the options."""
         return super(Command, self.declared()).parse_known_args(args, namespace)
+
+
+Add = Callable[..., Command]  # by name, handler and, where its options are declared later, what declares them
 
 
 def on_platform(parser: argparse.ArgumentParser) -> None:

@@ -81,7 +81,7 @@ def computed_in(settings: Settings) -> str:
 
 
 def budget_tokens(task: TaskData, settings: Settings) -> int:
-    """Tokens of one training: those chosen, or those of all epochs. Raises InputError for more than anybody can mean."""
+    """Tokens of one training: those chosen, or those of all epochs. Raises InputError for more than can be meant."""
     once = training_tokens(task, settings)
     tokens = settings.tokens or max(1, round(settings.epochs * once))
     if tokens > specs.MOST_TOKENS:
