@@ -170,7 +170,6 @@ def test_epochs_become_tokens_near_those_of_the_tokenizer():
     settings = Settings(models=(SMALL,), methods=("lora",), epochs=2.0)
     run = plan(few, settings)[1]
     assert run.budget.tokens == 2 * training_tokens(few, settings)
-    assert plan(few, settings, 1000)[1].budget.tokens == 2000
     check = preflight(few, [run], ROOMY)[0]
     assert check.epochs == pytest.approx(run.budget.tokens / check.tokens) and 1.4 < check.epochs < 2.8
 
