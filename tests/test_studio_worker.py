@@ -44,7 +44,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
 from peftbook.runtime.resources import request_for
-from peftbook.studio import artefacts, assistant, preflight, requests, work
+from peftbook.studio import artefacts, assistant, preflight, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
 from peftbook.studio.settings import Reading
@@ -768,24 +768,6 @@ def test_a_withdrawn_check_is_dropped(endless, monkeypatch):
     studio.withdraw(request)
     wait_for(lambda: not helper.tick(), 30)
     assert not helper.under_way and studio.answer(request).state == "withdrawn"
-
-
-def test_a_check_whose_page_is_gone_is_withdrawn_and_one_that_is_watched_is_not(endless, monkeypatch):
-    """A closed browser cannot say goodbye: it no longer asks."""
-    studio, _, payload = endless
-    monkeypatch.setattr(requests, "GONE_SECONDS", 0.5)
-    monkeypatch.setattr(requests, "SEEN_SECONDS", 0.0)
-    monkeypatch.setattr(assistant, "LAPSE_PAUSE", 0.0)
-    helper = assistant.Assistant(studio)
-    gone, here = (studio.ask("preflight", payload, watched=True) for _ in range(2))
-
-    def withdrawn() -> bool:
-        helper.tick()
-        return studio.watch(here).ended or studio.answer(gone).ended
-
-    wait_for(withdrawn, 30)
-    assert (studio.answer(gone).state, studio.watch(here).state) == ("withdrawn", "working")
-    studio.withdraw(here)
 
 
 def test_a_check_that_takes_too_long_ends_with_what_to_do(endless, monkeypatch):

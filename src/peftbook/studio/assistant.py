@@ -37,7 +37,6 @@ MOMENT_SECONDS = 0.05  # of work on a check before the texts have their turn
 CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a training
 CHECK_PAUSE = 0.5  # seconds between two writes of a check
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
-LAPSE_PAUSE = 1.0  # seconds between two checks for pages that stopped polling
 
 
 @dataclass
@@ -108,13 +107,9 @@ class Assistant:
         self.studio = studio
         self.models = ModelCache(studio)
         self.under_way: list[Stream | RunningCheck] = []
-        self.lapsed = -1e9
 
     def tick(self) -> bool:
         """One round of work; False if there was nothing to do."""
-        if time.monotonic() - self.lapsed > LAPSE_PAUSE:
-            self.studio.lapse()
-            self.lapsed = time.monotonic()
         request = self.studio.take(self.room())
         if request is not None:
             self.guarded(request.id, functools.partial(self.begin, request))

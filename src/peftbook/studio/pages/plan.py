@@ -42,12 +42,12 @@ def checked(visit: Visit, request: str, fields: Fields) -> Live:
     """What there is of a check by now."""
     try:
         count = len(plan_checks.runs_of_check(visit.studio, visit.project.id, request))
-        answer = visit.studio.watch(request)
+        answer = visit.studio.answer(request)
         if not answer.ended:
             waits = part("loading", f"Counting tokens and memory of {count} runs…", timed=True)
             return Live(waits + part("button", "Cancel", "cancel", request, form="plan"), EVERY_SECONDS)
         if answer.state == "withdrawn":
-            return Live(part("note", answer.error or "The check was cancelled.", "info"))
+            return Live(part("note", "The check was cancelled.", "info"))
         checks = plan_checks.checks_of(answer)
         less = smaller(visit, checks, fields)
         sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
@@ -114,7 +114,7 @@ def act(visit: Visit) -> str:
         fields |= {name: str(value) for name, value in less.changes.items()}
     visit.studio.withdraw(visit.query.get("check", ""))  # nobody waits for what was asked before
     runs, tuning = runs_asked(visit, fields)
-    return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning, watched=True))
+    return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning))
 
 
 def form_at(project: str, fields: Fields, **more: str) -> str:
