@@ -183,7 +183,7 @@ def test_jobs_wait_for_the_nodes_that_they_can_go_to(crew):
     assert [states() for _ in range(3)] == ["rrrqq", "rrrqq", "rrrqq"]
     assert {words[:3] for words in asked} == {("work", "--ray", HEAD)}
     assert all(job.run.platform == "cuda" for job in studio.jobs(plan=plan)[1:2])
-    worker.places[0].child.status = 1
+    worker.slots[0].child.status = 1
     assert [states() for _ in range(3)] == ["frrrq", "frrrq", "frrrq"]
     worker.end()
 
@@ -196,7 +196,7 @@ def test_a_job_whose_node_is_lost_is_queued_again_before_all_others(crew):
     for attempt in range(1, 6):
         worker.tick()
         assert [job.attempt for job in studio.jobs(plan=plan)] == [attempt, 0]
-        worker.places[0].child.status = LOST
+        worker.slots[0].child.status = LOST
     worker.tick()
     first, second = studio.jobs(plan=plan)
     assert first.state == "failed" and "was lost with node cpu/1 5 times" in first.error

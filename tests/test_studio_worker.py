@@ -866,7 +866,7 @@ def ticks(worker: Worker, many: int = 8) -> list[int]:
     """Let a worker look after its jobs so often; the threads of each that runs then."""
     for _ in range(many):
         worker.tick()
-    return [place.child.threads for place in worker.places]
+    return [slot.child.threads for slot in worker.slots]
 
 
 def test_as_many_jobs_run_at_once_as_memory_holds_and_share_the_cores(crew):
@@ -877,10 +877,10 @@ def test_as_many_jobs_run_at_once_as_memory_holds_and_share_the_cores(crew):
     assert [job.state for job in studio.jobs(plan=plan)] == ["running", "running", "queued", "queued"]
     assert len({state.id for state in studio.workers()}) == 2 and all(state.job for state in studio.workers())
     for at, left in ((0, [2, 2]), (0, [2, 2]), (0, [2])):
-        worker.places[at].child.status = 1
+        worker.slots[at].child.status = 1
         assert ticks(worker) == left
     assert [job.state for job in studio.jobs(plan=plan)] == ["failed"] * 3 + ["running"]
-    worker.places[0].child.status = 1
+    worker.slots[0].child.status = 1
     studio.submit(project.id, [small_run(studio, project, LoRA(), seed=9)])
     assert ticks(worker) == [4] and [state.id for state in studio.workers()] == [worker.id]
     worker.end()
@@ -900,7 +900,7 @@ def test_a_job_that_needs_the_machine_runs_alone(crew, change):
     for state in (["running", "queued", "queued"], ["failed", "running", "queued"], ["failed", "failed", "running"]):
         assert len(ticks(worker)) == 1
         assert [job.state for job in studio.jobs(plan=plan)] == state
-        worker.places[0].child.status = 1
+        worker.slots[0].child.status = 1
 
 
 def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew, monkeypatch):
@@ -914,9 +914,9 @@ def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew
     for share, many, model in ((4, 1, specs.Model()), (2, 2, SMALL)):
         studio.submit(project.id, [small_run(studio, project, LoRA(), seed=s, model=model) for s in range(many)])
         assert ticks(worker) == [share] * many
-        assert all(place.child.environment == 2 for place in worker.places)
-        for place in worker.places:
-            place.child.status = 1
+        assert all(slot.child.environment == 2 for slot in worker.slots)
+        for slot in worker.slots:
+            slot.child.status = 1
     assert [env["OMP_NUM_THREADS"] for env in loaded] == ["2"]
     monkeypatch.setattr(server, "process", None)
 
@@ -940,7 +940,7 @@ def test_a_job_that_was_claimed_and_never_started_does_not_run_for_ever(crew, mo
         with pytest.raises(sqlite3.OperationalError):
             worker.tick()
     (job,) = studio.jobs(plan=plan)
-    assert job.state == "running" and not worker.places
+    assert job.state == "running" and not worker.slots
     if cancelled:
         studio.cancel(job.id)
     assert len(ticks(worker, 2)) == (0 if cancelled else 1)
@@ -956,7 +956,7 @@ def test_what_is_deleted_is_gone_beside_a_job_of_another_project(crew):
     studio.delete_project(other.id)
     ticks(worker, 1)
     left = [one.name for one in (studio.home / "projects").iterdir()]
-    assert left == [project.id] and len(worker.places) == 1
+    assert left == [project.id] and len(worker.slots) == 1
 
 
 def test_the_job_that_is_started_is_the_one_that_was_judged_to_fit(crew, monkeypatch):
@@ -983,9 +983,9 @@ def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):
     studio, project, worker = crew
     plan = studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(3)])
     assert len(ticks(worker)) == 2
-    worker.places[0].child.status = -signal.SIGKILL
+    worker.slots[0].child.status = -signal.SIGKILL
     assert len(ticks(worker)) == 1 and [job.state for job in studio.jobs(plan=plan)] == ["queued", "running", "queued"]
-    worker.places[0].child.status = 1
+    worker.slots[0].child.status = 1
     assert ticks(worker) == [4] and [job.state for job in studio.jobs(plan=plan)] == ["running", "failed", "queued"]
 
 
@@ -1005,7 +1005,7 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(shop
     try:
         while any(job.state in ("queued", "running") for job in studio.jobs(plan=plan)):
             worker.tick()
-            most = max(most, len(worker.places))
+            most = max(most, len(worker.slots))
             time.sleep(0.05)
             assert time.monotonic() < deadline
     finally:

@@ -49,7 +49,7 @@ class Stream:
     limit: int
     written: list[int] = field(default_factory=list)
     ended: bool = False
-    said: float = -1e9
+    written_at: float = -1e9
     result = None
     pause = PAUSE_SECONDS
 
@@ -76,7 +76,7 @@ class RunningCheck:
     began: float = field(default_factory=time.monotonic)
     result: list[dict] = field(default_factory=list)
     ended: bool = False
-    said: float = -1e9
+    written_at: float = -1e9
     pause = CHECK_PAUSE
 
     def advance(self) -> None:
@@ -154,9 +154,9 @@ class Assistant:
         one.advance()
         if one.ended:
             self.studio.settle(one.request, text=one.text(), result=one.result)
-        elif time.monotonic() - one.said > one.pause:
+        elif time.monotonic() - one.written_at > one.pause:
             one.ended = not self.studio.say(one.request, one.text())
-            one.said = time.monotonic()
+            one.written_at = time.monotonic()
 
     def stream(self, request: Request) -> Stream:
         """Start the text of a "generate" request. Raises InputError for values out of bounds."""

@@ -45,7 +45,7 @@ def find_project(studio: Studio, file: OwnFile) -> Project | None:
     return next((project for project in studio.projects() if (project.sha256, project.reading) == wanted), None)
 
 
-def looked_up(
+def inspect_file(
     studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None
 ) -> tuple[Project | None, Tuning | None, Sequence[specs.Run], list[specs.Run]]:
     """Say how a file was read; its project and tuning, if any, the runs as far as they are known, and the new ones."""
@@ -72,7 +72,7 @@ def compute(
     measure: what will decide, by its name.
     Raises InputError where a run does not fit this machine, before a project is made.
     """
-    project, tuning, likely, new = looked_up(studio, file, runs, settings)
+    project, tuning, likely, new = inspect_file(studio, file, runs, settings)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
     with worker_ahead(studio, len(new)):
@@ -88,11 +88,9 @@ def compute(
     return project, studio.jobs(plan=submitted)
 
 
-def look_ahead(
-    studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None, measure: str
-) -> None:
+def dry_run(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None, measure: str) -> None:
     """Say what `compute` would do, how long it takes and what its test rows can see; nothing is stored or trained."""
-    _, _, likely, new = looked_up(studio, file, runs, settings)
+    _, _, likely, new = inspect_file(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
     refuse_misfits(file.task, likely, new, settings, measure)

@@ -14,7 +14,7 @@ from peftbook.memory.fit import Fit
 from peftbook.memory.time_model import Rates
 from peftbook.runtime.doctor import gib
 from peftbook.runtime.resources import side_by_side
-from peftbook.studio.jobs import SAID
+from peftbook.studio.jobs import ALL_REQUIRED
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import TaskData
 
@@ -36,7 +36,7 @@ class Check:
     run; words: why not, and what would help; or a remark.
     """
 
-    __pydantic_config__ = SAID
+    __pydantic_config__ = ALL_REQUIRED
 
     key: str
     label: str
