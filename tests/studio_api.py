@@ -22,6 +22,7 @@ from peftbook.core import specs
 from peftbook.core.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
+from peftbook.studio.api.context import Context
 from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
 from peftbook.studio.app import LOOPBACK, listen
 from peftbook.studio.plan import plan
@@ -77,7 +78,7 @@ def filled(value: Any, known: Mapping[str, str]) -> Any:
 def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None = None) -> Client:
     """The API behind the access middleware."""
     app = FastAPI()
-    app.mount("/api/v1", build_api(studio, UploadStore(studio.home, caps or Caps()), keys))
+    app.mount("/api/v1", build_api(Context(studio, UploadStore(studio.home, caps or Caps()), keys)))
     return Client(access.AccessMiddleware(app, LOOPBACK, keys))
 
 

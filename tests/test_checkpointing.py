@@ -30,16 +30,16 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
-from peftbook.studio.preflight import training_step_setup
+from peftbook.runtime.resources import training_setup
 from peftbook.studio.trained_model import load_trained, merge
 from peftbook.training import estimate, execute
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method, checkpointed_layers, is_checkpointed, trainable_state
 from peftbook.training.loop import arithmetic, label_losses, reordered, train
 from peftbook.training.models import load_model
+from peftbook.training.preflight import training_step_setup
 from peftbook.training.probes.memory import allocated_peak, storage_bytes
 from peftbook.training.products import half_products
-from peftbook.training.request import training_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -285,7 +285,7 @@ def test_a_signal_to_end_is_as_ctrl_c(tmp_path, monkeypatch, capsys, number):
 
 @pytest.mark.parametrize(
     ("places", "said"),
-    [(1, "the one under way keeps its checkpoint"), (2, "1 of the 2 under way had a checkpoint, which is kept")],
+    [(1, "1 of 1 under way with a checkpoint to go on from"), (2, "1 of 2 under way with a checkpoint to go on from")],
 )
 def test_ctrl_c_stops_what_a_worker_of_the_studio_computes_and_leaves_it(tmp_path, monkeypatch, capsys, places, said):
     """It waits until the runs have stopped, so that the same command can queue them; the checkpoint stays."""
@@ -322,10 +322,9 @@ def test_ctrl_c_leaves_what_the_studio_asked_for_too(tmp_path, monkeypatch, caps
     project = colours_project(studio)
     submitted(studio, project, (0,), "From the page")
     submitted(studio, project, (1,))
-    elsewhere = foreground.wanted_elsewhere(studio, project)
     plan = submitted(studio, project, (0, 1, 2))
     interrupt(monkeypatch)
-    assert not foreground.wait_for(studio, plan, elsewhere)
+    assert not foreground.wait_for(studio, plan)
     assert "2 taken off the queue, 1 stay queued for the studio" in capsys.readouterr().err
     assert [job.state for job in studio.jobs(plan=plan)] == ["queued", "cancelled", "cancelled"]
 
@@ -364,10 +363,9 @@ def test_ctrl_c_leaves_what_a_race_of_the_studio_asks_for_meanwhile(tmp_path, mo
     studio = Studio(tmp_path)
     project = colours_project(studio)
     plan = raced(studio, project, "From the page")
-    elsewhere = foreground.wanted_elsewhere(studio, project)
     finish(studio, studio.jobs(plan=plan)[-1], 1.0)
     interrupt(monkeypatch)
-    assert not foreground.wait_for(studio, plan, elsewhere)
+    assert not foreground.wait_for(studio, plan)
     assert [job.state for job in studio.jobs(plan=plan)] == ["done"] * 5 + ["queued"] * 3
 
 

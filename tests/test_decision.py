@@ -24,7 +24,8 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studio import report
+from peftbook.studio import report, tabular
+from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.terminal import as_json, show
 from peftbook.tasks import Example
 from peftbook.tasks.columns import Columns
@@ -366,12 +367,12 @@ def test_what_was_forgotten_is_paired_over_seeds_and_texts(seeds):
     plain = [prose[one.key] for one in records if one.spec.method.kind == "untuned"]
     rows = {row.label: row for row in found.rows}
     assert rows["LoRA"].forgotten == paired(tuned, plain, "loss_nats") and rows["Untuned"].forgotten is None
-    headers, cells = report.table(found)
+    headers, cells = tabular.table(found)
     at = headers.index("forgotten")
     assert {row[1]: row[at] == "–" for row in cells} == {"LoRA": False, "Prompt tuning": False, "Untuned": True}
     body = {row["label"]: row["forgotten"] for row in as_json(found)["rows"]}
     assert body["LoRA"]["mean"] == rows["LoRA"].forgotten.mean and body["Untuned"] is None
-    (line,) = [one for one in csv.DictReader(io.StringIO(report.to_csv(found))) if one["method"] == "LoRA"]
+    (line,) = [one for one in csv.DictReader(io.StringIO(tabular.to_csv(found))) if one["method"] == "LoRA"]
     assert float(line["forgotten_nats_per_token_low"]) == rows["LoRA"].forgotten.low
     del prose[next(one.key for one in records if one.spec.method.kind == "lora")]
     lacking = compare(records, {}, (), prose=prose)
@@ -399,7 +400,7 @@ def test_the_front_has_what_nothing_beats():
 def test_the_plots_say_that_their_axis_is_logarithmic_and_where_zero_is(width):
     """On the axis and to who cannot see it; ten times the cost is as far everywhere, and 0 is across a gap."""
     found = compare(invented(FIVE), {}, ())
-    drawn, without = (report.pareto_svg(found, cost, width) for cost in ("train_seconds", "peak_memory_bytes"))
+    drawn, without = (pareto_svg(found, cost, width) for cost in ("train_seconds", "peak_memory_bytes"))
     words = "Logarithmic scale; 0 stands apart"
     assert f">{words}</text>" in drawn and words in drawn.partition(">")[0]
     assert ">Logarithmic scale</text>" in without and "stands apart" not in without
@@ -448,17 +449,17 @@ def test_no_text_of_a_user_becomes_markup():
     assert "<script" not in page and "<img" not in page and "onerror=alert(1)&gt;" in page
     assert "http://" not in page and "https://" not in page and "src=" not in page.replace("src=x", "")
     assert page.count("<svg") == 4 and page.startswith("<!doctype html>")
-    assert "<script" not in report.pareto_svg(found)
+    assert "<script" not in pareto_svg(found)
 
 
 def test_formula_cells_are_escaped_and_numbers_are_not():
     """A label that a spreadsheet would run gets an apostrophe; a negative number stays a number."""
     for start in ("=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", " =1"):
-        assert report.escape_cell(start).startswith("'")
-    assert report.escape_cell("a=b") == "a=b"
+        assert tabular.escape_cell(start).startswith("'")
+    assert tabular.escape_cell("a=b") == "a=b"
     records = [record_of(kind, 0, np.linspace(0, level, 30), model="=HYPERLINK(1)") for kind, level in
                (("lora", 0.8), ("untuned", 0.4))]  # fmt: skip
-    lines = list(csv.DictReader(io.StringIO(report.to_csv(compare(records, {}, ())))))
+    lines = list(csv.DictReader(io.StringIO(tabular.to_csv(compare(records, {}, ())))))
     assert [line["model"] for line in lines] == ["'=HYPERLINK(1)"] * 2
     assert float(lines[1]["rougeL_minus_best"]) < 0
     assert not any(cell.startswith(("=", "@", "+")) for line in lines for cell in line.values())
@@ -467,7 +468,7 @@ def test_formula_cells_are_escaped_and_numbers_are_not():
 def test_the_csv_has_every_number_in_full():
     """Reading it back gives the comparison's own floats."""
     found = compare(invented(FIVE), {}, ())
-    lines = list(csv.DictReader(io.StringIO(report.to_csv(found))))
+    lines = list(csv.DictReader(io.StringIO(tabular.to_csv(found))))
     for row, line in zip(found.rows, lines, strict=True):
         assert line["method"] == row.label and line["runs"] == " ".join(row.runs)
         for name in MEASURES:
@@ -481,7 +482,7 @@ def test_text_json_and_page_agree():
     found = compare(invented(FIVE, seeds=2, of_seeds=0.01), {}, ())
     text, body, page = show(found), as_json(found), report.to_html(found)
     assert [row["label"] for row in body["rows"]] == [row.label for row in found.rows]
-    headers, rows = report.table(found)
+    headers, rows = tabular.table(found)
     for row, cells in zip(found.rows, rows, strict=True):
         assert len(cells) == len(headers)
         assert row.label in text and row.label in page and cells[2] in text and cells[2] in page

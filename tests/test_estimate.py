@@ -23,13 +23,13 @@ from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
+from peftbook.runtime.durations import Estimates, predicted_here
 from peftbook.runtime.queue import run_studies
+from peftbook.runtime.resources import training_setup
 from peftbook.training import estimate, execute, loop
-from peftbook.training.durations import Estimates, predicted_here
 from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.forward import apply_method
 from peftbook.training.packed import packed_rows
-from peftbook.training.request import training_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {

@@ -21,7 +21,7 @@ from peftbook.decision.own_metrics import declared, own_scores, parse_metric, re
 from peftbook.decision.own_metrics.declaration import Metric
 from peftbook.decision.own_metrics.kinds import last_number, scorer
 from peftbook.evidence import metrics
-from peftbook.studio import report
+from peftbook.studio import report, tabular
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.terminal import as_json, show
 from peftbook.tasks import Example, get_task
@@ -267,7 +267,7 @@ def test_an_own_metric_stands_in_every_table(tmp_path):
     assert found.measure.name == "rougeL" and not math.isnan(found.rows[0].scores["total"].mean)
     assert "total: the last number is within 10\N{NO-BREAK SPACE}% of the target's." in show(found).replace("\n", " ")
     assert as_json(found)["metrics"][0]["relative"] == 0.1 and "total" in as_json(found)["rows"][0]["scores"]
-    assert "total_minus_untuned" in report.to_csv(found) and "Own metric total" in report.to_html(
+    assert "total_minus_untuned" in tabular.to_csv(found) and "Own metric total" in report.to_html(
         found, records=records
     )
     del texts[records[-1].key]

@@ -12,8 +12,8 @@ import torch
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.training import precision
-from peftbook.training.precision import Products, chosen_dtype, gpu_dtype
+from peftbook.runtime import precision
+from peftbook.runtime.precision import Products, chosen_dtype, gpu_dtype
 
 pytestmark = pytest.mark.plain
 
@@ -92,7 +92,7 @@ def test_a_processor_that_plays_a_plainer_one_is_another_machine(unknown_machine
 def test_a_process_without_torch_asks_another_one(unknown_machine):
     """The type is known to pages and commands that never load torch."""
     code = (
-        "import sys\nfrom peftbook.training.precision import chosen_dtype\nfound = chosen_dtype()\n"
+        "import sys\nfrom peftbook.runtime.precision import chosen_dtype\nfound = chosen_dtype()\n"
         "assert 'torch' not in sys.modules\nprint(found)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

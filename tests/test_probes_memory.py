@@ -13,9 +13,9 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store
 from peftbook.memory import TARGETS, Configuration, Setup, Shape
+from peftbook.runtime.hardware import peak_memory
 from peftbook.studies import activations, get_study, memory_cases
 from peftbook.studies import memory as study
-from peftbook.training.hardware import peak_memory
 from peftbook.training.probes import measure
 from peftbook.training.probes import memory as probes
 from peftbook.training.random_model import random_ids, subject

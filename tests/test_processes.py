@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from peftbook.runtime import processes
+from peftbook.runtime.hardware import machine_name
 from peftbook.runtime.processes import Child, call_in_child, identity, is_alive, run_child
-from peftbook.training.hardware import machine_name
 
 PARENT = """
 import subprocess, sys, time

@@ -19,15 +19,15 @@ from peftbook.core.records import Record, Store
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
+from peftbook.runtime.durations import Estimates
+from peftbook.runtime.hardware import cores, cpu_model
+from peftbook.runtime.precision import products_here
 from peftbook.runtime.processes import lock_file
 from peftbook.runtime.queue import run_studies, run_subprocess
+from peftbook.runtime.resources import cuda_micro_batch, fitting_rows
+from peftbook.runtime.threads import best_threads
 from peftbook.studies import Study, Verdict
 from peftbook.tasks import get_task
-from peftbook.training.durations import Estimates
-from peftbook.training.hardware import cores, cpu_model
-from peftbook.training.precision import products_here
-from peftbook.training.request import cuda_micro_batch, fitting_rows
-from peftbook.training.threads import best_threads
 
 
 def a_run(seed: int, **fields) -> specs.Run:

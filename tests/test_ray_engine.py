@@ -41,13 +41,13 @@ from peftbook.runtime import queue, ray_engine
 from peftbook.runtime.processes import Child, lock_file
 from peftbook.runtime.ray_engine import CHECKPOINT_SHARE, FOLDER, Outbox, RayEngine, task_folder
 from peftbook.runtime.ray_nodes import ENVIRONMENT, Node, Nodes, code_version
-from peftbook.studio import health
+from peftbook.runtime.resources import WORKER_BYTES, request_for, setup_of, shape_of
+from peftbook.studio import machine
 from peftbook.studio.store import Studio, say_open
 from peftbook.studio.work import Reporter, compute_in
 from peftbook.studio.worker import Worker
 from peftbook.tasks import get_task
 from peftbook.training.execute import execute
-from peftbook.training.request import WORKER_BYTES, request_for, setup_of, shape_of
 
 LOCAL = specs.Model()
 SMALL = specs.SMALL_LLAMA
@@ -753,7 +753,7 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
 
     try:
         comes(lambda: progress(checkpoints, run) >= 3 and home.job(job).step >= 3)
-        assert len(health.nodes(home)) == 2
+        assert len(machine.nodes(home)) == 2
         _, process = machines.computing("peftbook.studio.ray_jobs")
         home.cancel(job)
         comes(lambda: home.job(job).state == "cancelled")

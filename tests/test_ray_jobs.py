@@ -21,15 +21,14 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store, write_atomically
 from peftbook.decision.forgetting import prose_probe
 from peftbook.methods.lora import LoRA
-from peftbook.runtime import ray_engine, ray_nodes
+from peftbook.runtime import precision, ray_engine, ray_nodes
 from peftbook.runtime.ray_engine import PROGRESS, Chunk, Ended, Outbox, Started
 from peftbook.runtime.ray_nodes import Node, Nodes
-from peftbook.studio import health, machine, ray_jobs
+from peftbook.studio import machine, ray_jobs
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.store import NODES, Studio, say_open
 from peftbook.studio.work import LOST
 from peftbook.studio.worker import Worker
-from peftbook.training import precision
 
 HEAD = "10.0.0.1:6379"
 
@@ -184,7 +183,7 @@ def test_jobs_wait_for_the_nodes_that_they_can_go_to(crew):
     assert [states() for _ in range(3)] == ["rrrqq", "rrrqq", "rrrqq"]
     assert {words[:3] for words in asked} == {("work", "--ray", HEAD)}
     assert all(job.run.platform == "cuda" for job in studio.jobs(plan=plan)[1:2])
-    worker.places[0].child.status = 1
+    worker.slots[0].child.status = 1
     assert [states() for _ in range(3)] == ["frrrq", "frrrq", "frrrq"]
     worker.end()
 
@@ -197,7 +196,7 @@ def test_a_job_whose_node_is_lost_is_queued_again_before_all_others(crew):
     for attempt in range(1, 6):
         worker.tick()
         assert [job.attempt for job in studio.jobs(plan=plan)] == [attempt, 0]
-        worker.places[0].child.status = LOST
+        worker.slots[0].child.status = LOST
     worker.tick()
     first, second = studio.jobs(plan=plan)
     assert first.state == "failed" and "was lost with node cpu/1 5 times" in first.error
@@ -229,9 +228,9 @@ def test_what_is_missing_is_said_and_the_nodes_are_shown(tmp_path):
     studio.beat("w", os.getpid())
     say_open(tmp_path)
     write_nodes(tmp_path, CPU)
-    assert health.troubles(studio) == [] == health.nodes(studio) and "cpu/1" not in machine.machine_words(tmp_path)
+    assert machine.troubles(studio) == [] == machine.nodes(studio) and "cpu/1" not in machine.machine_words(tmp_path)
     say_open(tmp_path, HEAD)
-    assert health.troubles(studio) == [] and "cpu/1: 4 cores, 8.0 GB for runs" in machine.machine_words(tmp_path)
+    assert machine.troubles(studio) == [] and "cpu/1: 4 cores, 8.0 GB for runs" in machine.machine_words(tmp_path)
     other = "Node gpu/2 has peftbook 0: install the same on every node."
     for left, said in [
         ({"has": [CPU, replace(GPU, unfit=other)]}, other),
@@ -240,10 +239,10 @@ def test_what_is_missing_is_said_and_the_nodes_are_shown(tmp_path):
         ({"has": [], "trouble": "No Ray head answers at '10.0.0.1:6379': start one."}, "start one"),
     ]:
         write_nodes(tmp_path, *left.pop("has"), **left)
-        (why,) = health.troubles(studio) if said != HEAD else health.troubles(studio)[:1]
+        (why,) = machine.troubles(studio) if said != HEAD else machine.troubles(studio)[:1]
         assert said in why
     (tmp_path / NODES).write_text("{")
-    assert "are being asked" in health.troubles(studio)[0] and HEAD in machine.machine_words(tmp_path)
+    assert "are being asked" in machine.troubles(studio)[0] and HEAD in machine.machine_words(tmp_path)
 
 
 def test_a_plan_may_be_for_a_gpu_that_only_a_node_has(tmp_path, monkeypatch):

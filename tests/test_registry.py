@@ -18,11 +18,11 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Store, default_store
 from peftbook.memory import SHAPES, shape_from_config, training_step
 from peftbook.methods import Method, arm_looks, get, kinds, look_of, named, preset, presets, read, usual
+from peftbook.runtime.resources import training_setup
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import pareto
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.loop import train
-from peftbook.training.request import training_setup
 from peftbook.views.slides import native
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

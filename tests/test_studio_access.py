@@ -21,7 +21,7 @@ import pytest
 from peftbook import cli
 from peftbook.core.errors import InputError
 from peftbook.studio import access, app, html, login, sessions, uploads, users
-from peftbook.studio.pages.site import Context
+from peftbook.studio.api.context import Context
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
@@ -101,7 +101,7 @@ def start(login_file: Path, home: Path) -> Client:
     inside, studio, store = FastAPI(), Studio(home), sessions.SessionStore(home, users.LoginFile(login_file))
     for path in ("/", "/new"):
         inside.add_api_route(path, lambda: PlainTextResponse("inside"), methods=["GET", "POST"], response_model=None)
-    login.add_login(inside, store, Context(studio, uploads.UploadStore(home, Caps()), Caps()))
+    login.add_login(inside, store, Context(studio, uploads.UploadStore(home, Caps()), store))
     return Client(access.AccessMiddleware(inside, app.LOOPBACK, store))
 
 

@@ -122,7 +122,7 @@ def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project):
         db.execute("ALTER TABLE requests DROP COLUMN seen")
         db.execute("PRAGMA user_version = 1")
     again = Studio(studio.home)
-    assert not again.watch(again.ask("preflight", {"project": project.id, "runs": []}, watched=True)).ended
+    assert not again.answer(again.ask("preflight", {"project": project.id, "runs": []})).ended
     assert again._rows("SELECT * FROM sessions") == [] and again.projects() == [project]
     assert again._row("PRAGMA user_version")[0] == SCHEMA
 
@@ -145,7 +145,7 @@ def test_a_question_of_a_version_that_had_the_one_without_the_other_is_dropped(s
         db.execute("ALTER TABLE requests DROP COLUMN seen")
         db.execute("PRAGMA user_version = 3")
     again = Studio(studio.home)
-    assert not again.watch(again.ask("preflight", {"project": project.id, "runs": []}, watched=True)).ended
+    assert not again.answer(again.ask("preflight", {"project": project.id, "runs": []})).ended
 
 
 @pytest.fixture
@@ -645,20 +645,6 @@ def test_an_answer_grows_and_ends(studio, project):
     assert studio.answer(third).state == "withdrawn"
     with pytest.raises(InputError, match="does not know"):
         studio.ask("rm -rf", {"project": project.id})
-
-
-def test_a_question_that_a_page_no_longer_watches_is_withdrawn(studio, project, monkeypatch):
-    """Waiting or worked on; what was asked without a page stays, and so does what is watched."""
-    asked = [studio.ask("preflight", {"project": project.id}, watched=watched) for watched in (True, True, True, False)]
-    assert studio.take().id == asked[0]
-    studio.lapse()
-    assert {studio.answer(one).state for one in asked} == {"working", "waiting"}
-    now = time.time() + requests.GONE_SECONDS + 1
-    monkeypatch.setattr(requests.time, "time", lambda: now)
-    studio.watch(asked[1])
-    studio.lapse()
-    assert [studio.answer(one).state for one in asked] == ["withdrawn", "waiting", "withdrawn", "waiting"]
-    assert "its page was away" in studio.answer(asked[0]).error
 
 
 def test_a_kind_of_question_can_be_left_for_later(studio, project):

@@ -41,24 +41,24 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
+from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
-from peftbook.studio import artefacts, assistant, preflight, requests, work
+from peftbook.runtime.resources import request_for
+from peftbook.studio import artefacts, assistant, preflight, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import compared
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge, share_weights
+from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import Example
-from peftbook.training import request as requesting
-from peftbook.training import threads
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
 from peftbook.training.loop import losses
 from peftbook.training.models import load_model
 from peftbook.training.probes.curves import prose_pieces
-from peftbook.training.request import request_for
+from peftbook.training.restored import share_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
@@ -770,24 +770,6 @@ def test_a_withdrawn_check_is_dropped(endless, monkeypatch):
     assert not helper.under_way and studio.answer(request).state == "withdrawn"
 
 
-def test_a_check_whose_page_is_gone_is_withdrawn_and_one_that_is_watched_is_not(endless, monkeypatch):
-    """A closed browser cannot say goodbye: it no longer asks."""
-    studio, _, payload = endless
-    monkeypatch.setattr(requests, "GONE_SECONDS", 0.5)
-    monkeypatch.setattr(requests, "SEEN_SECONDS", 0.0)
-    monkeypatch.setattr(assistant, "LAPSE_PAUSE", 0.0)
-    helper = assistant.Assistant(studio)
-    gone, here = (studio.ask("preflight", payload, watched=True) for _ in range(2))
-
-    def withdrawn() -> bool:
-        helper.tick()
-        return studio.watch(here).ended or studio.answer(gone).ended
-
-    wait_for(withdrawn, 30)
-    assert (studio.answer(gone).state, studio.watch(here).state) == ("withdrawn", "working")
-    studio.withdraw(here)
-
-
 def test_a_check_that_takes_too_long_ends_with_what_to_do(endless, monkeypatch):
     """In one sentence that says how long it took."""
     studio, _, payload = endless
@@ -866,7 +848,7 @@ class Doing:
 @pytest.fixture
 def crew(tmp_path, monkeypatch):
     """A worker on four cores, whose jobs' processes do nothing, and its studio; the memory is for two small runs."""
-    for module in (studio_worker, requesting):
+    for module in (studio_worker, resources):
         monkeypatch.setattr(module, "cores_gained", lambda: 4)
     monkeypatch.setattr(threads, "cores", lambda: 4)
     for module in (studio_worker, threads):
@@ -884,7 +866,7 @@ def ticks(worker: Worker, many: int = 8) -> list[int]:
     """Let a worker look after its jobs so often; the threads of each that runs then."""
     for _ in range(many):
         worker.tick()
-    return [place.child.threads for place in worker.places]
+    return [slot.child.threads for slot in worker.slots]
 
 
 def test_as_many_jobs_run_at_once_as_memory_holds_and_share_the_cores(crew):
@@ -895,10 +877,10 @@ def test_as_many_jobs_run_at_once_as_memory_holds_and_share_the_cores(crew):
     assert [job.state for job in studio.jobs(plan=plan)] == ["running", "running", "queued", "queued"]
     assert len({state.id for state in studio.workers()}) == 2 and all(state.job for state in studio.workers())
     for at, left in ((0, [2, 2]), (0, [2, 2]), (0, [2])):
-        worker.places[at].child.status = 1
+        worker.slots[at].child.status = 1
         assert ticks(worker) == left
     assert [job.state for job in studio.jobs(plan=plan)] == ["failed"] * 3 + ["running"]
-    worker.places[0].child.status = 1
+    worker.slots[0].child.status = 1
     studio.submit(project.id, [small_run(studio, project, LoRA(), seed=9)])
     assert ticks(worker) == [4] and [state.id for state in studio.workers()] == [worker.id]
     worker.end()
@@ -918,7 +900,7 @@ def test_a_job_that_needs_the_machine_runs_alone(crew, change):
     for state in (["running", "queued", "queued"], ["failed", "running", "queued"], ["failed", "failed", "running"]):
         assert len(ticks(worker)) == 1
         assert [job.state for job in studio.jobs(plan=plan)] == state
-        worker.places[0].child.status = 1
+        worker.slots[0].child.status = 1
 
 
 def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew, monkeypatch):
@@ -932,9 +914,9 @@ def test_what_jobs_are_forked_from_is_loaded_once_for_any_number_of_threads(crew
     for share, many, model in ((4, 1, specs.Model()), (2, 2, SMALL)):
         studio.submit(project.id, [small_run(studio, project, LoRA(), seed=s, model=model) for s in range(many)])
         assert ticks(worker) == [share] * many
-        assert all(place.child.environment == 2 for place in worker.places)
-        for place in worker.places:
-            place.child.status = 1
+        assert all(slot.child.environment == 2 for slot in worker.slots)
+        for slot in worker.slots:
+            slot.child.status = 1
     assert [env["OMP_NUM_THREADS"] for env in loaded] == ["2"]
     monkeypatch.setattr(server, "process", None)
 
@@ -958,7 +940,7 @@ def test_a_job_that_was_claimed_and_never_started_does_not_run_for_ever(crew, mo
         with pytest.raises(sqlite3.OperationalError):
             worker.tick()
     (job,) = studio.jobs(plan=plan)
-    assert job.state == "running" and not worker.places
+    assert job.state == "running" and not worker.slots
     if cancelled:
         studio.cancel(job.id)
     assert len(ticks(worker, 2)) == (0 if cancelled else 1)
@@ -974,7 +956,7 @@ def test_what_is_deleted_is_gone_beside_a_job_of_another_project(crew):
     studio.delete_project(other.id)
     ticks(worker, 1)
     left = [one.name for one in (studio.home / "projects").iterdir()]
-    assert left == [project.id] and len(worker.places) == 1
+    assert left == [project.id] and len(worker.slots) == 1
 
 
 def test_the_job_that_is_started_is_the_one_that_was_judged_to_fit(crew, monkeypatch):
@@ -1001,9 +983,9 @@ def test_a_job_whose_process_was_killed_in_company_has_none_any_more(crew):
     studio, project, worker = crew
     plan = studio.submit(project.id, [small_run(studio, project, LoRA(), seed=seed) for seed in range(3)])
     assert len(ticks(worker)) == 2
-    worker.places[0].child.status = -signal.SIGKILL
+    worker.slots[0].child.status = -signal.SIGKILL
     assert len(ticks(worker)) == 1 and [job.state for job in studio.jobs(plan=plan)] == ["queued", "running", "queued"]
-    worker.places[0].child.status = 1
+    worker.slots[0].child.status = 1
     assert ticks(worker) == [4] and [job.state for job in studio.jobs(plan=plan)] == ["running", "failed", "queued"]
 
 
@@ -1013,7 +995,7 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(shop
     away what another is writing.
     """
     monkeypatch.setattr(studio_worker, "threads_beside", lambda jobs: 1)
-    for module in (studio_worker, requesting):
+    for module in (studio_worker, resources):
         monkeypatch.setattr(module, "cores_gained", lambda: 2)
     names, most = ("lora", "prompt"), 0
     studio, worker = Studio(tmp_path), Worker(tmp_path)
@@ -1023,7 +1005,7 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(shop
     try:
         while any(job.state in ("queued", "running") for job in studio.jobs(plan=plan)):
             worker.tick()
-            most = max(most, len(worker.places))
+            most = max(most, len(worker.slots))
             time.sleep(0.05)
             assert time.monotonic() < deadline
     finally:

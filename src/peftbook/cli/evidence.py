@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,13 +167,11 @@ def command_claims(args: argparse.Namespace) -> int:
 
 def print_outlooks(store: Store, as_json: bool) -> int:
     """Print for each open claim how many more seeds would decide it, and in how many core-hours."""
-    from dataclasses import asdict
-
     from peftbook.evidence.decidable import AT_HAND, outlooks
 
     found = outlooks(store)
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json(found)
         return 0
     wide = max((len(one.study) for one in found), default=0)
     for one in found:
@@ -224,19 +221,10 @@ def command_decide(args: argparse.Namespace) -> int:
             one["score"] |= {"low": arm.score.low, "high": arm.score.high}
         for one, pair in zip(body["pairs"], found.pairs, strict=True):
             one["difference"] |= {"low": pair.difference.low, "high": pair.difference.high}
-        print_json(finite(body))
+        print_json(body)
     else:
         print("\n".join(decided(found)))
     return 0
-
-
-def finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def named_files(text: str) -> tuple[str, list[Path]]:
@@ -309,8 +297,6 @@ def asked(pair: Pairing, margin: float | None, seeds: int) -> str:
 
 def command_power(args: argparse.Namespace) -> int:
     """Say how many seeds and test rows a comparison needs, from the spread of the book's runs, before any training."""
-    from dataclasses import asdict
-
     from peftbook.core.records import default_store
     from peftbook.decision import MEASURES, check_choices
     from peftbook.decision.power import found, needed, spreads
@@ -333,14 +319,14 @@ def command_power(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = [
         {
             "task": one.task, "model": one.model, "groups": one.intervals[0].groups,
-            "pairs": [asdict(each) for each in one.intervals],
+            "pairs": one.intervals,
             "needed": {word: needed(one, margin, share) for word, share in shares.items()},
             "found": {word: found(one, args.rows, args.seeds, share) for word, share in shares.items() if args.rows},
         }
         for one in known
     ]  # fmt: skip
     if args.json:
-        print_json(finite({"measure": measure.name, "margin": margin, "spreads": rows}))
+        print_json({"measure": measure.name, "margin": margin, "spreads": rows})
         return 0
     unit = f" {measure.unit}" if measure.unit else ""
     print(f"{measure.label}: two trained arms, of which a difference is found about four times in five")

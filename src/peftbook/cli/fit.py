@@ -125,7 +125,7 @@ def given(args: argparse.Namespace, name: str) -> bool:
 
 def weights_dtype(asked: str, device: str) -> str:
     """The type of weights that is asked for; auto is bf16 on a GPU and what this machine computes in on a CPU."""
-    from peftbook.training.precision import chosen_dtype
+    from peftbook.runtime.precision import chosen_dtype
 
     return "bf16" if asked == "auto" and device == "cuda" else chosen_dtype(asked)
 

@@ -47,15 +47,13 @@ def command_prepare(args: argparse.Namespace) -> int:
 
 def command_doctor(args: argparse.Namespace) -> int:
     """Say what this machine is, what it computes in and how fast, and what is missing; for reports of faults too."""
-    from dataclasses import asdict
-
     from peftbook.core.quiet import quieten_libraries
-    from peftbook.training.doctor import as_text, examine
+    from peftbook.runtime.doctor import as_text, examine
 
     quieten_libraries()
     examination = examine()
     if args.json:
-        print_json(asdict(examination))
+        print_json(examination)
     else:
         print(as_text(examination))
     return 0
@@ -64,11 +62,11 @@ def command_doctor(args: argparse.Namespace) -> int:
 def command_generate(args: argparse.Namespace) -> int:
     """Answer one message with a model, greedily."""
     from peftbook.core.base_models import model_named
+    from peftbook.runtime.precision import chosen_dtype
     from peftbook.training.encode import encode_turns
     from peftbook.training.generate import generate
     from peftbook.training.loop import autocast, frozen_head_in, frozen_linears_in
     from peftbook.training.models import load_model
-    from peftbook.training.precision import chosen_dtype
 
     dtype = chosen_dtype(args.dtype)
     loaded = load_model(model_named(args.model), dtype=dtype)

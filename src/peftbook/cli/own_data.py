@@ -180,7 +180,7 @@ def command_studio(args: argparse.Namespace) -> int:
         print(f"{args.add_user} can log in; start the studio with --login-file {path}.")
         return 0
     if args.backup or args.restore or args.unit or args.save_project or args.load_project:
-        print(kept_apart(args, args.home or default_home()))
+        print(maintain(args, args.home or default_home()))
         return 0
     caps = read_options(Caps, args)
     check_bounds(caps)
@@ -190,7 +190,7 @@ def command_studio(args: argparse.Namespace) -> int:
     )  # fmt: skip
 
 
-def kept_apart(args: argparse.Namespace, home: Path) -> str:
+def maintain(args: argparse.Namespace, home: Path) -> str:
     """What is done with a studio that is not served now, in words: a backup, a home made of one, a unit for systemd."""
     from peftbook.studio.backup import back_up, restore
     from peftbook.studio.service import unit
@@ -202,14 +202,14 @@ def kept_apart(args: argparse.Namespace, home: Path) -> str:
         restore(args.restore, home)
         return f"The studio is in {home}: start it with --home {home}."
     if args.save_project or args.load_project:
-        return moved_project(args, home)
+        return move_project(args, home)
     options = [word for name in args.name for word in ("--name", name)]
     options += ["--login-file", str(args.login_file)] if args.login_file else []
     options += ["--ray", args.ray] if args.ray else []
     return unit(home, args.port, options)
 
 
-def moved_project(args: argparse.Namespace, home: Path) -> str:
+def move_project(args: argparse.Namespace, home: Path) -> str:
     """A project that is saved, or taken in, in words."""
     from peftbook.core.options import check_bounds, read_options
     from peftbook.studio.archive import load_project, save_named

@@ -85,11 +85,11 @@ def check_engine(args: argparse.Namespace) -> None:
 def engine(args: argparse.Namespace, store) -> Iterator[dict]:
     """What `run_studies` computes with: processes on this machine, or tasks of a Ray cluster."""
     from peftbook.runtime import queue
+    from peftbook.runtime.durations import predicted_here
     from peftbook.runtime.fork_server import ForkServer
-    from peftbook.training.durations import predicted_here
-    from peftbook.training.hardware import cores
+    from peftbook.runtime.hardware import cores
+    from peftbook.runtime.threads import best_threads
     from peftbook.training.launch import obstacle_to_split
-    from peftbook.training.threads import best_threads
 
     folder = args.checkpoints.absolute() if args.checkpoints else None
     if args.engine == "local":
@@ -134,8 +134,8 @@ def run_one(args: argparse.Namespace) -> int:
 
 def slow_here(run, store) -> str:
     """That a run takes far longer here than on the machines of the records, in a sentence; else empty."""
-    from peftbook.training.durations import Estimates, predicted_here
-    from peftbook.training.threads import best_threads
+    from peftbook.runtime.durations import Estimates, predicted_here
+    from peftbook.runtime.threads import best_threads
 
     estimates = Estimates()
     estimates.read(store)

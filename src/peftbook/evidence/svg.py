@@ -89,7 +89,6 @@ def svg(
     *,
     shapes: Mapping[str, str] | None = None,
     words: Callable[[float], str] = "{:g}".format,
-    style: str = "",
 ) -> str:
     """Lines and marks over x, `kind` being the drawing's class; empty where nothing is finite.
 
@@ -105,8 +104,7 @@ def svg(
     parts += [line(each, across, down) for each in series if each.line and len(each.values) > 1]
     parts += marks([each for each in series if each.marks], across, down, frame, shapes or {})
     size = f'viewBox="0 0 {frame.width:g} {frame.height:g}" width="{frame.width:g}" height="{frame.height:g}"'
-    sheet = f"<style>{style}</style>" if style else ""
-    return f'<svg class="{kind}" {size} role="img" aria-label="{escape(chart.alt)}">{sheet}{"".join(parts)}</svg>'
+    return f'<svg class="{kind}" {size} role="img" aria-label="{escape(chart.alt)}">{"".join(parts)}</svg>'
 
 
 def finite(series: Series) -> Series:

@@ -23,14 +23,14 @@ from peftbook.core.progress import duration, time_of_day
 from peftbook.core.records import Store
 from peftbook.core.specs import Run
 from peftbook.evidence.results import describe
+from peftbook.runtime.durations import Estimates, Predict, Spec
 from peftbook.runtime.fork_server import ForkServer
+from peftbook.runtime.hardware import cores, machine_name
 from peftbook.runtime.processes import Child, call_in_child
+from peftbook.runtime.resources import WORKER_BYTES
+from peftbook.runtime.threads import best_threads, cores_gained
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
-from peftbook.training.durations import Estimates, Predict, Spec
-from peftbook.training.hardware import cores, machine_name
-from peftbook.training.request import WORKER_BYTES
-from peftbook.training.threads import best_threads, cores_gained
 
 __all__ = ["Outcome", "default_workers", "run_studies", "run_subprocess"]
 

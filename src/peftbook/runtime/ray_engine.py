@@ -31,7 +31,7 @@ from peftbook.core.records import Store
 from peftbook.runtime import queue
 from peftbook.runtime.processes import Child, lock_file
 from peftbook.runtime.ray_nodes import NodeMonitor, Nodes, code_mismatch, code_version, connected, error_line, this_node
-from peftbook.training.request import Request, request_for
+from peftbook.runtime.resources import Request, request_for
 
 RETRIES = 5  # of a run whose node died
 LOCK_SECONDS = 120  # that a run waits for the orphan of a dead node to release a shared checkpoint

@@ -156,7 +156,7 @@ def connected(address: str) -> Iterator[None]:
     if address:
         check_address(address)
     else:
-        from peftbook.training.hardware import cores
+        from peftbook.runtime.hardware import cores
 
         local = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
         options = {"address": "local", **local}

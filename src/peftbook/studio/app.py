@@ -136,16 +136,15 @@ def build_app(
     from fastapi import FastAPI
 
     from peftbook.studio.api import build_api
+    from peftbook.studio.api.context import Context
     from peftbook.studio.login import add_login
     from peftbook.studio.pages import add_pages
-    from peftbook.studio.pages.site import Context
 
-    uploads = UploadStore(studio.home, caps)
     sessions = None if users is None else SessionStore(studio.home, users)
+    context = Context(studio, UploadStore(studio.home, caps), sessions)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_files(app)
-    app.mount("/api/v1", build_api(studio, uploads, sessions))
-    context = Context(studio, uploads, caps, isinstance(users, LoginFile))
+    app.mount("/api/v1", build_api(context))
     add_pages(app, context)
     if sessions is not None:
         add_login(app, sessions, context)

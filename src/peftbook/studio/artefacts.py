@@ -23,6 +23,7 @@ from peftbook.core.errors import Conflict, InputError
 from peftbook.core.exchange import ZIP_DATE
 from peftbook.core.options import words_of
 from peftbook.core.records import Record, write_atomically
+from peftbook.studio.html import fill
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tabular import escape_cell
@@ -146,28 +147,15 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     """
     project, run = studio.project(job.project), job.run
     short, licence = LICENCES.get(run.model.name, ("other", f"that of {run.model.name!r}: see where it came from"))
-    head = ["---", f"license: {short}", f"base_model: {json.dumps(base_id(run.model))}"]
-    head += ["library_name: transformers" if merged else "library_name: peft", "---"]
-    kinds = f"{run.dtype}{', weights in bf16' * (run.weights == 'bf16')}{', checkpointing' * run.checkpointing}"
     sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
-    lines = [
-        *head, "", f"# {run.method.full_kind} on {inline(project.name)}", "",
-        MERGED if merged else run.method.loading, "",
-        "## What it is", "",
-        f"- base: {run.model.name}, {pinned(run.model)}",
-        f"- licence of the base: {licence}; the weights here follow it",
-        *[f"- weights of the base: {ROUNDED}"] * (run.model.name == specs.EMBEDDED_MODEL and not merged),
-        f"- method: `{run.method.model_dump_json()}`",
-        f"- training: `{run.budget.model_dump_json() if run.budget else 'none'}`, seed {run.seed}, {kinds}",
-        "", "## Data", "",
-        f"- SHA-256 of the uploaded file: {project.sha256}",
-        f"- SHA-256 of file and settings, as in the run's key: {run.task.data_sha256}",
-        f"- split: seed {project.split.seed}, shares {', '.join(f'{part:g}' for part in project.split.fractions)}; "
-        + ", ".join(f"{count:,} {name}" for name, count in sizes.items()),
-        "", "## Measured", "", *measured(record),
-        "", "## Repeat it", "", f"Run {run.key}. With the same file:", "", "```", command_line(studio, job), "```", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    card = fill(
+        "model_card.md", short=short, licence=licence, base=json.dumps(base_id(run.model)), merged=merged, run=run,
+        title=inline(project.name), loading=MERGED if merged else run.method.loading, pinned=pinned(run.model),
+        rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "", project=project,
+        sizes=", ".join(f"{count:,} {name}" for name, count in sizes.items()), measured=measured(record),
+        command=command_line(studio, job),
+    )  # fmt: skip
+    return f"{card}\n"
 
 
 def base_id(model: specs.Model) -> str:

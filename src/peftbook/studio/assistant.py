@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from peftbook.core import specs
 from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
+from peftbook.runtime.hardware import free_memory, platform_here
 from peftbook.runtime.processes import die_with_parent
+from peftbook.runtime.threads import best_threads
 from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Studio, ray_nodes
 from peftbook.studio.work import sentence_for
-from peftbook.training.hardware import platform_here
-from peftbook.training.threads import best_threads
 
 if TYPE_CHECKING:
     from peftbook.studio.preflight import Check
@@ -37,8 +37,6 @@ MOMENT_SECONDS = 0.05  # of work on a check before the texts have their turn
 CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a training
 CHECK_PAUSE = 0.5  # seconds between two writes of a check
 STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
-LAPSE_PAUSE = 1.0  # seconds between two checks for pages that stopped polling
-MAX_PROMPT_TOKENS = 4096
 
 
 @dataclass
@@ -51,7 +49,7 @@ class Stream:
     limit: int
     written: list[int] = field(default_factory=list)
     ended: bool = False
-    said: float = -1e9
+    written_at: float = -1e9
     result = None
     pause = PAUSE_SECONDS
 
@@ -78,7 +76,7 @@ class RunningCheck:
     began: float = field(default_factory=time.monotonic)
     result: list[dict] = field(default_factory=list)
     ended: bool = False
-    said: float = -1e9
+    written_at: float = -1e9
     pause = CHECK_PAUSE
 
     def advance(self) -> None:
@@ -109,13 +107,9 @@ class Assistant:
         self.studio = studio
         self.models = ModelCache(studio)
         self.under_way: list[Stream | RunningCheck] = []
-        self.lapsed = -1e9
 
     def tick(self) -> bool:
         """One round of work; False if there was nothing to do."""
-        if time.monotonic() - self.lapsed > LAPSE_PAUSE:
-            self.studio.lapse()
-            self.lapsed = time.monotonic()
         request = self.studio.take(self.room())
         if request is not None:
             self.guarded(request.id, functools.partial(self.begin, request))
@@ -160,41 +154,31 @@ class Assistant:
         one.advance()
         if one.ended:
             self.studio.settle(one.request, text=one.text(), result=one.result)
-        elif time.monotonic() - one.said > one.pause:
+        elif time.monotonic() - one.written_at > one.pause:
             one.ended = not self.studio.say(one.request, one.text())
-            one.said = time.monotonic()
+            one.written_at = time.monotonic()
 
     def stream(self, request: Request) -> Stream:
         """Start the text of a "generate" request. Raises InputError for values out of bounds."""
         import torch
 
-        from peftbook.tasks import Example
-        from peftbook.training.encode import encode_prompt
-        from peftbook.training.execute import few_shots
-        from peftbook.training.generate import continuation, sampler
+        from peftbook.studio.trained_model import answer_ids
 
         asked = request.payload
         how = sampling_of(asked)
-        limit, pick = how.max_new_tokens, sampler(how.temperature, how.top_p, how.seed)
         task = self.studio.task(asked["project"])
+        run = None
         if asked.get("job"):
             job = self.studio.job(asked["job"])
             if job.project != asked["project"]:
                 raise InputError(f"Job {job.id!r} is of another project: choose one of this project.")
-            loaded, platform = self.models.of_job(job), platform_here(job.run.platform)
-            shots, dtype = few_shots(task, job.run), job.run.evaluation.generation_dtype
+            loaded, platform, run = self.models.of_job(job), platform_here(job.run.platform), job.run
         else:
-            model = build(specs.Model, **asked.get("model", {}))
             platform = asked.get("platform", "cpu")
-            loaded, shots, dtype = self.models.as_it_comes(model, platform), (), "fp32"
-        prompt = encode_prompt(loaded.tokenizer, task, Example("typed", str(asked.get("text", "")), ""), shots)
-        positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
-        most = min(MAX_PROMPT_TOKENS, positions - limit)
-        if len(prompt) > most:
-            raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
+            loaded = self.models.as_it_comes(build(specs.Model, **asked.get("model", {})), platform)
         torch.set_num_threads(1 if self.trains() else best_threads())
-        ids = continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
-        return Stream(request.id, ids, loaded.tokenizer, limit)
+        ids = answer_ids(loaded, task, str(asked.get("text", "")), how, run, platform)
+        return Stream(request.id, ids, loaded.tokenizer, how.max_new_tokens)
 
     def preflight(self, asked: dict) -> Iterator[Check | None]:
         """The steps of `plan.preflight` for the runs that a request names."""
@@ -202,18 +186,16 @@ class Assistant:
         import torch
 
         from peftbook.studio.preflight import preflight_steps
-        from peftbook.training.calibration import known_rates
 
         torch.set_num_threads(best_threads())  # the rates are those of so many
         runs = [specs.Run.model_validate_json(text) for text in asked["runs"]]
         task = self.studio.task(asked["project"])
         parent = psutil.Process().parent()
         family = [] if parent is None else parent.children()
-        known = all(known_rates(run.platform) is not None for run in runs)
-        timed = known or not self.trains()  # beside a training, measuring them takes many minutes
+        measure = not self.trains()  # beside a training, it takes many minutes
         nodes = ray_nodes(self.studio.home)
         room = nodes.largest_room(runs) if nodes else 0.0
-        return preflight_steps(task, runs, room or memory_for(runs, family), timed=timed)
+        return preflight_steps(task, runs, room or memory_for(runs, family), measure=measure)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""
@@ -224,8 +206,6 @@ def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
     """Bytes that a job of these may take: what is free now, and what the processes in `family` (of psutil) will give
     back before it starts: the jobs under way, the assistant itself.
     """
-    from peftbook.training.hardware import free_memory
-
     if any(run.platform == "cuda" for run in runs):
         import torch
 

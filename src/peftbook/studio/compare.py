@@ -20,7 +20,7 @@ from peftbook.core.records import write_atomically
 from peftbook.decision import check_choices
 from peftbook.studio.decisions import compared, whole_report
 from peftbook.studio.foreground import COMPARE, note, noted_failures
-from peftbook.studio.own_file import OwnFile, compute, look_ahead
+from peftbook.studio.own_file import OwnFile, compute, dry_run
 from peftbook.studio.plan import plan
 from peftbook.studio.settings import Judging, Reading, Settings
 from peftbook.studio.store import Studio
@@ -41,7 +41,7 @@ def compare_file(args: argparse.Namespace) -> int:
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
     studio = Studio(args.home)
     if args.dry_run:
-        look_ahead(studio, file, runs, None if args.run else settings, judging.measure)
+        dry_run(studio, file, runs, None if args.run else settings, judging.measure)
         return 0
     given = None if args.run else settings
     if (computed := compute(studio, file, runs, COMPARE, given, judging.measure)) is None:

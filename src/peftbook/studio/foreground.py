@@ -7,29 +7,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from peftbook.studio.store import STARTED, Job, Project, Studio, start_worker
+from peftbook.studio.store import STARTED, Job, Studio, start_worker
 from peftbook.studio.terminal import Ticker
 from peftbook.studio.tuning import is_trial
 
 COMMANDS = COMPARE, TRAIN = "peftbook compare", "peftbook train"  # names of plans that no page asked for
 POLL_SECONDS = 0.25
 STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
-
-
-def wanted_elsewhere(studio: Studio, project: Project) -> Callable[[], frozenset[str]]:
-    """A function that returns the ids of queued and running jobs that plans of the studio's page want.
-
-    A job that is queued again after this call is not one of them; one that a plan of the page has grown by is.
-    """
-    ended = {job.id for job in studio.jobs(project.id) if job.ended}
-
-    def now() -> frozenset[str]:
-        asked = {job for plan in studio.plans(project.id) if plan.name not in COMMANDS for job in plan.jobs}
-        return frozenset(job.id for job in studio.jobs(project.id) if job.id in asked - ended and not job.ended)
-
-    return now
 
 
 @contextlib.contextmanager
@@ -48,11 +34,10 @@ def worker_ahead(studio: Studio, runs: int) -> Iterator[None]:
         raise
 
 
-def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> bool:
+def wait_for(studio: Studio, plan_id: str) -> bool:
     """Wait until no job of a plan is queued or runs, a worker always alive; False after Ctrl-C.
 
-    elsewhere: returns the ids of jobs that Ctrl-C leaves queued, as other plans want them.  A worker that this process
-    started ends when nothing is left to do, and on Ctrl-C.
+    A worker that this process started ends when nothing is left to do, and on Ctrl-C.
     """
     try:
         with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
@@ -65,7 +50,7 @@ def wait_for(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str
                 time.sleep(POLL_SECONDS)
         end_worker(studio, waiting=False)
     except KeyboardInterrupt:
-        note(stop(studio, plan_id, elsewhere))
+        note(stop(studio, plan_id))
         return False
     return True
 
@@ -85,37 +70,41 @@ def ended_as_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop(studio: Studio, plan_id: str, elsewhere: Callable[[], frozenset[str]] = frozenset) -> str:
-    """Cancel a plan's jobs and wait until none runs; returns a summary in words.
-
-    Running jobs end with their last checkpoints, whoever started their worker. Those in `elsewhere` stay queued.
+def stop(studio: Studio, plan_id: str) -> str:
+    """Cancel a plan's jobs, but for those that plans of the studio's page want too, and wait until none of them runs;
+    returns a summary in words. Running jobs end with their last checkpoints, whoever started their worker.
     """
-    taken: list[Job] = []
+    project, taken = studio.plan(plan_id).project, dict[str, Job]()
     while new := [
-        job for job in studio.jobs(plan=plan_id) if not (job.ended or job.cancelling) and job.id not in elsewhere()
+        job
+        for job in studio.jobs(plan=plan_id)
+        if not (job.ended or job.cancelling) and job.id not in wanted_by_page(studio, project)
     ]:
         for job in new:  # a tuned plan may have grown when the last of them ended
             studio.cancel(job.id)
-        taken += new
+            taken[job.id] = job
     end_worker(studio, waiting=True)
     deadline = time.monotonic() + STOP_SECONDS
-    while any(studio.job(job.id).state == "running" for job in taken) and time.monotonic() < deadline:
+    while any(studio.job(job).state == "running" for job in taken) and time.monotonic() < deadline:
         studio.release()
         time.sleep(POLL_SECONDS)
     jobs = studio.jobs(plan=plan_id)
     done, off = (sum(job.state == state for job in jobs) for state in ("done", "cancelled"))
     parts = [f"{done} of {len(jobs)} runs are done", f"{off} taken off the queue"]
-    places = [
-        studio.folder(job.project) / "checkpoints" / job.run.checkpoint for job in taken if job.state == "running"
+    folder = studio.folder(project) / "checkpoints"
+    kept = [
+        (folder / job.run.checkpoint / "progress.json").is_file() for job in taken.values() if job.state == "running"
     ]
-    kept = sum((place / "progress.json").is_file() for place in places)
-    if len(places) == 1:
-        parts.append(f"the one under way {'keeps its checkpoint' if kept else 'had no checkpoint yet'}")
-    elif places:
-        parts.append(f"{kept} of the {len(places)} under way had a checkpoint, which is kept")
-    if left := sum(not job.ended and job.id in elsewhere() for job in jobs):
+    if kept:
+        parts.append(f"{sum(kept)} of {len(kept)} under way with a checkpoint to go on from")
+    if left := sum(not job.ended for job in jobs):
         parts.append(f"{left} stay queued for the studio, which asked for them too")
     return f"Stopped: {', '.join(parts)}; give the same command again to go on."
+
+
+def wanted_by_page(studio: Studio, project_id: str) -> set[str]:
+    """The ids of the jobs that plans of the studio's page want."""
+    return {job for plan in studio.plans(project_id) if plan.name not in COMMANDS for job in plan.jobs}
 
 
 def noted_failures(jobs: Sequence[Job]) -> list[Job]:

@@ -34,15 +34,15 @@ def own_file(name: str) -> tuple[bytes, str]:
 def environment() -> Environment:
     """The templates, with the formats as filters."""
     found = Environment(
-        loader=FileSystemLoader([HERE / "templates", HERE]), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader([HERE / "templates", HERE]), autoescape=lambda name: not str(name).endswith(".md"),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found.filters |= FILTERS
     return found
 
 
 def fill(template: str, **values: object) -> Markup:
-    """A template of `templates/`, filled; whatever is put into it is escaped unless it is markup itself."""
+    """A template of `templates/`, filled; in HTML whatever is put into it is escaped unless it is markup itself."""
     return Markup(environment().get_template(template).render(values))
 
 

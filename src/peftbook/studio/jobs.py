@@ -29,7 +29,7 @@ from peftbook.evidence.results import describe
 from peftbook.studio.database import Database
 from peftbook.studio.tuning import Tuning, left_behind
 
-SAID = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
+ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 CLEAN = (
@@ -49,7 +49,7 @@ class Job:
     cancelling: it still runs, and is to stop.
     """
 
-    __pydantic_config__ = SAID
+    __pydantic_config__ = ALL_REQUIRED
 
     id: str
     project: str

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.studio.access import LOGIN, LOGOUT, PAGE, relative
-from peftbook.studio.pages.site import Context, Visit, render
+from peftbook.studio.api.context import Context
+from peftbook.studio.pages.site import Visit, render
 from peftbook.studio.sessions import COOKIE, OWNER, OwnerToken, SessionStore, cookie
 from peftbook.studio.users import LoginFile, Refusal
 

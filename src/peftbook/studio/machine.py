@@ -1,16 +1,21 @@
-"""The report of `peftbook doctor` for the studio's page, made by a child process once a day."""
+"""The machine of a studio: its examination by `peftbook doctor`, its nodes, and what prevents it from running jobs."""
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from peftbook.studio.store import ray_nodes
-from peftbook.training.doctor import as_text, kept_examination, last_examination
+from peftbook.core.errors import InputError
+from peftbook.runtime.doctor import as_text, kept_examination, last_examination
+from peftbook.studio.store import Studio, ray_nodes
 
 DAY = 86_400.0
+WAIT_SECONDS = 1.0  # so that a probe is answered before it counts as lost
+ROOM_BYTES = 1_000_000_000  # for checkpoints and adapters of the next jobs
 
 
 def start_examination() -> subprocess.Popen | None:
@@ -19,7 +24,7 @@ def start_examination() -> subprocess.Popen | None:
     if path.is_file() and time.time() - path.stat().st_mtime < DAY:
         return None
     quiet = subprocess.DEVNULL
-    command = [sys.executable, "-m", "peftbook.training.doctor"]
+    command = [sys.executable, "-m", "peftbook.runtime.doctor"]
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
@@ -31,3 +36,25 @@ def machine_words(home: Path | None = None) -> str:
         return here
     lines = [node.words for node in nodes.nodes] or nodes.troubles
     return "\n".join([here, "", f"Jobs are computed on the nodes of the Ray cluster at {nodes.address}:", *lines])
+
+
+def troubles(studio: Studio) -> list[str]:
+    """The problems of database, worker, cluster nodes and disk; waits at most a second for a lock."""
+    try:
+        with studio._waiting(WAIT_SECONDS), studio._write():
+            pass
+        workers = any(worker.alive for worker in studio.workers())
+    except (sqlite3.Error, InputError) as error:
+        return [f"The database cannot be written: {error}."]
+    found = [] if workers else ["No worker is running: jobs wait until one starts."]
+    if (cluster := ray_nodes(studio.home)) is not None:
+        found += cluster.troubles
+    if (free := shutil.disk_usage(studio.home).free) < ROOM_BYTES:
+        found.append(f"The disk has {free:,} bytes left: free some space.")
+    return found
+
+
+def nodes(studio: Studio) -> list[str]:
+    """The nodes that compute the jobs, a line each; none where they are computed on this machine."""
+    cluster = ray_nodes(studio.home)
+    return [] if cluster is None else [node.words for node in cluster.nodes]

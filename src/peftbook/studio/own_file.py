@@ -11,7 +11,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.foreground import note, wait_for, wanted_elsewhere, worker_ahead
+from peftbook.studio.foreground import note, wait_for, worker_ahead
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
@@ -45,7 +45,7 @@ def find_project(studio: Studio, file: OwnFile) -> Project | None:
     return next((project for project in studio.projects() if (project.sha256, project.reading) == wanted), None)
 
 
-def looked_up(
+def inspect_file(
     studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None
 ) -> tuple[Project | None, Tuning | None, Sequence[specs.Run], list[specs.Run]]:
     """Say how a file was read; its project and tuning, if any, the runs as far as they are known, and the new ones."""
@@ -72,28 +72,25 @@ def compute(
     measure: what will decide, by its name.
     Raises InputError where a run does not fit this machine, before a project is made.
     """
-    project, tuning, likely, new = looked_up(studio, file, runs, settings)
+    project, tuning, likely, new = inspect_file(studio, file, runs, settings)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
     with worker_ahead(studio, len(new)):
         refuse_misfits(file.task, likely, new, settings, measure)
     if project is None:
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
-    elsewhere = wanted_elsewhere(studio, project)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
     submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)
-    if not wait_for(studio, submitted, elsewhere):
+    if not wait_for(studio, submitted):
         return None
     for line in chosen_words(tuning, studio.records(project.id).get) if tuning else ():
         note(line)
     return project, studio.jobs(plan=submitted)
 
 
-def look_ahead(
-    studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None, measure: str
-) -> None:
+def dry_run(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None, measure: str) -> None:
     """Say what `compute` would do, how long it takes and what its test rows can see; nothing is stored or trained."""
-    _, _, likely, new = looked_up(studio, file, runs, settings)
+    _, _, likely, new = inspect_file(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
     refuse_misfits(file.task, likely, new, settings, measure)
@@ -117,11 +114,9 @@ def refuse_misfits(
     from peftbook.core.quiet import quieten_libraries
     from peftbook.studio.assistant import memory_for
     from peftbook.studio.preflight import coverage_words, preflight
-    from peftbook.training.calibration import known_rates
 
     quieten_libraries()
-    timed = known_rates(new[0].platform) is not None  # measuring them beside other work can take longer than the runs
-    checks = preflight(task, new, memory_for(new), timed=timed)
+    checks = preflight(task, new, memory_for(new), measure=False)  # it can take longer than the runs
     for check in checks:
         if not check.fits:
             raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")

@@ -31,22 +31,13 @@ MARKERS = {  # matplotlib's name of a marker → its outline
     "p": "M0-7L6.7-2.2L4.1 5.7H-4.1L-6.7-2.2Z",
     "*": "M0-7.5L1.8-2.4H7.1L2.9.9L4.4 6.1L0 3L-4.4 6.1L-2.9.9L-7.1-2.4H-1.8Z",
 }
-STYLE = (
-    ".pareto-svg{font:13px system-ui,sans-serif;max-width:100%;height:auto;display:block}"
-    ".pareto-svg text{fill:var(--ink,currentColor)}.pareto-svg .quiet{fill:var(--muted,#66707b)}"
-    ".pareto-svg .grid{stroke:var(--rule,#c9c5ba);stroke-width:1}.pareto-svg .lead{stroke:var(--muted,#66707b);"
-    "stroke-width:.7;fill:none}.pareto-svg .front{stroke:var(--accent,#0b6360);stroke-width:1.6;fill:none;"
-    "stroke-dasharray:5 3}.pareto-svg .span{stroke:var(--muted,#66707b);stroke-width:1.4}"
-    ".pareto-svg .mark{stroke:var(--muted,#66707b);stroke-width:1.8;fill:var(--paper,none)}"
-    ".pareto-svg .on{stroke:var(--accent,#0b6360);fill:var(--accent,#0b6360)}"
-)
 
 
-def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int = 360, style: str = STYLE) -> str:
+def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int = 360) -> str:
     """The deciding measure with its 95 % intervals against a cost in logarithms; empty where nothing is compared.
 
     cost: one of COSTS, the comparison's own without. Rows without that cost, as the untuned ones, stand left of the
-    axis at 0; the axis says so. Below a width of 500 the labels are shorter.  style: nothing where the page has it.
+    axis at 0; the axis says so. Below a width of 500 the labels are shorter.
     """
     cost = cost or found.cost
     rows = [row for row in found.contest if all(map(math.isfinite, ends(found, row)))]
@@ -65,7 +56,7 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
     )
     frame = Frame(width, height, right=0, top=30, bottom=64, labels=190 if width >= 500 else 118)
     unit = "bytes" if cost.endswith("bytes") else ""
-    return svg(chart, frame, "pareto-svg", shapes=MARKERS, words=lambda value: words(value, unit), style=style)
+    return svg(chart, frame, "pareto-svg", shapes=MARKERS, words=lambda value: words(value, unit))
 
 
 def point(found: Comparison, row: Row, cost: str, on_front: bool) -> Series:

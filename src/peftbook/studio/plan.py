@@ -9,10 +9,10 @@ from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
 from peftbook.core.options import check_bounds
 from peftbook.methods import Preset, preset
+from peftbook.runtime.precision import chosen_dtype
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.settings import MOST_EPOCHS, Settings, Single
 from peftbook.tasks import TaskData
-from peftbook.training.precision import chosen_dtype
 
 MOST_RUNS = 200
 MOST_LOSS = 1000  # test examples
@@ -20,15 +20,14 @@ SIZES = ("rank", "prompt_length", "prefix_length")  # settings that not every me
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
 
 
-def plan(task: TaskData, settings: Settings, tokens_of_training: int = 0) -> tuple[specs.Run, ...]:
+def plan(task: TaskData, settings: Settings) -> tuple[specs.Run, ...]:
     """The runs of a plan, each once: for every model the untuned one first, then method by method and seed by seed.
 
-    tokens_of_training: of one pass over the training split; 0 is an estimate from its characters. Settings.tokens goes
-    before both. Raises InputError for settings that are none.
+    Raises InputError for settings that are none.
     """
     check_settings(settings)
     chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
-    tokens = budget_tokens(task, settings, tokens_of_training)
+    tokens = budget_tokens(task, settings)
     dtype = computed_in(settings)
     runs = [
         run_of(task, settings, model, choice, tokens, seed, dtype)
@@ -81,12 +80,9 @@ def computed_in(settings: Settings) -> str:
     return "bf16"
 
 
-def budget_tokens(task: TaskData, settings: Settings, once: int = 0) -> int:
-    """Tokens of one training: those chosen, or those of all epochs. Raises InputError for more than anybody can mean.
-
-    once: tokens of one pass over the training split; 0 is an estimate.
-    """
-    once = once or training_tokens(task, settings)
+def budget_tokens(task: TaskData, settings: Settings) -> int:
+    """Tokens of one training: those chosen, or those of all epochs. Raises InputError for more than can be meant."""
+    once = training_tokens(task, settings)
     tokens = settings.tokens or max(1, round(settings.epochs * once))
     if tokens > specs.MOST_TOKENS:
         raise InputError(

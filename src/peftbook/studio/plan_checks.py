@@ -38,16 +38,11 @@ def chosen_rates(studio: Studio, plan: Plan) -> list[str]:
     return chosen_words(Tuning.read(plan.tuning), studio.records(plan.project).get)
 
 
-def ask_check(
-    studio: Studio, project_id: str, runs: Sequence[specs.Run], tuning: Tuning | None = None, *, watched: bool = False
-) -> str:
-    """Request a check of runs by the assistant; the request's id. tuning: if they are likely runs of one.
-
-    watched: as of `Requests.ask`.
-    """
+def ask_check(studio: Studio, project_id: str, runs: Sequence[specs.Run], tuning: Tuning | None = None) -> str:
+    """Request a check of runs by the assistant; the request's id. tuning: if they are likely runs of one."""
     asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
     asked["tuning"] = "" if tuning is None else tuning.text()
-    return studio.ask("preflight", asked, watched=watched)
+    return studio.ask("preflight", asked)
 
 
 def checks_of(answer: Answer) -> tuple[Check, ...]:

@@ -23,10 +23,10 @@ from peftbook.decision.forgetting import prose_probe
 from peftbook.runtime.processes import end_with_input, fast_exit
 from peftbook.runtime.ray_engine import FOLDER_VARIABLE, PROGRESS, NodeLost, Progress, Submission, Task, obstacle
 from peftbook.runtime.ray_nodes import Nodes, connected
+from peftbook.runtime.resources import request_for
 from peftbook.studio import work
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.store import Job, Studio, keeps_trained, project_of, ray_nodes, task_of
-from peftbook.training.request import request_for
 
 # ---- here
 

@@ -25,19 +25,14 @@ from peftbook.studio.tabular import (
     FORGOTTEN,
     digits,
     ends,
-    escape_cell,
     forgotten,
     halves,
     marks,
     short,
-    table,
-    to_csv,
 )
 
 if TYPE_CHECKING:
     from peftbook.studio.store import Project
-
-__all__ = ["escape_cell", "pareto_svg", "table", "to_csv", "to_html"]
 
 EXAMPLES, TEXT_CHARS = 8, 2000  # of the report
 

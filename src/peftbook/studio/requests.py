@@ -18,16 +18,13 @@ KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # of one request, after which the assistant no longer retries it
-SEEN_SECONDS = 2.0  # between two heartbeats of a page that waits
-GONE_SECONDS = 20.0  # without a heartbeat, after which a request is withdrawn; a hidden page polls every second or so
-LAPSED = "It was stopped, as its page was away: ask again."
 CHECK_DIED = "The check was ended from outside, twice: check again, with fewer models or methods if that does not help."
 
 
 @dataclass(frozen=True)
 class Answer:
     """text: what has been generated so far.  result: what a question without text is answered with, or None.
-    error: why it failed, one sentence; or why it was withdrawn, if that was not asked for.
+    error: why it failed, one sentence.
     """
 
     state: AnswerState
@@ -52,10 +49,8 @@ class Request:
 class Requests(Database):
     """The queue of requests, and their answers."""
 
-    def ask(self, kind: str, payload: dict, *, watched: bool = False) -> str:
+    def ask(self, kind: str, payload: dict) -> str:
         """Queue a request and return its id.
-
-        watched: a page polls the answer by `watch`; when it stops polling, the request is withdrawn.
 
         "preflight": {"project": id, "runs": [canonical text of a run, …]}; the result is a list of `plan.Check` as
         dictionaries.
@@ -77,9 +72,8 @@ class Requests(Database):
             self._check_project(db, str(payload.get("project")))
             db.execute("DELETE FROM requests WHERE created < ?", (now - KEPT_SECONDS,))
             db.execute(
-                "INSERT INTO requests (id, project, kind, payload, state, created, seen) "
-                "VALUES (?, ?, ?, ?, 'waiting', ?, ?)",
-                (request, payload["project"], kind, text, now, now if watched else None),
+                "INSERT INTO requests (id, project, kind, payload, state, created) VALUES (?, ?, ?, ?, 'waiting', ?)",
+                (request, payload["project"], kind, text, now),
             )
         return request
 
@@ -98,15 +92,6 @@ class Requests(Database):
         if row is None:
             raise Unknown(f"There is no request {request_id!r}: ask again.")
         return row
-
-    def watch(self, request_id: str) -> Answer:
-        """The answer so far; also records that a page still polls."""
-        now = time.time()
-        row = self._row("SELECT 1 FROM requests WHERE id = ? AND seen < ?", request_id, now - SEEN_SECONDS)
-        if row is not None:
-            with self._write() as db:
-                db.execute("UPDATE requests SET seen = ? WHERE id = ?", (now, request_id))
-        return self.answer(request_id)
 
     def withdraw(self, request_id: str) -> None:
         """Withdraw a request; the assistant stops working on it."""
@@ -149,13 +134,6 @@ class Requests(Database):
                 "WHERE id = ? AND state = 'working'",
                 ("failed" if error else "done", text, text, json.dumps(result), error, request_id),
             )
-
-    def lapse(self) -> None:
-        """Withdraw the requests of pages that stopped polling."""
-        gone, under_way = time.time() - GONE_SECONDS, "state IN ('waiting', 'working') AND seen < ?"
-        if self._row(f"SELECT 1 FROM requests WHERE {under_way}", gone) is not None:
-            with self._write() as db:
-                db.execute(f"UPDATE requests SET state = 'withdrawn', error = ? WHERE {under_way}", (LAPSED, gone))
 
     def unanswered(self, why: str) -> None:
         """After the assistant died: queue its requests again; those that reached TRIES fail with `why`.

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from peftbook.core import specs
 from peftbook.decision.recommendation import listed
+from peftbook.runtime.resources import generation_batch
 from peftbook.scratch.schedule import makespan
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Settings
 from peftbook.studio.tuning import is_trial
-from peftbook.training.encode import generation_batch
 
 LONG_SECONDS = 3600.0  # of a plan that is offered a smaller one
 AIM = 0.9  # of that time, as seconds are not quite proportional to tokens

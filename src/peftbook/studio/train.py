@@ -8,14 +8,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.options import read_options
 from peftbook.core.records import Record, Store
 from peftbook.decision.own_metrics import own_scores
 from peftbook.studio.artefacts import SHOWN as SCORES
-from peftbook.studio.foreground import TRAIN, note
+from peftbook.studio.foreground import TRAIN
 from peftbook.studio.own_file import OwnFile, compute
 from peftbook.studio.plan import run_alone
 from peftbook.studio.settings import Reading, Scoring, Single
@@ -34,8 +33,6 @@ def train_on_file(args: argparse.Namespace) -> int:
     single, metrics = read_options(Single, args), read_options(Scoring, args).metrics
     file = OwnFile.read(args.file, read_options(Reading, args))
     run = run_alone(file.task, single)
-    if slow := slow_on_own_data(run):
-        note(slow)
     studio = Studio(args.home)
     if (computed := compute(studio, file, [run], TRAIN)) is None:
         return 130
@@ -71,18 +68,3 @@ def print_measurements(record: Record) -> None:
     for name in SHOWN:
         if name in record.measurements:
             print(f"{name:<22} {record.measurements[name]:,.4g}")
-
-
-def slow_on_own_data(run: specs.Run) -> str:
-    """That training takes far longer here than on the book's machine, in a sentence; empty where it does not.
-
-    By the tokens a second that were found on both; empty, too, where this machine was never examined.
-    """
-    from peftbook.training.doctor import book_machines, last_examination
-    from peftbook.training.durations import slow_words
-
-    here, there = last_examination(), next(iter(book_machines()), None)
-    if run.budget is None or here is None or there is None:
-        return ""
-    rates = [machine.tokens_per_second.get(run.method.kind) for machine in (here, there)]
-    return slow_words(*(run.budget.tokens / rate if rate else None for rate in rates))

@@ -1,24 +1,29 @@
-"""Models of finished jobs: load base and adapter, merge them into one dense model, and cache those in use."""
+"""Models of finished jobs: load base and adapter, merge them into one dense model, answer, and cache those in use."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
-import torch
-from torch import nn
 
 from peftbook.core import specs
 from peftbook.core.base_models import check_model
 from peftbook.core.errors import InputError
+from peftbook.runtime.hardware import platform_here
 from peftbook.scratch.codebooks import quantise_dense
+from peftbook.studio.playground import Sampling
 from peftbook.studio.store import Job, Studio
-from peftbook.training.forward import apply_method, restore
-from peftbook.training.hardware import platform_here
+from peftbook.tasks import Example, TaskData
+from peftbook.training.encode import encode_prompt
+from peftbook.training.execute import few_shots
+from peftbook.training.forward import apply_method
+from peftbook.training.generate import continuation, sampler
 from peftbook.training.models import Loaded, load_model
+from peftbook.training.restored import restore, share_weights
 
+MAX_PROMPT_TOKENS = 4096
 MODELS = 4  # cached; models on one base share its tensors
 SPARE = 0.15  # of the memory: with less available no second model is cached
 
@@ -69,29 +74,21 @@ def merge(studio: Studio, job: Job) -> Loaded:
     return Loaded(tuned.eval().merge_and_unload(), loaded.tokenizer)
 
 
-@torch.no_grad()
-def share_weights(model: nn.Module, base: nn.Module) -> int:
-    """Let a model use the tensors of another one where both hold the same values; returns the bytes that this saves.
+def answer_ids(
+    loaded: Loaded, task: TaskData, text: str, how: Sampling, run: specs.Run | None, platform: str
+) -> Iterator[int]:
+    """The token ids of an answer to a text, as a job's run writes them, or a model without training.
 
-    Models on one base then cost the base once, and each what it trained.
+    Raises InputError for a text that is too long.
     """
-    known = dict(base.named_parameters())
-    saved = 0
-    for name, value in model.named_parameters():
-        other = known.get(base_name(name, known))
-        if other is None or other.data_ptr() == value.data_ptr() or other.dtype != value.dtype:
-            continue
-        if other.shape == value.shape and other.device == value.device and torch.equal(other, value):
-            value.data = other.data
-            saved += value.numel() * value.element_size()
-    return saved
-
-
-def base_name(name: str, known: dict) -> str:
-    """The name that a weight has without the wrappers of its method."""
-    plain = name.replace(".base_layer.", ".").replace(".linear.", ".")
-    candidates = (plain, plain.removeprefix("base_model."), plain.removeprefix("base_model.model."))
-    return next((one for one in candidates if one in known), "")
+    pick = sampler(how.temperature, how.top_p, how.seed)
+    shots, dtype = (few_shots(task, run), run.evaluation.generation_dtype) if run else ((), "fp32")
+    prompt = encode_prompt(loaded.tokenizer, task, Example("typed", text, ""), shots)
+    positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
+    most = min(MAX_PROMPT_TOKENS, positions - how.max_new_tokens)
+    if len(prompt) > most:
+        raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
+    return continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
 
 
 class ModelCache:

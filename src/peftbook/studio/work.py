@@ -29,9 +29,9 @@ from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.core.records import Record, Store
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.runtime.processes import die_with_parent, fast_exit
+from peftbook.runtime.resources import free_micro_batch
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
-from peftbook.training.request import free_micro_batch
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -212,28 +212,16 @@ class Reporter:
 
 
 def keep_trained(folder: Path, trainee: Trainee) -> None:
-    """Save the trained weights to the project's `adapters/<key>`: temporary folder, fsync, rename.
+    """Save the trained weights to the project's `adapters/<key>`: temporary folder, fsync, rename."""
+    from peftbook.training.restored import save_trained
 
-    As peft saves it, or the whole model where every weight was trained; only the trained tensors for methods that
-    peft has no format for.
-    """
     if not keeps_trained(trainee.run):
         return
     target = folder / "adapters" / trainee.run.key[:12]
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        if trainee.run.method.saved == "tensors":
-            from safetensors.torch import save_file
-
-            from peftbook.training.forward import TENSORS, trainable_state
-
-            state = {name: value.detach().cpu() for name, value in trainable_state(trainee.model).items()}
-            save_file({name: value.contiguous() for name, value in state.items()}, work / TENSORS)
-        else:
-            model: Any = trainee.model
-            model.save_pretrained(work)
-        (work / "README.md").unlink(missing_ok=True)  # peft's empty card: artefacts writes one that says something
+        save_trained(trainee.model, trainee.run.method, work)
         place_whole(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

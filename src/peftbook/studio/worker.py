@@ -28,14 +28,14 @@ import psutil
 
 from peftbook.core.errors import InputError
 from peftbook.runtime.fork_server import ForkServer
+from peftbook.runtime.hardware import free_memory
 from peftbook.runtime.processes import Child, environment_of, lock_file
 from peftbook.runtime.ray_nodes import MonitorProcess
+from peftbook.runtime.resources import side_by_side
+from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
 from peftbook.studio.store import NODES, Job, Studio, is_open, ray_address
 from peftbook.studio.work import LOST, NOT_MINE, tidy
-from peftbook.training.hardware import free_memory
-from peftbook.training.request import side_by_side
-from peftbook.training.threads import best_threads, cores_gained, threads_beside
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
@@ -62,7 +62,7 @@ def sentence_of(child: Child) -> str:
 
 
 @dataclass
-class Place:
+class Slot:
     """Where a job is computed: the process that does it.
 
     id: whose the job is in the store; a worker has one for each job at a time.
@@ -79,7 +79,7 @@ class Worker:
     def __init__(self, home: Path):
         self.studio = Studio(home)
         self.id = secrets.token_hex(8)
-        self.places: list[Place] = []
+        self.slots: list[Slot] = []
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
         self.cluster = MonitorProcess(self.studio.home / NODES)
@@ -91,7 +91,7 @@ class Worker:
     @property
     def idle_seconds(self) -> float:
         """How long there was nothing to do and no studio open."""
-        if self.places or self.assistant is not None or is_open(self.studio.home):
+        if self.slots or self.assistant is not None or is_open(self.studio.home):
             self.last_needed = time.monotonic()
         return time.monotonic() - self.last_needed
 
@@ -113,20 +113,20 @@ class Worker:
     def tick(self) -> None:
         """Beat, look after the jobs' processes, start the next one, keep an assistant where questions wait."""
         if time.monotonic() - self.last_beat > BEAT_SECONDS:
-            for name in (self.id, *(place.id for place in self.places)):
+            for name in (self.id, *(slot.id for slot in self.slots)):
                 self.studio.beat(name, os.getpid())
-            for job in self.studio.release(self.id, {place.id for place in self.places}):
+            for job in self.studio.release(self.id, {slot.id for slot in self.slots}):
                 self.log(f"job {job} is not computed any more")
             self.last_beat = time.monotonic()
-        for place in list(self.places):
-            self.look_after(place)
+        for slot in list(self.slots):
+            self.supervise(slot)
         self.studio.purge()
         self.cluster.follow(ray_address(self.studio.home) if is_open(self.studio.home) else self.cluster.address)
         if self.cluster.address:
             self.submit_next()
         else:
             self.start_next()
-        if self.places or self.fork_server.is_loading():
+        if self.slots or self.fork_server.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
             self.fork_server.close()
@@ -138,13 +138,13 @@ class Worker:
         """
         if not (waiting := self.studio.waiting()):
             return
-        many = self.side_by_side([*(place.job for place in self.places), *waiting])
+        many = self.side_by_side([*(slot.job for slot in self.slots), *waiting])
         threads = threads_beside(many)
         if self.fork_server.process is None:
             self.threads = threads
             if len(waiting) > 1:
                 self.load(threads)
-        if self.fork_server.is_loading() or len(self.places) >= many:
+        if self.fork_server.is_loading() or len(self.slots) >= many:
             return
         self.start_job(waiting[0], "--threads", str(threads), threads=self.threads, by=self.fork_server.start)
 
@@ -152,7 +152,7 @@ class Worker:
         """Claim the first job for whose kind a node may have room, and start the process that has it computed there."""
         if not (waiting := self.studio.waiting()):
             return
-        nodes, beside = self.cluster.nodes, [place.job.run for place in self.places]
+        nodes, beside = self.cluster.nodes, [slot.job.run for slot in self.slots]
         if (job := next((job for job in waiting if nodes.has_room(job.run, beside)), None)) is None:
             return
         share = nodes.threads(len(waiting) + len(beside)) if job.run.platform == "cpu" else 1
@@ -161,7 +161,7 @@ class Worker:
 
     def start_job(self, waiting: Job, *more: str, threads: int, by: Callable[..., Any]) -> None:
         """Claim a job and start its process."""
-        taken = {place.id for place in self.places}
+        taken = {slot.id for slot in self.slots}
         names = (f"{self.id}{f'-{at}' * (at > 0)}" for at in itertools.count())
         name = next(name for name in names if name not in taken)
         job = self.studio.claim(name, os.getpid(), waiting.id)
@@ -173,7 +173,7 @@ class Worker:
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
-        self.places.append(Place(name, job, child))
+        self.slots.append(Slot(name, job, child))
         self.log(f"job {job.id} attempt {job.attempt} started")
 
     def side_by_side(self, jobs: Sequence[Job]) -> int:
@@ -182,14 +182,14 @@ class Worker:
         if many == 1 or any(job.id in self.alone for job in jobs[:many]):
             return 1
         family = []
-        for place in self.places:
+        for slot in self.slots:
             with contextlib.suppress(psutil.Error):
-                family.append(psutil.Process(place.child.process.pid))
+                family.append(psutil.Process(slot.child.process.pid))
         return side_by_side([job.run for job in jobs], free_memory(family))
 
-    def look_after(self, place: Place) -> None:
+    def supervise(self, slot: Slot) -> None:
         """End a job's process that is not wanted any more; write down what became of one that has ended."""
-        studio, job, child = self.studio, place.job, place.child
+        studio, job, child = self.studio, slot.job, slot.child
         if not child.ended() and studio.wanted(job.id, job.attempt):
             return
         wanted = child.ended() and studio.wanted(job.id, job.attempt)
@@ -203,21 +203,21 @@ class Worker:
             outcome = "stopped"
         elif child.status < 0 or child.status in (NOT_MINE, LOST):
             outcome = sentence_of(child)
-            if child.status < 0 and len(self.places) > 1 and not self.cluster.address:
+            if child.status < 0 and len(self.slots) > 1 and not self.cluster.address:
                 self.alone.add(job.id)
             studio.died(job.id, job.attempt, outcome)
         else:
             studio.fail(job.id, job.attempt, sentence_of(child))
             outcome = "failed"
-        self.leave(place)
+        self.leave(slot)
         self.log(f"job {job.id} attempt {job.attempt} {outcome}")
 
-    def leave(self, place: Place) -> None:
+    def leave(self, slot: Slot) -> None:
         """Let go of a process that has ended."""
-        self.places.remove(place)
-        place.child.close()
-        if place.id != self.id:
-            self.studio.leave(place.id)
+        self.slots.remove(slot)
+        slot.child.close()
+        if slot.id != self.id:
+            self.studio.leave(slot.id)
 
     def keep_assistant(self) -> None:
         """Start the assistant when a question waits; if it died over one, that one waits again."""
@@ -233,9 +233,9 @@ class Worker:
 
     def end(self) -> None:
         """End what runs and leave the jobs to the next worker."""
-        for place in list(self.places):
-            place.child.end()
-            self.leave(place)
+        for slot in list(self.slots):
+            slot.child.end()
+            self.leave(slot)
         if self.assistant is not None:
             self.assistant.end()
             self.assistant.close()

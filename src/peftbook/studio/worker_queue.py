@@ -22,12 +22,11 @@ DEATHS = 5  # so often a job's process may be killed before the job fails
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker: whether its process lives, seconds since its last heartbeat, and the job that it computes, if any."""
+    """A worker: whether its process lives, and the job that it computes, if any."""
 
     id: str
     pid: int
     alive: bool
-    silent_seconds: float
     job: str = ""
 
 
@@ -41,9 +40,7 @@ class WorkerQueue(Jobs):
             "LEFT JOIN jobs ON jobs.worker = workers.id AND jobs.state = 'running' ORDER BY workers.started"
         )
         now = time.time()
-        return [
-            WorkerState(row["id"], row["pid"], lives(row, now), max(0.0, now - row["beat"]), row["job"]) for row in rows
-        ]
+        return [WorkerState(row["id"], row["pid"], lives(row, now), row["job"]) for row in rows]
 
     def beat(self, worker: str, pid: int) -> None:
         now = time.time()

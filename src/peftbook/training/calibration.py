@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from peftbook.memory import Setup, Shape
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
-from peftbook.training.hardware import is_idle, machine_name, waited
-from peftbook.training.precision import keep, kept, machine_file
+from peftbook.runtime.hardware import is_idle, machine_name, waited
+from peftbook.runtime.precision import keep, kept, machine_file
 from peftbook.training.products import TORCH_DTYPES, half_products
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]

@@ -20,8 +20,6 @@ __all__ = [
     "encode_example",
     "encode_prompt",
     "encode_training",
-    "generation_batch",
-    "loss_batch",
     "shared_prefix",
     "sorted_batches",
     "with_replay",
@@ -130,16 +128,6 @@ def common_start(rows: Sequence[Row], most: int) -> int:
     """How many leading ids all rows share, at most so many; none where there is only one."""
     first, last = min(rows), max(rows)
     return next((at for at in range(most) if first[at] != last[at]), most) if len(rows) > 1 else 0
-
-
-def loss_batch(shots: int) -> int:
-    """Rows of a batch whose loss is evaluated; few where solved examples stand before the question."""
-    return 8 if shots else 16
-
-
-def generation_batch(shots: int) -> int:
-    """Number of rows in a batch that is generated; fewer with long few-shot prompts."""
-    return 10 if shots else 64
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

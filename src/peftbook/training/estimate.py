@@ -15,6 +15,7 @@ from peftbook.core.errors import InputError
 from peftbook.memory import Setup, Shape, read_shape
 from peftbook.memory.time_model import Rates, Symbols, forward_seconds, layers_seconds, step_seconds
 from peftbook.runtime.processes import fast_exit
+from peftbook.runtime.resources import generation_batch, loss_batch, training_setup
 from peftbook.tasks import TaskData, get_task
 from peftbook.training.calibration import machine_rates
 from peftbook.training.encode import (
@@ -23,14 +24,11 @@ from peftbook.training.encode import (
     encode_example,
     encode_prompt,
     encode_training,
-    generation_batch,
-    loss_batch,
     shared_prefix,
     sorted_batches,
 )
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
-from peftbook.training.request import training_setup
 
 __all__ = ["estimate", "predicted_seconds"]
 

@@ -24,6 +24,8 @@ from peftbook.core.progress import Display, Phase, Phases, describe_step
 from peftbook.core.records import Record, Store
 from peftbook.evidence import metrics
 from peftbook.memory import shape_from_config
+from peftbook.runtime.hardware import peak_memory
+from peftbook.runtime.resources import generation_batch, loss_batch
 from peftbook.tasks import Example, TaskData, get_task, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
@@ -33,14 +35,11 @@ from peftbook.training.encode import (
     encode_example,
     encode_prompt,
     encode_training,
-    generation_batch,
-    loss_batch,
     with_replay,
 )
 from peftbook.training.estimate import predicted_seconds
-from peftbook.training.forward import apply_method, restore, trainable_state
+from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
-from peftbook.training.hardware import peak_memory
 from peftbook.training.loop import (
     Progress,
     Trained,
@@ -55,6 +54,7 @@ from peftbook.training.loop import (
 )
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.provenance import provenance, seconds_of
+from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 __all__ = ["Trainee", "Watch", "execute", "prepare"]

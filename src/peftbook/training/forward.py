@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,20 +16,17 @@ from peftbook.methods.from_peft import CACHED
 __all__ = [
     "FUSED_TOKENS",
     "SHORT_TOKENS",
-    "TENSORS",
     "apply_method",
     "causal_model",
     "checkpointed_layers",
     "hidden_states",
     "is_checkpointed",
-    "restore",
     "start_cache",
     "trainable_state",
 ]
 
 SHORT_TOKENS = 128
 FUSED_TOKENS = 384  # of a packed row: above it fused attention, slower to go back through, which keeps no scores
-TENSORS = "trainable.safetensors"  # what methods trained that peft has no format for
 
 
 def apply_method(model: nn.Module, method: Method, seed: int, tokenizer=None) -> nn.Module:
@@ -162,31 +158,3 @@ def choose_attention(base: nn.Module, input_ids: torch.Tensor) -> None:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name → trainable tensor, in the model's order: what a checkpoint holds and the optimiser moves."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-@torch.no_grad()
-def restore(model: Any, method: Method, folder: Path) -> None:
-    """Put the values in a folder where `work.keep_trained` took them from. Raises InputError if they do not fit."""
-    from safetensors.torch import load_file
-
-    if (folder / TENSORS).is_file():
-        found, wanted = load_file(folder / TENSORS), trainable_state(model)
-        if found.keys() != wanted.keys():
-            raise InputError(f"The tensors in {folder.name!r} are not those of this method: retry the job.")
-        for name, value in wanted.items():
-            value.copy_(found[name])
-    elif method.saved == "model":
-        state = {
-            name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()
-        }
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
-            raise InputError(f"The weights in {folder.name!r} are not those of this model: retry the job.")
-    else:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        weights = load_peft_weights(str(folder), device=str(next(model.parameters()).device))
-        report: Any = set_peft_model_state_dict(model, weights)
-        if set(report.unexpected_keys) - {"prompt_embeddings"}:  # which peft puts in their place by itself
-            raise InputError(f"The adapter in {folder.name!r} is not that of this method: retry the job.")

@@ -21,7 +21,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.folders import run_lock
 from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.runtime.processes import end_with_input
-from peftbook.training.request import free_micro_batch
+from peftbook.runtime.resources import free_micro_batch
 
 __all__ = ["launch", "main", "refuse_to_split"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, get_kernel
 
-from peftbook.training.precision import products_here
+from peftbook.runtime.precision import products_here
 
 __all__ = ["TORCH_DTYPES", "half_products", "widened_products"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import torch
 
+from peftbook.runtime.hardware import cpu_model
+from peftbook.runtime.precision import products_here
 from peftbook.training.distributed import ALONE, Processes
-from peftbook.training.hardware import cpu_model
-from peftbook.training.precision import products_here
 
 __all__ = ["provenance", "seconds_of"]
 

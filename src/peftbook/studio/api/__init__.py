@@ -15,21 +15,18 @@ from fastapi.routing import APIRoute
 from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects, tokens
 from peftbook.studio.api.context import Context, Json
 from peftbook.studio.api.problems import PROBLEM, add_problems
-from peftbook.studio.sessions import SessionStore
-from peftbook.studio.store import Studio
-from peftbook.studio.uploads import UploadStore
 
 ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
 
 
-def build_api(studio: Studio, uploads: UploadStore, sessions: SessionStore | None = None) -> FastAPI:
-    """The application behind `/api/v1`. sessions: of its users; None makes everybody the owner."""
+def build_api(context: Context) -> FastAPI:
+    """The application behind `/api/v1`."""
     api = Api(
         title="peftbook studio", version="1", description=(__doc__ or "").strip(), docs_url=None, redoc_url=None,
         openapi_url="/openapi.json", default_response_class=Json, responses={"default": PROBLEM},
         generate_unique_id_function=name_of, redirect_slashes=False,
     )  # fmt: skip
-    api.state.context = Context(studio, uploads, sessions)
+    api.state.context = context
     for module in ROUTERS:
         api.include_router(module.routes)
     api.include_router(page.routes)

@@ -22,9 +22,11 @@ RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 @dataclass(frozen=True)
 class Context:
+    """What routes and pages show. sessions: of its users; None makes everybody the owner."""
+
     studio: Studio
     uploads: UploadStore
-    sessions: SessionStore | None
+    sessions: SessionStore | None = None
 
 
 async def context(request: Request) -> Context:  # both need no thread

@@ -13,12 +13,12 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.decision.own_metrics import Metric
-from peftbook.studio import report
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
 from peftbook.studio.jobs import Job
 from peftbook.studio.project_metrics import declare, metrics_of
+from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
 
 routes = APIRouter(prefix="/projects/{project}", tags=["decisions"])
@@ -124,7 +124,7 @@ def decide_in_text(choice: Chosen, columns: Annotated[int, Query(ge=20, le=1000)
 @routes.get("/decision.csv", response_class=PlainTextResponse)
 def decide_in_csv(choice: Chosen) -> Response:
     """The table for a spreadsheet: every number in full, and no cell that it would take for a formula."""
-    return Response(report.to_csv(choice.found).encode("utf-8-sig"), media_type="text/csv; charset=utf-8")
+    return Response(to_csv(choice.found).encode("utf-8-sig"), media_type="text/csv; charset=utf-8")
 
 
 @routes.get("/decision.html", response_class=HTMLResponse)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from peftbook.studio.api.context import Here, Json
-from peftbook.studio.health import nodes, troubles
+from peftbook.studio.machine import nodes, troubles
 
 routes = APIRouter(tags=["health"])
 PROBES = CapacityLimiter(2)  # of their own: where all threads wait for something, this is what a probe must say

@@ -17,6 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from peftbook.evidence import metrics, stats
 from peftbook.studio.access import relative
+from peftbook.studio.api.context import Context
 from peftbook.studio.pages.data import DATA, READING
 from peftbook.studio.pages.decide import DECISION
 from peftbook.studio.pages.files import FILES
@@ -24,7 +25,7 @@ from peftbook.studio.pages.form import usual_rates
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
-from peftbook.studio.pages.site import Context, View, Visit, add_view, problem_page
+from peftbook.studio.pages.site import View, Visit, add_view, problem_page
 from peftbook.studio.pages.tryout import TRY
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def shown(visit: Visit, found: Comparison, asked: dict[str, str], sifted: str) -
     return fill(
         "decision_live.html", found=found, told=found.recommendation, rows=rows, contrasts=contrasts, kinds=KINDS,
         csv=visit.to(f"{at}.csv", **asked), report=visit.to(f"{at}.html", **asked), name=slug(visit.project.name),
-        wide=Markup(pareto_svg(found, style="")), narrow=Markup(pareto_svg(found, width=360, style="")),
+        wide=Markup(pareto_svg(found)), narrow=Markup(pareto_svg(found, width=360)),
         cost=COSTS[found.cost], forgotten=forgotten, legend=FORGOTTEN,
     )  # fmt: skip
 

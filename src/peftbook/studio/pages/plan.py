@@ -13,16 +13,16 @@ from markupsafe import Markup
 
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError
+from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words
 from peftbook.studio import plan_checks
 from peftbook.studio.html import fill, part
 from peftbook.studio.machine import machine_words
-from peftbook.studio.pages.checks import long_plan, preflight_table
 from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.site import Live, View, Visit, frame
-from peftbook.studio.preflight import Check
-from peftbook.studio.smaller_plan import SmallerPlan, smaller_plan
+from peftbook.studio.preflight import Check, coverage_words
+from peftbook.studio.smaller_plan import LONG_SECONDS, SmallerPlan, plan_seconds, smaller_plan
 from peftbook.studio.tuning import Tuning
 
 EVERY_SECONDS = 0.7
@@ -42,12 +42,12 @@ def checked(visit: Visit, request: str, fields: Fields) -> Live:
     """What there is of a check by now."""
     try:
         count = len(plan_checks.runs_of_check(visit.studio, visit.project.id, request))
-        answer = visit.studio.watch(request)
+        answer = visit.studio.answer(request)
         if not answer.ended:
             waits = part("loading", f"Counting tokens and memory of {count} runs…", timed=True)
             return Live(waits + part("button", "Cancel", "cancel", request, form="plan"), EVERY_SECONDS)
         if answer.state == "withdrawn":
-            return Live(part("note", answer.error or "The check was cancelled.", "info"))
+            return Live(part("note", "The check was cancelled.", "info"))
         checks = plan_checks.checks_of(answer)
         less = smaller(visit, checks, fields)
         sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
@@ -58,6 +58,29 @@ def checked(visit: Visit, request: str, fields: Fields) -> Live:
         sights=sights, count=len(checks), fitting=sum(check.fits for check in checks),
     )  # fmt: skip
     return Live(body)
+
+
+def long_plan(found: Sequence[Check], less: SmallerPlan | None) -> str:
+    """What to do about a plan of more than an hour; empty for a shorter one."""
+    if (seconds := plan_seconds(found)) <= LONG_SECONDS:
+        return ""
+    words = f"The whole plan takes about {duration(seconds)}"
+    if less is None:
+        return f"{words}: choose fewer methods or a smaller model for a shorter one."
+    return f"{words}. With {less.words} it takes about {duration(less.seconds)}."
+
+
+def preflight_table(found: Sequence[Check]) -> Markup:
+    """What each run will read, take and need."""
+    total = "time unknown until this machine is idle during a check, which then measures how fast it is"
+    if seconds := plan_seconds([one for one in found if one.seconds is not None]):
+        beside = min(len(found), max(one.beside for one in found))
+        at_once = f", {beside} at once" if beside > 1 else ""
+        total = f"about {duration(seconds)} in all on this machine{at_once}"
+    return fill(
+        "checks.html", checks=found, caption=f"{len(found)} runs, {total}", short=coverage_words(found),
+        refused=sum(not one.fits for one in found), cut=max((one.truncated for one in found), default=0),
+    )  # fmt: skip
 
 
 def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> SmallerPlan | None:
@@ -91,7 +114,7 @@ def act(visit: Visit) -> str:
         fields |= {name: str(value) for name, value in less.changes.items()}
     visit.studio.withdraw(visit.query.get("check", ""))  # nobody waits for what was asked before
     runs, tuning = runs_asked(visit, fields)
-    return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning, watched=True))
+    return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning))
 
 
 def form_at(project: str, fields: Fields, **more: str) -> str:

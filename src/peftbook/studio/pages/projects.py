@@ -16,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.core.errors import InputError
+from peftbook.studio.api.context import Context
 from peftbook.studio.archive import load_project
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill
-from peftbook.studio.pages.site import Context, Live, View, Visit, render, status_of
+from peftbook.studio.pages.site import Live, View, Visit, render, status_of
 from peftbook.studio.uploads import UploadStore, plain_name
 from peftbook.tasks.columns import guess_columns
 
@@ -46,7 +47,7 @@ def listing(visit: Visit) -> Markup:
 
 
 def show(visit: Visit) -> dict[str, Any]:
-    caps = visit.context.caps
+    caps = visit.context.uploads.caps
     return {
         "live": Live(listing(visit), EVERY_SECONDS), "most_bytes": caps.bytes, "most": size(caps.bytes),
         "most_rows": number(caps.rows), "pasted": "",
@@ -116,7 +117,7 @@ def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
                 block = source.read(BLOCK)
         uploads.end(upload.id)
         if filename.endswith(SAVED):
-            project = load_project(context.studio, upload.path, context.caps)
+            project = load_project(context.studio, upload.path, uploads.caps)
             uploads.drop(upload.id)
             return f"/projects/{project.id}/data"
         guess_columns(uploads.table(upload.id))

@@ -24,27 +24,17 @@ from starlette.routing import Route
 
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.access import relative
+from peftbook.studio.api.context import Context
 from peftbook.studio.api.problems import STATUS
 from peftbook.studio.html import fill, own_file, part
 from peftbook.studio.store import Project, Studio
-from peftbook.studio.uploads import UploadStore
-from peftbook.tasks.table import Caps
+from peftbook.studio.users import LoginFile
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 MOST_FIELDS = 500
 STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the pages show. caps: of uploads.  with_login: whether there is somebody to log out."""
-
-    studio: Studio
-    uploads: UploadStore
-    caps: Caps
-    with_login: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +146,9 @@ def status_of(error: Exception) -> int:
 
 def render(visit: Visit, template: str, **shown: Any) -> str:
     """Render a page."""
-    usual: dict[str, Any] = {"live": None, "refused": None, "with_login": visit.context.with_login}
+    sessions = visit.context.sessions
+    has_login = sessions is not None and isinstance(sessions.logins, LoginFile)
+    usual: dict[str, Any] = {"live": None, "refused": None, "with_login": has_login}
     usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
     usual |= {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": partial(part, "trouble")}
     return str(fill(template, **usual | shown))

@@ -26,7 +26,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.memory import Configuration, Shape
 from peftbook.memory.walk import layer_names
-from peftbook.training.hardware import peak_memory
+from peftbook.runtime.hardware import peak_memory
 from peftbook.training.probes import Findings, positive
 from peftbook.training.random_model import Subject, model_and_ids, random_ids, subject
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.runtime.precision import products_here
 from peftbook.training.execute import prepare
 from peftbook.training.loop import Progress
-from peftbook.training.precision import products_here
 from peftbook.training.probes import EnoughError, Findings, positive
 from peftbook.training.products import widened_products
 

@@ -120,8 +120,8 @@ def waiting() -> Shown:
     from peftbook.core.progress import duration
     from peftbook.core.records import default_store
     from peftbook.evidence import results
+    from peftbook.runtime.durations import Estimates
     from peftbook.studies import NAMES, get_study
-    from peftbook.training.durations import Estimates
 
     store, known, rows, seen = default_store(), Estimates(), [], set[str]()
     for record in store.all():

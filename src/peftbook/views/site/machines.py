@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from peftbook.training.doctor import Examination, book_machines
+from peftbook.runtime.doctor import Examination, book_machines
 from peftbook.views.html import part
 
 SHOWN = {"lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning", "full": "full"}

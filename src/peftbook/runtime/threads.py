@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Mapping
 
+from peftbook.runtime.hardware import cores, is_idle
+from peftbook.runtime.precision import chosen_dtype, keep, kept, machine_file
 from peftbook.runtime.processes import call_in_child
-from peftbook.training.hardware import cores, is_idle
-from peftbook.training.precision import chosen_dtype, keep, kept, machine_file
 
 __all__ = ["best_threads", "cores_gained", "slower_with", "step_seconds", "threads_beside"]
 
@@ -74,10 +74,8 @@ def measure(most: int) -> Mapping[int, float]:
     """Threads → seconds, in the type that runs compute in here."""
     import torch
 
-    from peftbook.training.products import TORCH_DTYPES
-
     before = torch.get_num_threads()
-    dtype = TORCH_DTYPES[chosen_dtype()]
+    dtype = torch.bfloat16 if chosen_dtype() == "bf16" else torch.float32
     x, w, a, b = (
         torch.ones(size, dtype=dtype) for size in ((ROWS, INNER), (COLUMNS, INNER), (RANK, INNER), (COLUMNS, RANK))
     )

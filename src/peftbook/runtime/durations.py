@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from peftbook.core.progress import duration
 from peftbook.core.records import Record, Store
 from peftbook.core.specs import Probe, Run
+from peftbook.runtime.hardware import cpu_model
+from peftbook.runtime.precision import products_here
 from peftbook.runtime.processes import run_child
-from peftbook.training.hardware import cpu_model
-from peftbook.training.precision import products_here
 
-__all__ = ["Estimates", "Predict", "Spec", "predicted_here", "slow_words"]
+__all__ = ["Estimates", "Predict", "Spec", "predicted_here"]
 
 SLOW = 10.0  # times as long as on the book's machines, from which a run says so before it starts
 
@@ -61,8 +61,13 @@ class Estimates:
 
     def slow_words(self, spec: Spec) -> str:
         """That a run takes far longer here than it did on the machines of its kind's records; else empty."""
-        there = self.elsewhere.get(kind_of_work(spec))
-        return slow_words(self.of(spec), statistics.median(there) if there else None)
+        here, there = self.of(spec), statistics.median(self.elsewhere.get(kind_of_work(spec)) or [0.0])
+        if not here or not there or here < SLOW * there:
+            return ""
+        return (
+            f"This takes about {duration(here)} here and took {duration(there)} on the machine of the book's records: "
+            "`peftbook doctor` says what this machine has."
+        )
 
     def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
         """Have one run of every kind predicted that was neither seen nor asked for.
@@ -108,13 +113,3 @@ def made_here(record: Record) -> bool:
         return True
     native = record.provenance.get("bf16_products", "native") == "native"
     return record.provenance.get("cpu") == cpu_model() and native == products_here().native
-
-
-def slow_words(here: float | None, there: float | None) -> str:
-    """That a run takes SLOW times as long here as there, in a sentence; empty where it does not. Seconds, or None."""
-    if not here or not there or here < SLOW * there:
-        return ""
-    return (
-        f"This takes about {duration(here)} here and took {duration(there)} on the machine of the book's records: "
-        "`peftbook doctor` says what this machine has."
-    )

@@ -21,8 +21,8 @@ from typing import Any
 from peftbook.core.errors import InputError
 from peftbook.core.folders import cache_folder
 from peftbook.core.records import write_atomically
+from peftbook.runtime.hardware import cpu_model
 from peftbook.runtime.processes import call_in_child
-from peftbook.training.hardware import cpu_model
 
 __all__ = [
     "DTYPES",

@@ -17,10 +17,10 @@ import peftbook
 from peftbook.core import specs
 from peftbook.core.folders import DATA, cache_folder
 from peftbook.methods import usual
+from peftbook.runtime.hardware import cores, cpu_model, is_idle
+from peftbook.runtime.precision import Products, chosen_dtype, instruction_limits, keep, machine_file, products_here
+from peftbook.runtime.threads import best_threads
 from peftbook.tasks import task_spec
-from peftbook.training.hardware import cores, cpu_model, is_idle
-from peftbook.training.precision import Products, chosen_dtype, instruction_limits, keep, machine_file, products_here
-from peftbook.training.threads import best_threads
 
 __all__ = ["Examination", "as_text", "book_machines", "examine", "kept_examination", "last_examination"]
 
@@ -121,12 +121,12 @@ def tokens_per_second() -> dict[str, float]:
     Empty where the machine's rates are not known and it does other work, beside which they would be wrong for good.
     """
     from peftbook.memory import read_shape
+    from peftbook.runtime.resources import training_setup
     from peftbook.tasks import get_task
     from peftbook.training.calibration import known_rates, machine_rates
     from peftbook.training.encode import batch_plan, encode_training
     from peftbook.training.estimate import training_seconds
     from peftbook.training.models import load_tokenizer, resolve
-    from peftbook.training.request import training_setup
 
     if known_rates("cpu") is None and not is_idle():
         return {}

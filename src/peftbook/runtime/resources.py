@@ -1,4 +1,4 @@
-"""What a run asks of a machine, by the byte model: the set-up of its steps, the peak of its process, and a place."""
+"""Resources of a run by the byte model: memory, cores, GPUs; how many runs fit together, how many rows on a GPU."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from peftbook.core.errors import InputError
 from peftbook.memory import Configuration, Setup, Shape, Step, read_shape, training_step
 from peftbook.memory.fit import largest
 from peftbook.memory.setup import BYTES
-from peftbook.training.durations import Spec
-from peftbook.training.threads import cores_gained
+from peftbook.runtime.threads import cores_gained
 
 __all__ = [
     "PROCESS_BYTES",
     "WORKER_BYTES",
     "Request",
+    "cuda_micro_batch",
+    "fitting_rows",
     "free_micro_batch",
+    "generation_batch",
+    "loss_batch",
     "needs_mask",
     "process_peak",
     "request_for",
+    "setup_of",
     "shape_of",
     "side_by_side",
     "step_room",
@@ -46,77 +50,6 @@ STATE = ("weights", "quantisation constants", "adapter", "moments")  # terms of 
 CUDA_RESERVED_BYTES, CUDA_EXAMPLE_BYTES = 6e9, 1e9
 
 
-# ---- a training step
-
-
-def training_setup(run: specs.Run, shape: Shape) -> Setup:
-    """How the book's own loop trains: float32 weights, with copies of frozen matrices in bfloat16 under autocast, or
-    weights in bfloat16 without; logits at labels alone. What the method adds it says itself.
-    """
-    method, autocast = run.method.setup(shape), run.dtype != "fp32" and run.weights == "fp32"
-    return Setup(
-        **method, dtype=run.weights, autocast=autocast, held=autocast and method["method"] != "full", labels=1,
-        batch=run.budget.batch_size if run.budget else 1, device=run.platform, checkpointing=run.checkpointing,
-        packed=run.packed,
-    )  # fmt: skip
-
-
-def needs_mask(run: specs.Run) -> bool:
-    """Whether attention is counted with a mask, as it has one where something cached stands before all rows.
-
-    Padded rows of checkpointed layers take no cache, and right padding needs no mask.
-    """
-    return not run.checkpointing or run.packed
-
-
-def setup_of(run: specs.Run, shape: Shape) -> Setup:
-    """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
-    batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
-    labels = max(1, int(LABELS * batch * seq))
-    setup = training_setup(run, shape)
-    return replace(setup, padding=needs_mask(run), batch=batch, seq=seq, labels=labels, device="cpu")
-
-
-def shape_of(model: specs.Model) -> Shape:
-    """The shape of a run's model: an embedded one, a folder's, or the known one of a hub id.
-
-    Raises InputError for another hub id.
-    """
-    folder = SMALL_FOLDERS.get(model.name, Path(model.name).expanduser())
-    return read_shape(folder if folder.is_dir() else model.name)
-
-
-# ---- memory
-
-
-def process_peak(step: Step, platform: str) -> float:
-    """Bytes at the peak of a training: of the process, of what is there all the time, and of the rest with slack."""
-    terms = step.peak().terms
-    state = state_bytes(step)
-    return PROCESS_BYTES[platform] + state + SLACK[platform] * (sum(terms.values()) - state)
-
-
-def step_room(step: Step, platform: str, room: float) -> float:
-    """Bytes that are left to a step's tensors in so much memory: `process_peak` the other way round."""
-    state = state_bytes(step)
-    return state + (room - PROCESS_BYTES[platform] - state) / SLACK[platform]
-
-
-def state_bytes(step: Step) -> float:
-    """Bytes of a step's peak that are there all the time."""
-    terms = step.peak().terms
-    return sum(terms.get(name, 0.0) for name in STATE)
-
-
-@functools.lru_cache(maxsize=1024)
-def cpu_peak(shape: Shape, setup: Setup) -> float:
-    """Bytes at the peak of a training on a CPU."""
-    return process_peak(training_step(shape, setup), "cpu")
-
-
-# ---- a place
-
-
 @dataclass(frozen=True)
 class Request:
     """What a run asks a node for: cores, GPUs, bytes of memory."""
@@ -126,7 +59,7 @@ class Request:
     memory_bytes: int
 
 
-def request_for(spec: Spec, threads: int = 1) -> Request:
+def request_for(spec: specs.Run | specs.Probe, threads: int = 1) -> Request:
     """What a run is placed by: `threads` cores, a GPU on that platform, and memory by the byte model, in bytes.
 
     On a CPU: the peak of a process whose largest step is `setup_of`; a test holds it against the measured peak of every
@@ -161,7 +94,66 @@ def fit_together(runs: Sequence[specs.Run], room: float) -> bool:
         return False
 
 
-# ---- a micro-batch on a GPU
+@functools.lru_cache(maxsize=1024)
+def cpu_peak(shape: Shape, setup: Setup) -> float:
+    """Bytes at the peak of a training on a CPU."""
+    return process_peak(training_step(shape, setup), "cpu")
+
+
+def setup_of(run: specs.Run, shape: Shape) -> Setup:
+    """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
+    batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
+    labels = max(1, int(LABELS * batch * seq))
+    setup = training_setup(run, shape)
+    return replace(setup, padding=needs_mask(run), batch=batch, seq=seq, labels=labels, device="cpu")
+
+
+def shape_of(model: specs.Model) -> Shape:
+    """The shape of a run's model: an embedded one, a folder's, or the known one of a hub id.
+
+    Raises InputError for another hub id.
+    """
+    folder = SMALL_FOLDERS.get(model.name, Path(model.name).expanduser())
+    return read_shape(folder if folder.is_dir() else model.name)
+
+
+def training_setup(run: specs.Run, shape: Shape) -> Setup:
+    """How the book's own loop trains: float32 weights, with copies of frozen matrices in bfloat16 under autocast, or
+    weights in bfloat16 without; logits at labels alone. What the method adds it says itself.
+    """
+    method, autocast = run.method.setup(shape), run.dtype != "fp32" and run.weights == "fp32"
+    return Setup(
+        **method, dtype=run.weights, autocast=autocast, held=autocast and method["method"] != "full", labels=1,
+        batch=run.budget.batch_size if run.budget else 1, device=run.platform, checkpointing=run.checkpointing,
+        packed=run.packed,
+    )  # fmt: skip
+
+
+def needs_mask(run: specs.Run) -> bool:
+    """Whether attention is counted with a mask, as it has one where something cached stands before all rows.
+
+    Padded rows of checkpointed layers take no cache, and right padding needs no mask.
+    """
+    return not run.checkpointing or run.packed
+
+
+def process_peak(step: Step, platform: str) -> float:
+    """Bytes at the peak of a training: of the process, of what is there all the time, and of the rest with slack."""
+    terms = step.peak().terms
+    state = state_bytes(step)
+    return PROCESS_BYTES[platform] + state + SLACK[platform] * (sum(terms.values()) - state)
+
+
+def step_room(step: Step, platform: str, room: float) -> float:
+    """Bytes that are left to a step's tensors in so much memory: `process_peak` the other way round."""
+    state = state_bytes(step)
+    return state + (room - PROCESS_BYTES[platform] - state) / SLACK[platform]
+
+
+def state_bytes(step: Step) -> float:
+    """Bytes of a step's peak that are there all the time."""
+    terms = step.peak().terms
+    return sum(terms.get(name, 0.0) for name in STATE)
 
 
 def cuda_micro_batch(batch_size: int, free_bytes: float, most: int | None = None) -> int:
@@ -201,3 +193,13 @@ def free_micro_batch(spec: specs.Run | specs.Probe, processes: int = 1) -> int |
     free_bytes = torch.cuda.mem_get_info()[0]
     most = fitting_rows(spec, free_bytes) if processes == 1 else None
     return cuda_micro_batch(-(-spec.budget.batch_size // processes), free_bytes, most)
+
+
+def loss_batch(shots: int) -> int:
+    """Rows of a batch whose loss is evaluated; few where solved examples stand before the question."""
+    return 8 if shots else 16
+
+
+def generation_batch(shots: int) -> int:
+    """Number of rows in a batch that is generated; fewer with long few-shot prompts."""
+    return 10 if shots else 64

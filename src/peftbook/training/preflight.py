@@ -1,0 +1,204 @@
+"""Preflight: rows, seconds and bytes of a run by its tokenizer and its model's shape, before weights are loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from peftbook.core import specs
+from peftbook.core.errors import InputError
+from peftbook.memory import Configuration, Setup, Shape, fit, shape_from_config
+from peftbook.memory.fit import Fit
+from peftbook.memory.setup import BYTES
+from peftbook.memory.time_model import Rates
+from peftbook.runtime.hardware import is_idle
+from peftbook.runtime.precision import gpu_capability
+from peftbook.runtime.processes import run_child
+from peftbook.runtime.resources import (
+    PROCESS_BYTES,
+    generation_batch,
+    loss_batch,
+    needs_mask,
+    process_peak,
+    step_room,
+    training_setup,
+)
+from peftbook.runtime.threads import slower_with, threads_beside
+from peftbook.tasks import Example, TaskData
+from peftbook.training.calibration import known_rates
+from peftbook.training.encode import Encoded, encode_example, encode_plain, encode_prompt
+from peftbook.training.estimate import predicted_seconds
+from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
+from peftbook.training.models import check_reachable, resolve
+from peftbook.training.scoring import embedded_folder
+
+__all__ = ["Subject", "rates_beside"]
+
+LOOK_SECONDS = 1.0  # at how busy the machine is, before it is measured
+SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
+SAMPLE_CHARS = 8_000_000  # of those rows, some seconds of a tokenizer; of longer ones fewer are counted
+MEASURE_SECONDS = 60.0  # for measuring this machine, three times what it takes an idle one
+
+
+class CachedTokenizer:
+    """A tokenizer that encodes no text twice, as every run of a plan reads the same ones."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._known: dict[tuple[str, tuple], list[int]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        key = text, tuple(sorted(options.items()))
+        if key not in self._known:
+            self._known[key] = self._tokenizer.encode(text, **options)
+        return self._known[key]
+
+    def count(self, text: str) -> int:
+        """How many ids a plain text has; they are not kept."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+class Subject:
+    """A model's tokenizer and shape, and the task's texts as it reads them."""
+
+    def __init__(self, task: TaskData, run: specs.Run):
+        self.task = task
+        self.tokenizer, self.shape = load_parts(run.model)
+        self.encoded: dict[int, list[Encoded]] = {}
+        self.tests: dict[str, int] = {}
+        train = task.splits["train"]
+        chars = sum(len(one.input) + len(one.target) for one in train)
+        most = max(1, min(SAMPLE, SAMPLE_CHARS * len(train) // max(chars, 1)))
+        self.sample = train if len(train) <= most else [train[at * len(train) // most] for at in range(most)]
+        self.scale = len(train) / len(self.sample)
+
+    def check_at_hand(self, run: specs.Run) -> None:
+        """Raises InputError for a GPU or an encoder of BERTScore that a run would miss, the latter at its end."""
+        if run.platform == "cuda":
+            gpu_capability()
+        if run.evaluation.n_generate and "bertscore" in self.task.metrics:
+            embedded_folder()
+
+    def reading(self, max_length: int) -> Iterator[None]:
+        """Make the sample's token ids, a row a step.
+
+        Raises InputError for a row whose target alone is too long, in the sample or not.
+        """
+        if max_length in self.encoded:
+            return
+        sample = []
+        for one in (*self.task.splits["train"], *self.task.splits["test"]):
+            self.check_target(one, max_length)
+            yield
+        for one in self.sample:
+            sample.append(encode_example(self.tokenizer, self.task, one, max_length))
+            yield
+        self.encoded[max_length] = sample
+
+    def check_target(self, one: Example, max_length: int) -> None:
+        """Raises InputError for a row whose target alone is too long."""
+        half = max_length // 2  # a token is at least a byte: few targets need to be counted
+        if len(one.target.encode()) > half and self.tokenizer.count(one.target) > half:
+            encode_example(self.tokenizer, self.task, one, max_length)
+
+    def reading_tests(self, run: specs.Run, max_length: int) -> Iterator[None]:
+        """Have the tokenizer read what a run is tested on, a row a step: whoever asks it again waits no more.
+
+        Raises InputError as `reading` does, of a race for the validation rows too.
+        """
+        split, most = run.evaluation.split, max(run.evaluation.n_loss, run.evaluation.n_generate)
+        for one in self.task.splits[split][self.tests.get(split, 0) : most]:
+            self.check_target(one, max_length)
+            encode_prompt(self.tokenizer, self.task, one)
+            encode_plain(self.tokenizer, one.target)
+            self.tokenizer.encode(one.target)
+            yield
+        self.tests[split] = max(most, self.tests.get(split, 0))
+
+    def seconds(self, run: specs.Run, data: list[Encoded], rates: Rates | None) -> dict[str, float]:
+        """Predicted seconds of a run by part, or nothing."""
+        if self.shape is None or rates is None:
+            return {}
+        return predicted_seconds(run, self.shape, self.task, self.tokenizer, data, rates)
+
+    def memory(self, run: specs.Run, data: list[Encoded], room: float) -> tuple[float | None, Fit | None]:
+        """Bytes at the peak of a run, in training or generation, and how its training fits in so much memory."""
+        if self.shape is None:
+            return None, None
+        generating = PROCESS_BYTES[run.platform] + self.generation_bytes(run)
+        if run.budget is None:
+            return generating, None
+        longest = Configuration(self.shape, training_step_setup(run, data, self.shape))
+        training = process_peak(longest.step, run.platform)
+        return max(generating, training), fit(longest, max(1.0, step_room(longest.step, run.platform, room)))
+
+    def generation_bytes(self, run: specs.Run) -> float:
+        """Weights, copies for autocast, and keys and values of a batch that is generated."""
+        assert self.shape is not None
+        shots = run.method.examples_shown
+        some = tuple(self.task.splits["train"][:shots])
+        examples = self.task.splits["test"][: max(run.evaluation.n_generate, 1)]
+        longest = max(len(encode_prompt(self.tokenizer, self.task, one, some)) for one in examples)
+        width, rows = longest + run.evaluation.max_new_tokens, min(generation_batch(shots), len(examples))
+        kept = 2 * self.shape.layers * self.shape.kv_width * BYTES[run.weights] * rows * width
+        working = 4 * min(loss_batch(shots), len(examples)) * longest * (4 * self.shape.ffn + 4 * self.shape.hidden)
+        step = Configuration(self.shape, replace(training_setup(run, self.shape), batch=1, seq=1, labels=1)).step
+        return sum(step.numbers(step.state).values()) + max(kept, working)
+
+
+def rates_beside(platform: str, jobs: int, *, measure: bool = True) -> Rates | None:
+    """This machine's rates for each of so many runs at once, which have fewer threads than one alone; None if unknown.
+
+    measure: where they are not known, unless the machine does other work.
+    """
+    known = known_rates(platform)
+    if known is None and measure and is_idle(LOOK_SECONDS):
+        known = measure_rates_in_child(platform)
+    return known if known is None or jobs == 1 else known.slowed(slower_with(threads_beside(jobs)))
+
+
+def measure_rates_in_child(platform: str) -> Rates | None:
+    """This machine's rates, measured by another process; None where that takes long, as other work has begun."""
+    with contextlib.suppress(RuntimeError):
+        run_child(
+            "-m", "peftbook.training.estimate", platform, threads=torch.get_num_threads(), seconds=MEASURE_SECONDS
+        )
+    return known_rates(platform)
+
+
+def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
+    """A model's tokenizer, and its shape where its family is covered. Raises InputError for a model out of reach."""
+    source, revision = resolve(model)
+    check_reachable(model)
+    pinned = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **pinned)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **pinned)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(f"Model {model.name!r} cannot be loaded ({reason}): check the name or use a folder.") from None
+    try:
+        return CachedTokenizer(tokenizer), shape_from_config(config.to_dict())
+    except InputError:
+        return CachedTokenizer(tokenizer), None
+
+
+def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
+    """The step that needs most: the longest rows in one batch, as the training loop would run it."""
+    assert run.budget is not None
+    rows = min(run.budget.batch_size, len(data))
+    longest = sorted((len(one.ids) for one in data), reverse=True)[:rows]
+    labels = sum(sorted((one.label_tokens for one in data), reverse=True)[:rows])
+    eager = run.platform == "cpu" and longest[0] <= (FUSED_TOKENS if run.packed else SHORT_TOKENS)
+    return replace(
+        training_setup(run, shape), batch=rows, seq=longest[0], labels=labels,
+        padding=needs_mask(run), attention="eager" if eager else "sdpa",
+    )  # fmt: skip
