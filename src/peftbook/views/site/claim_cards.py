@@ -65,8 +65,8 @@ def _effect(effect: studies.Quantity | None) -> dict[str, object]:
         return {}
     inside, beside = (effect.unit, "") if effect.unit in ("bytes", "%") else ("", effect.unit)
     ends = [end for end in (effect.low, effect.high) if end is not None and math.isfinite(end)]
-    value, *ends = (powers_raised(results.format_value(one, effect.digits, inside)) for one in (effect.value, *ends))
-    return {"value": value, "ends": ends, "unit": beside}
+    printed = [powers_raised(results.format_value(one, effect.digits, inside)) for one in (effect.value, *ends)]
+    return {"value": printed[0], "ends": printed[1:], "unit": beside}
 
 
 def seen_from_cuda(store: Store) -> Store | None:
