@@ -11,11 +11,10 @@ import subprocess
 import sys
 
 import pytest
-from fake_records import fake_record
 
 from peftbook import cli
 from peftbook.core.errors import InputError
-from peftbook.core.records import Store, default_store
+from peftbook.core.records import Record, Store, default_store
 from peftbook.core.specs import Run
 from peftbook.memory import read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE
@@ -181,7 +180,8 @@ def test_edited_record_is_stale(capsys, tmp_path, monkeypatch):
 
 def test_a_record_of_no_study_is_counted_and_listed_when_asked_for(capsys, tmp_path, monkeypatch):
     used = next(one for one in default_store().all() if isinstance(one.spec, Run))
-    mine = Store(tmp_path).save(fake_record(used.spec.model_copy(update={"seed": 90210})))
+    run = used.spec.model_copy(update={"seed": 90210})
+    mine = Store(tmp_path).save(Record(key=run.key, spec=run))
     monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
     assert cli.main(["status"]) == 0
     assert "belong to no study any more; --verbose lists" in (short := capsys.readouterr().out)

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 from docutils.nodes import make_id
-from fake_records import fill_store
 from jinja2 import Environment, FileSystemLoader
 from open_packaging import faults
 from PIL import Image
@@ -60,8 +59,8 @@ def deck(path: Path):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return fill_store(tmp_path_factory.mktemp("records"))
+def store() -> Store:
+    return default_store()
 
 
 @pytest.fixture(scope="module")
