@@ -207,13 +207,3 @@ def test_a_study_does_not_depend_on_every_module():
     names = {Path(file).relative_to(imports.PACKAGE).as_posix() for file in files}
     assert "studies/rank.py" in names and "evidence/stats.py" in names
     assert not names & {"scratch/prompt.py", "site/theme.py", "studies/merging.py", "training/loop.py"}
-
-
-def test_no_study_loads_torch():
-    """To judge records takes a second, which torch alone would double."""
-    code = "import sys; from peftbook.studies import NAMES, get_study; [get_study(name) for name in NAMES]; "
-    found = subprocess.run(
-        [sys.executable, "-c", code + "print([name for name in ('torch', 'transformers') if name in sys.modules])"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert found.stdout == "[]\n"

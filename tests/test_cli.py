@@ -209,16 +209,6 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert (process.returncode, said) == (141, "")
 
 
-def test_help_starts_fast_without_heavy_imports():
-    """`peftbook --help` must import no large library; whoever asks for a command's options gets them all the same."""
-    code = (
-        "import sys; from peftbook.cli import build_parser; parser = build_parser(); parser.format_help();"
-        "print({'torch', 'transformers', 'matplotlib', 'numpy', 'pydantic'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -501,9 +501,3 @@ def test_the_data_is_never_overwritten(place, capsys):
     before = (place / "pairs.csv").read_bytes()
     assert "is the data itself" in refused(capsys, *command(place, "--csv", str(place / "pairs.csv")))
     assert (place / "pairs.csv").read_bytes() == before
-
-
-def test_a_missing_file_is_named(tmp_path, capsys):
-    """A path that is no file."""
-    said = refused(capsys, "compare", str(tmp_path / "gone.csv"), "--input", "a", "--target", "b")
-    assert "gone.csv" in said and "check the path" in said

@@ -10,13 +10,11 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import time
 from typing import get_args, get_type_hints
 
 import pytest
-from test_cost import rates
+from test_time_model import rates
 
 from peftbook.core import specs
 from peftbook.core.canonical import build
@@ -94,18 +92,6 @@ def test_what_is_trained_without_a_word_is_what_the_book_trained():
         book = finals[run.method.kind]
         assert run.method == book.method
         assert run.budget == book.budget.model_copy(update={"tokens": run.budget.tokens})
-
-
-def test_planning_imports_neither_torch_nor_transformers():
-    """The web process plans; it must start at once and stay small."""
-    code = (
-        "import sys; from peftbook.studio import smaller_plan; from peftbook.studio.plan import plan; "
-        "from peftbook.methods import kinds, presets; kinds(); "
-        "presets(); "
-        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_untuned_model_is_in_every_plan_once_for_every_model():

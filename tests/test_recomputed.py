@@ -29,7 +29,6 @@ from raw_rule import (
     rates,
     verdict_of,
 )
-from scipy.stats import norm
 
 from peftbook.core.records import default_store
 from peftbook.evidence.results import study_quantities, study_verdict
@@ -544,19 +543,3 @@ def test_a_verdict_follows_from_the_raw_records(name):
             assert mine == printed or math.isclose(mine, printed, rel_tol=tolerance, abs_tol=1e-9), quantity
             if form and mine is not None:
                 assert format(mine, form).replace("-", "−").replace("%", " %") in told.sentence
-
-
-def test_the_rule_takes_the_interplay_of_seeds_and_examples_out_once():
-    """Where nothing but single runs' noise differs, the seeds' own error is what is left of it: about none."""
-    table = np.random.default_rng(0).normal(size=(60, 3, 50))
-    found = [over_examples(rows) for rows in table]
-    total = np.mean([each.seed_se**2 + each.unit_se**2 for each in found])
-    assert total / (1 / 150) < 1.6 and min(each.seed_se for each in found) == 0
-
-
-def test_a_second_look_leaves_the_level():
-    """Two looks, the first at three fifths of the data, err in one study of twenty."""
-    first, rest = np.random.default_rng(0).normal(size=(2, 400_000))
-    both = math.sqrt(0.6) * first + math.sqrt(0.4) * rest
-    bars = norm.isf(0.025) / math.sqrt(0.6), norm.isf(raw_rule.second_level(0.05, 0.6) / 2)
-    assert np.mean((abs(first) > bars[0]) | (abs(both) > bars[1])) == pytest.approx(0.05, abs=0.002)

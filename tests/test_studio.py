@@ -178,17 +178,6 @@ def test_the_browser_has_nothing_to_complain_about(session):
     assert session.troubles == []
 
 
-def test_markup_in_the_data_is_text(session):
-    """Names and cells with tags in them are shown, not run."""
-    page = session.page
-    assert page.evaluate("window.hacked") is None
-    assert HOSTILE in page.inner_text("h1")
-    for step in STEPS:
-        open_step(page, step)
-        assert page.evaluate("window.hacked") is None
-        assert page.locator("img[src=x]").count() == 0
-
-
 def test_the_decision_is_words_first_and_sorts(session):
     """A recommendation, the table with intervals, a plot; heads are buttons that sort."""
     page = session.page
