@@ -190,11 +190,6 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_methods_differ_without_colour():
-    """A reader who sees no colour has the marker."""
-    assert len({look.marker for look in arm_looks().values()}) == len(arm_looks())
-
-
 def test_nf4_levels_are_those_of_the_scratch_code():
     """The page's figure and the page's code must show the same codebook."""
     from peftbook.scratch.nf4 import nf4_levels

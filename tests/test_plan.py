@@ -17,12 +17,11 @@ import pytest
 from test_time_model import rates
 
 from peftbook.core import specs
-from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
 from peftbook.core.options import options_of
 from peftbook.core.records import default_store
 from peftbook.memory.time_model import Curve
-from peftbook.methods import kinds, presets
+from peftbook.methods import presets
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
@@ -30,7 +29,6 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.studies import get_study
-from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.pages.checks import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
@@ -71,17 +69,6 @@ def known_rates(monkeypatch):
 
 
 # --- presets and plans -----------------------------------------------------------------------------------------
-
-
-def test_every_method_of_the_package_is_offered_with_the_rate_that_the_book_chose():
-    """Untuned first; each preset says in one sentence what it is."""
-    found = presets()
-    assert {one.method.kind for one in found} == set(kinds()) - {"peft"}
-    assert found[0].name == "untuned" and len({one.name for one in found}) == len(found)
-    for one in found:
-        assert one.words.endswith(".") and one.method.label
-        assert (learning_rate_for(one.name) > 0) == one.method.trains
-        assert learning_rate_for(one.name) == learning_rate_for(one.name, default_store())
 
 
 def test_what_is_trained_without_a_word_is_what_the_book_trained():
@@ -218,12 +205,6 @@ def test_every_number_of_the_settings_has_bounds_that_its_usual_value_keeps():
     numbers = {name for name, hint in get_type_hints(Settings).items() if {int, float} & {hint, *get_args(hint)}}
     assert numbers - {"learning_rates"} == {name for name, option in options_of(Settings).items() if option.bound}
     check_settings(Settings())
-
-
-def test_no_run_trains_on_more_tokens_than_a_plan_may_have():
-    """Not from a file's specs either: the plan of its batches would fill the memory."""
-    with pytest.raises(InputError, match="tokens = 999999999999"):
-        build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
 
 
 def test_many_epochs_of_a_large_file_are_refused_by_their_tokens():
