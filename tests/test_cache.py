@@ -171,7 +171,7 @@ def test_what_is_cached_is_what_is_computed(name):
         assert (claim.runs, claim.missing) == (len(study.runs(store)), len(study.missing(store)))
 
 
-@pytest.mark.parametrize("module", ["rank", "benchmark", "memory", "throughput"])
+@pytest.mark.parametrize("module", ["rank", "memory", "throughput"])
 def test_all_code_that_runs_is_among_the_dependencies(module):
     """In a process that judges the studies of one module, every module of the package that was loaded is known."""
     script = (

@@ -216,16 +216,6 @@ def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu,
     assert durations.made_here(record) is here
 
 
-def test_the_studio_and_the_queue_load_no_torch_to_choose():
-    """Threads and type are asked of another process where they are not known."""
-    code = (
-        "import sys\nfrom peftbook.studio.plan import plan\nfrom peftbook.training.threads import best_threads\n"
-        "best_threads()\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert precision.chosen_dtype() in precision.DTYPES
-
-
 def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):
     """In a process of its own; its page says what was found, or that it is under way."""
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))

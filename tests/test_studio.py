@@ -221,22 +221,6 @@ def test_everything_can_be_taken_away(session, tmp_path):
         assert text.startswith(start_) and "LoRA" in text and "<img" not in text
 
 
-def test_a_merged_model_is_made_and_taken_away(session, tmp_path):
-    """On demand, by the worker; what arrives is a model that transformers loads, without an adapter."""
-    from transformers import AutoModelForCausalLM
-
-    page = session.page
-    open_step(page, "files")
-    page.locator(".take button", has_text="Merged model").first.click()
-    page.wait_for_selector(".note-good a[download]", timeout=PATIENCE)
-    with page.expect_download() as waiting:
-        page.click(".note-good a[download]")
-    waiting.value.save_as(tmp_path / "model.zip")
-    zipfile.ZipFile(tmp_path / "model.zip").extractall(tmp_path / "model")
-    names = [name for name, _ in AutoModelForCausalLM.from_pretrained(tmp_path / "model").named_parameters()]
-    assert names and not any("lora" in name for name in names)
-
-
 def test_a_login_lets_in_who_knows_the_password(browser, tmp_path):
     """The form, a wrong password, the right one, and out again; nothing of the studio is seen before."""
     logins = tmp_path / "login.json"
@@ -435,12 +419,3 @@ def test_the_web_process_holds_no_torch(running, session):
     maps = Path(f"/proc/{running.process.pid}/maps")
     if maps.exists():
         assert "libtorch" not in maps.read_text()
-
-
-def test_a_project_goes_with_all_that_belongs_to_it(visit, session, running):
-    """After a confirmation; its folder goes too, and the list is empty again."""
-    page, troubles = visit(session.project[1:])
-    page.get_by_text("Delete", exact=True).click()
-    page.get_by_role("button", name="Delete for good").click()
-    page.wait_for_selector("#live .empty")
-    assert not list((running.home / "projects").iterdir()) and troubles == []
