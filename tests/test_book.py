@@ -299,7 +299,7 @@ class SmallBook:
         shutil.copytree(
             ROOT / "src/peftbook", self.package, ignore=shutil.ignore_patterns("records", "data", "__pycache__")
         )
-        kernels = self.package / "site/ahead.py"  # no chapter here needs what those of the book do
+        kernels = self.package / "views/site/ahead.py"  # no chapter here needs what those of the book do
         kernels.write_text(re.sub(r"(?s)^LIBRARIES = \(.*?\n\)", "LIBRARIES = ()", kernels.read_text(), flags=re.M))
         (root / "conf.py").write_text(CONFIGURATION.format(part=part))
         self.edit(noun=1, data="data")

@@ -206,4 +206,4 @@ def test_a_study_does_not_depend_on_every_module():
     files = imports.dependencies("peftbook.studies.rank")
     names = {Path(file).relative_to(imports.PACKAGE).as_posix() for file in files}
     assert "studies/rank.py" in names and "evidence/stats.py" in names
-    assert not names & {"scratch/prompt.py", "site/theme.py", "studies/merging.py", "training/loop.py"}
+    assert not names & {"scratch/prompt.py", "views/site/theme.py", "studies/merging.py", "training/loop.py"}

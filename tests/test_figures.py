@@ -108,15 +108,6 @@ def drawn_once(name: str, store: Store) -> Drawn:
         return Drawn(body, (figure.bbox.width, figure.bbox.height), texts, slanting)
 
 
-def test_rendering_twice_gives_the_same_bytes(store: Store, drawn: dict[str, Drawn], tmp_path: Path, monkeypatch):
-    """One in six is drawn again."""
-    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in sorted(drawn)[::6]})
-    again = figures.render_all(tmp_path, store)
-    assert [path.stem for path in again] == list(figures.FIGURES)
-    for path in again:
-        assert path.read_bytes() == drawn[path.stem].body
-
-
 def test_a_figure_brings_its_own_module_and_studies_alone():
     """So that a chapter rests on no others; every function under `@figure` is one, in whatever module."""
     code = (

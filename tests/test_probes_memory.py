@@ -146,9 +146,6 @@ def test_bad_settings_are_refused(wrong, message):
     """The message names the value and the fix."""
     with pytest.raises(InputError, match=message):
         measure(tiny_probe(**wrong))
-
-
-def test_only_a_cpu_is_measured():
     with pytest.raises(InputError, match="use platform 'cpu'"):
         measure(tiny_probe().model_copy(update={"platform": "cuda"}))
 
