@@ -73,21 +73,6 @@ def test_unknown_key_says_where_keys_are_printed(capsys):
     assert "peftbook status -v" in refused(capsys, "run", "--key", "zzzz")
 
 
-def test_unknown_method_names_the_known_ones(capsys, pairs, tmp_path):
-    said = refused(capsys, *train(pairs, tmp_path, "--method", "lara"))
-    assert "'lara'" in said and "lora" in said
-
-
-def test_rank_zero_is_refused(capsys, pairs, tmp_path):
-    said = refused(capsys, *train(pairs, tmp_path, "--rank", "0"))
-    assert "rank" in said and "0" in said
-
-
-def test_wrong_column_lists_the_columns(capsys, pairs, tmp_path):
-    said = refused(capsys, "train", str(pairs), "--input", "query", "--target", "answer", "--out", str(tmp_path / "o"))
-    assert "query" in said and "question" in said
-
-
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [

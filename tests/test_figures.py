@@ -411,7 +411,7 @@ def test_prose_loss_at_equal_target_loss_is_the_studys(store: Store):
     full, found = forgetting.best_full(store), study_quantities("forgetting", store)
     for arm in ("r8", "r64", "r256"):
         seeds = updates.matched_seeds(full, arm, store)
-        assert np.mean(seeds) == pytest.approx(found[f"full_minus_{arm}_prose"].value)
+        assert np.mean(seeds) == pytest.approx(found[f"full_minus_{arm}_prose"].value, rel=1e-4)  # digits of a curve
 
 
 def test_frontiers_at_equal_target_loss_are_the_studys(store: Store):
@@ -438,7 +438,7 @@ def test_the_shown_overlaps_are_those_of_the_map_beyond_chance(store: Store):
     for (row, column), value in np.ndenumerate(updates.shown_overlap(record, "small_large")):
         i, j = updates.SHOWN[0][row], updates.SHOWN[1][column]
         assert value == pytest.approx(whole[i - 1, j - 1] - max(i, j) / 576)
-    assert updates.shown_overlap(record, "start") == pytest.approx(0)
+    assert np.abs(updates.shown_overlap(record, "start")).max() < 0.01  # random spaces
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

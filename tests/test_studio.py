@@ -153,24 +153,18 @@ def session(visit, running) -> SimpleNamespace:
     page.get_by_label("Longest answer").fill("8")
     page.click("#check")
     page.wait_for_selector("button[name=queue]", timeout=PATIENCE)
-    checked = page.inner_text("#live")
     page.click("button[name=queue]")
     page.wait_for_selector(".job-running .bar", timeout=PATIENCE)
     until(page, "document.querySelectorAll('.job-done').length === 2", timeout=PATIENCE)
     page.wait_for_selector(".job svg.curve")
     project = f"/projects/{page.url.split('/projects/')[1].partition('/')[0]}"
-    return SimpleNamespace(page=page, troubles=troubles, findings=findings, checked=checked, project=project)
+    return SimpleNamespace(page=page, troubles=troubles, findings=findings, project=project)
 
 
 def test_findings_name_rows_and_repetition(session):
     """What is left out stands there with its row number, and what the test split shares with training."""
     assert "2 rows are left out" in session.findings and "42" in session.findings and "43" in session.findings
     assert "is empty" in session.findings and "cells" in session.findings and "test rows" in session.findings
-
-
-def test_the_check_says_what_each_run_takes(session):
-    """Rows, tokens and memory of both runs, before anything is loaded."""
-    assert "Untuned" in session.checked and "LoRA" in session.checked and "GB" in session.checked
 
 
 def test_the_browser_has_nothing_to_complain_about(session):

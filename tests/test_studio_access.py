@@ -116,14 +116,6 @@ def log_in(client: Client, name: str = "ada", password: str = PASSWORD) -> httpx
 # --- doors -----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_served_to_its_own_host(ask):
-    """The page, its style sheet, its script and its fonts come from here."""
-    page = ask.get("/")
-    assert page.status_code == 200 and "New project" in page.text
-    for name in ("style.css", "page.js", "icon.svg", "fonts/inter-latin-wght-normal.woff2"):
-        assert ask.get(f"/studio/{name}").status_code == 200, name
-
-
 def test_a_wheel_carries_the_fonts_where_the_studio_looks_for_them(monkeypatch, tmp_path):
     """The build puts the book's fonts, with their licences, into the first folder that is looked in; every font that
     the style sheet names is served from there too."""
