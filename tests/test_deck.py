@@ -359,7 +359,7 @@ def test_words_follow_the_interval(store: Store):
     assert slides.fill("{methods.lora_minus_untuned_loss" + words + "}", slides.Sources(store)) == "below"
     assert slides.fill("{methods.lora_minus_untuned_rougeL" + words + "}", slides.Sources(store)) == "above"
     assert slides.fill("{methods.qlora_minus_lora_rougeL" + words + "}", slides.Sources(store)) == "level"
-    assert slides.fill("{costs.full_over_lora_step_seconds" + words + ";1}", slides.Sources(store)) == "above"
+    assert slides.fill("{costs.qlora_over_lora_step_seconds" + words + ";1}", slides.Sources(store)) == "above"
     assert slides.fill("5 × 10^−5", slides.Sources(store)) == "5\u00a0×\u00a010⁻⁵"
     with pytest.raises(InputError, match="three words"):
         slides.fill("{methods.lora_loss;below|above}", slides.Sources(store))

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from peftbook.core.errors import InputError
-from peftbook.core.records import Record, Store, default_store
+from peftbook.core.records import Store, default_store
 from peftbook.core.tracking import track_reads
 from peftbook.evidence import results, stats
 from peftbook.studies import NAMES, Quantity, get_study, methods
@@ -148,10 +148,9 @@ def test_what_is_missing_is_told_with_its_hours(tmp_path):
     """As many runs as lack a record, each as long as those at hand: half of 4 core-seconds and 12 is 8 a run."""
     store, runs = Store(tmp_path), get_study("methods").runs(Store(tmp_path))
     assert results.claim("methods", store).core_hours is None, "nobody knows how long a run takes"
-    loss = {"loss_nats": [3.0], "label_tokens": [1.0]}
     for run, (seconds, threads) in zip(runs, ((2, 2), (12, 1)), strict=False):
         clock = {"started": "2026-01-01T00:00:00", "finished": f"2026-01-01T00:00:{seconds:02}", "threads": threads}
-        store.save(Record(key=run.key, spec=run, per_example=loss, provenance=clock))
+        store.save(default_store().get(run).model_copy(update={"provenance": clock}))
     claim = results.claim("methods", Store(tmp_path))
     assert claim.missing and claim.core_hours == pytest.approx(claim.missing * 8 / 3600)
     hours = f"{claim.missing * 8 / 3600:.1f} core-hours"
