@@ -16,6 +16,8 @@ from filelock import FileLock
 
 from peftbook.core.folders import results_folder
 from peftbook.core.quiet import gc_paused
+from peftbook.core.records import SHIPPED, Store
+from peftbook.studies import get_study
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "_build/test-results"
@@ -79,6 +81,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def missing() -> list[str]:
     """The markers whose program is not here."""
     return [marker for marker, (find, _) in NEEDS.items() if not find()]
+
+
+def copy_records(folder: Path, *studies: str) -> Store:
+    """A store with the shipped records of these studies and no other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in studies:
+        for record in get_study(name).records(Store(SHIPPED)):
+            for path in SHIPPED.glob(f"{record.short_key}.*"):
+                shutil.copy2(path, folder)
+    return Store(folder)
 
 
 @pytest.fixture(autouse=True, scope="session")

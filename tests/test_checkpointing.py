@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_cost import rates
 from test_queue import a_run
+from test_time_model import rates
 from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM

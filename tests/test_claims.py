@@ -131,12 +131,10 @@ def test_a_collapsed_replica_leaves_the_fit(tmp_path):
     assert found is not None and math.exp(found.mean) == pytest.approx(10, rel=0.1)
 
 
-def test_missing_sweeps_are_not_yet_run(tmp_path):
-    store = Store(tmp_path)
-    for study in map(get_study, ("learning_rate", "learning_rate_by_rank", "learning_rate_long")):
-        assert study.verdict(store).outcome == "not yet run"
-    complete(store, get_study("learning_rate_long").runs, bowl(lambda rank: 4e-5 * (10 if rank else 1)))
-    found = get_study("learning_rate_long")
+def test_the_ratio_in_the_long_training_is_found(tmp_path):
+    """By its own sweeps."""
+    store, found = Store(tmp_path), get_study("learning_rate_long")
+    complete(store, found.runs, bowl(lambda rank: 4e-5 * (10 if rank else 1)))
     assert found.verdict(store).outcome == "reproduced"
     assert found.quantities(store)["long_ratio"].value == pytest.approx(10, rel=0.1)
 
@@ -368,7 +366,6 @@ def test_a_run_that_diverges_at_the_fixed_rate_leaves_the_claim_undecided(tmp_pa
 def test_the_size_of_the_update_is_a_power_of_the_rank(tmp_path, plain, stabilised, noise, outcome):
     """Sizes that are powers of the rank give their exponents back; both scalings must do what the claim says."""
     store, study = Store(tmp_path), get_study("scaling_size")
-    assert study.verdict(store).outcome == "not yet run" and not study.quantities(store)
     for probe in study.runs(store):
         method = probe.runs[0].method
         power = (plain if method.scaling == "standard" else stabilised) + noise * (probe.seed - 2)
@@ -545,7 +542,6 @@ def test_what_requantising_loses_is_a_share_of_the_adapters_gain(tmp_path, lost,
     Losing less than the margin counts only on a model that NF4 itself costs something; losing more counts always.
     """
     store = Store(tmp_path)
-    assert get_study("requantised").verdict(store).outcome == "not yet run"
 
     def loss(run):
         return 2.0 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4))
@@ -609,8 +605,6 @@ def survive(store: Store, kept=rising, gain=lambda model, at: 1.0, apart: float 
 def test_that_size_tells_what_survives_is_judged_on_each_model(tmp_path, kept, apart, outcome):
     """Rising shares bear the claim out, falling ones on a model refute it, and seeds that disagree leave it open."""
     store = Store(tmp_path)
-    assert get_study("survival").verdict(store).outcome == "not yet run"
-    assert get_study("survival").quantities(store) == {}
     survive(store, kept, apart=apart)
     verdict, known = get_study("survival").verdict(store), get_study("survival").quantities(store)
     assert verdict.outcome == outcome and set(verdict.quantities) <= set(known)

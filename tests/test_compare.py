@@ -21,7 +21,6 @@ from studio_home import colours_project, finish, small_run, wait_for
 
 from peftbook import cli
 from peftbook.core import specs
-from peftbook.core.errors import InputError
 from peftbook.core.options import read_options
 from peftbook.core.records import Store
 from peftbook.methods.lora import LoRA
@@ -429,14 +428,10 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
         (("--instruction", "Say it"), "{input}"),
         (("--seeds", "11"), "11 seeds"),
         (("--rank", "0"), "rank of 0"),
-        (("--seeds", "1.5"), "1.5 seeds are chosen: choose a whole number"),
-        (("--tokens", "999999999999"), "999,999,999,999 training tokens"),
         (("--tokens", "-5"), "-5 training tokens"),
-        (("--test-examples", "100000"), "100,000 test rows"),
         (("--report", "/no/such/folder/out.html"), "folder that exists"),
         (("--run", "{"), "--run is not a run"),
         (("--learning-rate", "lora"), "write it as lora=4e-4"),
-        (("--fractions", "1", "1", "1"), "add up to 1"),
         (("--margin", "-1"), "Margin -1.0"),
     ],
 )
@@ -469,14 +464,10 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
 def test_a_worker_begins_while_a_plan_is_judged_and_ends_with_one_that_is_refused(tmp_path):
     """It is there before the first job, and no longer once the plan is refused or interrupted."""
     studio = Studio(tmp_path)
-    for error in (InputError("too large"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), foreground.worker_ahead(studio, 2):
-            deadline = time.monotonic() + 60
-            while not any(worker.alive for worker in studio.workers()) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert any(worker.alive for worker in studio.workers())
-            raise error
-        assert not any(worker.alive for worker in studio.workers())
+    with pytest.raises(KeyboardInterrupt), foreground.worker_ahead(studio, 2):
+        wait_for(lambda: any(worker.alive for worker in studio.workers()), 60)
+        raise KeyboardInterrupt
+    assert not any(worker.alive for worker in studio.workers())
     with foreground.worker_ahead(studio, 0):
         assert not foreground.STARTED, "runs that are at hand need none"
 
@@ -499,9 +490,3 @@ def test_the_data_is_never_overwritten(place, capsys):
     before = (place / "pairs.csv").read_bytes()
     assert "is the data itself" in refused(capsys, *command(place, "--csv", str(place / "pairs.csv")))
     assert (place / "pairs.csv").read_bytes() == before
-
-
-def test_a_missing_file_is_named(tmp_path, capsys):
-    """A path that is no file."""
-    said = refused(capsys, "compare", str(tmp_path / "gone.csv"), "--input", "a", "--target", "b")
-    assert "gone.csv" in said and "check the path" in said

@@ -374,46 +374,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     refuse_missing_gpus(small_run(), 2)
 
 
-@pytest.mark.parametrize("argv", [["--processes", "0"], ["--strategy", "zero3"]])
-def test_the_command_line_refuses_other_values(argv, capsys):
-    """With argparse's sentence and status 2."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["run", "methods", *argv])
-    assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
-
-
 def test_shards_need_several_processes(capsys):
     """One process would hold every share."""
     assert cli.main(["run", "methods", "--strategy", "fsdp"]) == 2
     assert "--processes" in capsys.readouterr().err
-
-
-def test_the_queue_passes_over_what_cannot_be_shared(tmp_path):
-    """Once for each reason, in one line; the rest is computed."""
-    from functools import partial
-
-    from peftbook.core.records import Record, Store
-    from peftbook.runtime.queue import run_studies
-    from peftbook.studies import Study, Verdict
-
-    store, given, lines = Store(tmp_path), [], []
-    runs = [small_run(seed=0), *(small_run(seed=seed, purpose="timing", machine="m") for seed in (1, 2))]
-    study = Study(
-        name="s", title="", claim="", source="", refuted_if="", does_not_show="", chapter="",
-        runs=lambda store: runs, measure=lambda store: {}, judge=lambda store: Verdict("not yet run", ""),
-    )  # fmt: skip
-
-    def compute(run, threads):
-        given.append(run.seed)
-        store.save(Record(key=run.key, spec=run))
-        return True, ""
-
-    run_studies(
-        [study],
-        store,
-        compute=compute,
-        report=lines.append,
-        refuse=partial(obstacle_to_split, count=2, strategy="ddp"),
-    )
-    assert given == [0]
-    assert sum("SKIP  s: 2 runs left out: timings" in line for line in lines) == 1

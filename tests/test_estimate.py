@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-from test_cost import rates
 from test_queue import Worker, a_run, a_study, interpreter
+from test_time_model import rates
 from tiny import NumberTokenizer, random_examples, save_tiny_folder, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -500,10 +500,3 @@ def test_the_command_refuses_in_a_sentence(tmp_path, capsys):
         assert reason in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path / "moved"), "--model", str(tmp_path / "base"), "--gguf", out]) == 0
     assert there.stat().st_size == 0
-
-
-def test_a_model_folder_is_written_whole(tmp_path):
-    """The base that --lora needs."""
-    base, file = saved_base(tmp_path / "base"), tmp_path / "base.gguf"
-    assert cli.main(["export", "--model", base.name, "--gguf", str(file), "--dtype", "fp32"]) == 0
-    torch.testing.assert_close(logits(read_back(file)), logits(load_model(base).model))

@@ -20,7 +20,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.runtime import doctor, durations, hardware, precision, threads
 from peftbook.runtime.precision import Products
 from peftbook.studio import machine
-from peftbook.views.site.machines import HEADS, machines_table
+from peftbook.views.site.machines import HEADS, cells, machines_table
 
 
 @pytest.fixture
@@ -155,12 +155,15 @@ def test_doctor_names_what_an_extra_lacks(monkeypatch):
     assert set(doctor.missing_programs()) == set(doctor.PROGRAMS)
 
 
-def test_the_books_machines_tell_every_method_and_no_path():
-    """The first is the one that others are compared with; none gives away where it lay."""
+def test_the_books_machines_tell_methods_and_no_path():
+    """The first is the one that others are compared with; none gives away where it lay. A method that came later was
+    not measured there.
+    """
     found = doctor.book_machines()
     assert found
     for one in found:
-        assert set(one.tokens_per_second) == {kind for kind, method in usual().items() if method.trains}
+        trained = {kind for kind, method in usual().items() if method.trains}
+        assert {"lora"} <= set(one.tokens_per_second) <= trained
         assert not one.cache
         assert one.dtype == ("bf16" if Products(**{k: one.operations_per_second[k] for k in ("bf16", "fp32")}).native
                              else "fp32")  # fmt: skip
@@ -169,6 +172,7 @@ def test_the_books_machines_tell_every_method_and_no_path():
     for head in HEADS:
         assert head in html
     assert re.search(rf">{found[0].tokens_per_second['lora']:,.0f}<", html)
+    assert "–" in cells(replace(found[0], tokens_per_second={"lora": 1.0}))
 
 
 # --- a run that takes far longer here --------------------------------------------------------------------------
@@ -212,16 +216,6 @@ def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu,
     provenance = {"cpu": cpu} | ({"bf16_products": how} if how else {})
     record = Record(key=run.key, spec=run, measurements={}, provenance=provenance)
     assert durations.made_here(record) is here
-
-
-def test_the_studio_and_the_queue_load_no_torch_to_choose():
-    """Threads and type are asked of another process where they are not known."""
-    code = (
-        "import sys\nfrom peftbook.studio.plan import plan\nfrom peftbook.runtime.threads import best_threads\n"
-        "best_threads()\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert precision.chosen_dtype() in precision.DTYPES
 
 
 def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from memory_laws import assert_flops, assert_peak, assert_stored, subject
 from tiny import Made, first_step, made_once
-from torch.utils import flop_counter
 
 from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
@@ -39,6 +39,10 @@ PUBLISHED = {
     "llama-3.2-3b": 3_212_749_824, "mistral-7b": 7_241_732_096, "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352, "qwen3-0.6b": 596_049_920,
+    "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-2-27b": 27_227_128_320,
+    "ministral-8b-2410": 8_019_808_256, "mixtral-8x7b": 46_702_792_704, "qwen3-30b-a3b": 30_532_122_624,
+    "phi-3-mini": 3_821_079_552, "phi-4-mini": 3_836_021_760, "phi-4": 14_659_507_200,
+    "mistral-small-24b": 23_572_403_200, "olmo-2-7b": 7_298_617_344, "olmo-2-13b": 13_716_198_400,
     "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
     "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "gemma-3-1b": 999_885_952,
 }  # fmt: skip
@@ -121,7 +125,7 @@ def test_autograd_keeps_logits_of_labels_alone(setup, batch):
     """
     shape, setup = replace(SMALL, vocab=8192), replace(setup, batch=batch, seq=64, labels=10)
     one = Configuration(shape, setup)
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    tuned, ids = subject(shape, setup)
     assert probes.kept_by_module(tuned, ids, shape) == one.kept_by_module()
     first_step(tuned, ids)
     measured = probes.allocated_peak(lambda: tuned.step(ids))
@@ -143,7 +147,7 @@ def test_gradients_stay_while_micro_batches_are_summed(setup):
     layers that a single one has not reached yet."""
     shape, setup = replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=2048), replace(setup, seq=128)
     one = Configuration(shape, replace(setup, accumulated=True))
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    tuned, ids = subject(shape, setup)
     first_step(tuned, ids)
     tuned.loss(ids).backward()
     measured = probes.allocated_peak(lambda: tuned.loss(ids).backward())  # beyond the gradients that are there
@@ -158,32 +162,10 @@ def sum_beyond(one: Configuration) -> float:
     return sum(size for name, size in one.step.peak().terms.items() if name not in one.step.state)
 
 
-def attention_flops(q, k, v, *args, out_shape=None, **options):
-    """torch's own count, for the kernel that a CPU uses."""
-    return flop_counter.sdpa_flop_count(q, k, v)
-
-
-def attention_backward_flops(gradient, q, k, v, *args, out_shape=None, **options):
-    return flop_counter.sdpa_backward_flop_count(gradient, q, k, v)
-
-
-def four_bit_flops(x, codes, shape, *args, out_shape=None, **options):
-    """A matrix that bitsandbytes reads out and multiplies in one operation."""
-    return 2 * math.prod(x[:-1]) * math.prod(shape)
-
-
 @pytest.mark.parametrize("name", list(sampled())[::3])
 def test_matrix_products_are_those_that_torch_counts(name, made):
     """Forward, backward, and what checkpointing computes again, to the last operation."""
-    aten, (one, tuned, ids) = torch.ops.aten, made(name)
-    kernels = {
-        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-        torch.ops.bitsandbytes.gemm_4bit: four_bit_flops,
-    }
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=kernels) as counted:
-        tuned.loss(ids).backward()
-    assert counted.get_total_flops() == sum(one.step.numbers(one.step.flops).values())
+    assert_flops(*made(name))
 
 
 PEAKS = {
@@ -207,13 +189,7 @@ def test_the_peak_is_that_of_torchs_allocator(setup, vocab):
 
     What they need is the processor's own: one with matrix units packs what it multiplies.
     """
-    setup = replace(setup, seq=128)
-    shape = replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=vocab)
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    first_step(tuned, ids)
-    measured = probes.allocated_peak(lambda: tuned.step(ids))
-    step = training_step(shape, setup)
-    assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.05
+    assert_peak(replace(SMALL, hidden=256, ffn=768, head_dim=64, vocab=vocab), replace(setup, seq=128))
 
 
 @pytest.mark.parametrize(
@@ -231,15 +207,7 @@ def test_the_peak_is_that_of_torchs_allocator(setup, vocab):
 )
 def test_weights_adapter_and_moments_are_the_stored_bytes(setup):
     """Codes and constants of 4-bit weights with their tables, and bitsandbytes' moments in 8 bits with theirs."""
-    shape = replace(SMALL, hidden=128, ffn=256, head_dim=32)
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    found, step = probes.count_step(tuned, ids), training_step(shape, setup)
-    state = step.numbers(step.state)
-    named = {"constants": "quantisation constants"}
-    for name in ("weights", "constants", "adapter", "moments"):
-        assert found[f"{name}_bytes"] == pytest.approx(state.get(named.get(name, name), 0), rel=2e-3), name
-    assert found["gradients_bytes"] == step.numbers({"all": step.gradients})["all"]
-    assert found["kept_bytes"] == sum(step.numbers(step.kept).values())
+    assert_stored(replace(SMALL, hidden=128, ffn=256, head_dim=32), setup)
 
 
 def test_layers_that_are_alike_are_walked_once():
@@ -271,7 +239,7 @@ def test_what_a_kind_of_layers_shares_is_counted_once():
     shape = Shape(6, 64, 128, 4, 2, 200, sliding=kinds * 2, **traits)
     for setup in (replace(CPU, batch=2, padding=True), replace(CPU, checkpointing=True)):
         one = Configuration(shape, setup)
-        tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+        tuned, ids = subject(shape, setup)
         assert probes.kept_by_module(tuned, ids, shape) == one.kept_by_module()
         longer = replace(shape, layers=9, sliding=kinds * 3)
         grown = [Configuration(each, setup).step.peak().total for each in (shape, longer)]

@@ -1,15 +1,13 @@
 """Families of decoders that the byte model has beside those of its study: exact by module, in every way of training."""
 
 import functools
-import math
 import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from tiny import Made, first_step, made_once
-from torch.utils import flop_counter
+from memory_laws import assert_flops, assert_kept, assert_peak, assert_stored
+from tiny import Made, made_once
 
 from peftbook.cli.fit import targets_named
 from peftbook.core.errors import InputError
@@ -58,13 +56,6 @@ TRAITS: dict[str, dict[str, Any]] = {
     "phi3": {"rotary": 12, "window": 30},
 }
 # Parameters of the published weights, from the headers of their safetensors files
-PUBLISHED = {
-    "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-2-27b": 27_227_128_320,
-    "ministral-8b-2410": 8_019_808_256, "mixtral-8x7b": 46_702_792_704, "qwen3-30b-a3b": 30_532_122_624,
-    "phi-3-mini": 3_821_079_552, "phi-4-mini": 3_836_021_760, "phi-4": 14_659_507_200,
-    "mistral-small-24b": 23_572_403_200,
-    "olmo-2-7b": 7_298_617_344, "olmo-2-13b": 13_716_198_400,
-}  # fmt: skip
 QKV = ("q_proj", "k_proj", "v_proj")
 CPU = Setup(rank=4, length=6, seq=128, device="cpu")
 
@@ -124,12 +115,6 @@ def sampled() -> dict[str, Configuration]:
             name = sorted(known)[(len(family) + index) % len(known)]
             found[name] = known[name]
     return found
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_known_shape_has_the_published_number_of_parameters(name):
-    """A slip in one size would change the count."""
-    assert SHAPES[name].parameters == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("family", SIZES)
@@ -193,11 +178,7 @@ def test_the_peak_is_that_of_torchs_allocator(family, way, vocab):
     setup = suited(shape, PEAKS[way])
     if shape.experts:  # whose grouped products in bfloat16 such a processor computes number by number
         setup = replace(setup, dtype="fp32")
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    first_step(tuned, ids)
-    measured = probes.allocated_peak(lambda: tuned.step(ids))
-    step = training_step(shape, setup)
-    assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.05
+    assert_peak(shape, setup)
 
 
 STORED = {
@@ -211,55 +192,19 @@ STORED = {
 def test_weights_adapter_and_moments_are_the_stored_bytes(family, way):
     """And the gradients of all that is trained."""
     shape = replace(shape_of(family), hidden=128, ffn=256, head_dim=32)
-    setup = suited(shape, STORED[way])
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    found, step = probes.count_step(tuned, ids), training_step(shape, setup)
-    state = step.numbers(step.state) | {"constants": step.numbers(step.state).get("quantisation constants", 0)}
-    for name in ("weights", "constants", "adapter", "moments"):
-        assert found[f"{name}_bytes"] == pytest.approx(state.get(name, 0), rel=2e-3), name
-    assert found["gradients_bytes"] == step.numbers({"all": step.gradients})["all"]
-
-
-def attention_flops(q, k, v, *args, out_shape=None, **options):
-    """torch's own count, for the kernel that a CPU uses."""
-    return flop_counter.sdpa_flop_count(q, k, v)
-
-
-def attention_backward_flops(gradient, q, k, v, *args, out_shape=None, **options):
-    return flop_counter.sdpa_backward_flop_count(gradient, q, k, v)
-
-
-def four_bit_flops(x, codes, shape, *args, out_shape=None, **options):
-    """A matrix that bitsandbytes reads out and multiplies in one operation."""
-    return 2 * math.prod(x[:-1]) * math.prod(shape)
-
-
-def grouped_flops(x, y, *args, out_shape=None, **options):
-    """Two factors of which one has an axis of experts, each for its own rows; or the gradient of such a one."""
-    rows, inner = x
-    return 2 * rows * inner * y[-1]
+    assert_stored(shape, suited(shape, STORED[way]), kept=False)
 
 
 @pytest.mark.parametrize("name", list(sampled())[::3])
 def test_matrix_products_are_those_that_torch_counts(name, made):
     """Forward, backward, and what checkpointing computes again, to the last operation."""
-    aten, (one, tuned, ids) = torch.ops.aten, made(name)
-    kernels = {
-        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-        torch.ops.bitsandbytes.gemm_4bit: four_bit_flops,
-        aten._grouped_mm: grouped_flops,
-    }
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=kernels) as counted:
-        tuned.loss(ids).backward()
-    assert counted.get_total_flops() == sum(one.step.numbers(one.step.flops).values())
+    assert_flops(*made(name))
 
 
 def test_capped_logits_of_labels_alone():
     """A loop whose head sees the positions with a label caps their logits too."""
     shape, setup = shape_of("gemma2"), replace(CPU, attention="eager", seq=24, labels=10)
-    tuned, ids = random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-    assert probes.kept_by_module(tuned, ids, shape) == Configuration(shape, setup).kept_by_module()
+    assert_kept(shape, setup)
 
 
 def test_a_cap_is_as_the_settings_say():
@@ -268,8 +213,7 @@ def test_a_cap_is_as_the_settings_say():
     plain = shape_from_config(config)
     assert not plain.capped_scores and not plain.capped_logits
     setup = replace(CPU, attention="eager", seq=24)
-    tuned, ids = random_model.subject(plain, setup, 0), random_model.random_ids(plain, setup, 0)
-    assert probes.kept_by_module(tuned, ids, plain) == Configuration(plain, setup).kept_by_module()
+    assert_kept(plain, setup)
 
 
 def test_no_fused_attention_is_proposed_where_a_cpu_has_none():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import first_step
+from memory_laws import assert_kept, assert_peak, assert_stored, subject
 from torch.utils import flop_counter
 
 from peftbook import cli
@@ -14,7 +14,6 @@ from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, training_step
 from peftbook.memory.names import METHOD_NAMES, meant
 from peftbook.memory.shapes import FAMILIES, as_config
-from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 
 pytestmark = [  # peft's calls of names that transformers is giving up
@@ -100,29 +99,16 @@ PEAKS = {
 }
 
 
-def subject(shape, setup):
-    """A random model, and a batch for it."""
-    return random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
-
-
 @pytest.mark.parametrize(("shape", "setup"), KEPT.values(), ids=KEPT)
 def test_autograd_keeps_what_the_walk_says(shape, setup):
     """Module by module and byte by byte."""
-    tuned, ids = subject(shape, setup)
-    assert probes.kept_by_module(tuned, ids, shape) == Configuration(shape, setup).kept_by_module()
+    assert_kept(shape, setup)
 
 
 @pytest.mark.parametrize("setup", STORED.values(), ids=STORED)
 def test_weights_adapter_and_moments_are_the_stored_bytes(setup):
     """And gradients, and all that autograd keeps."""
-    shape = replace(SMALL, hidden=128, ffn=256, head_dim=32)
-    found, step = probes.count_step(*subject(shape, setup)), training_step(shape, setup)
-    state = step.numbers(step.state)
-    state["constants"] = state.get("quantisation constants", 0)
-    for name in ("weights", "constants", "adapter", "moments"):
-        assert found[f"{name}_bytes"] == pytest.approx(state.get(name, 0), rel=2e-3), name
-    assert found["gradients_bytes"] == step.numbers({"all": step.gradients})["all"]
-    assert found["kept_bytes"] == sum(step.numbers(step.kept).values())
+    assert_stored(replace(SMALL, hidden=128, ffn=256, head_dim=32), setup)
 
 
 @pytest.mark.parametrize("vocab", [512, 8192], ids=["layers_decide", "logits_decide"])
@@ -134,11 +120,7 @@ def test_the_peak_is_that_of_torchs_allocator(name, vocab):
     """
     setup = replace(PEAKS[name], seq=128)
     shape = replace(WIDE, vocab=vocab, tied=setup.method != "full" or setup.accumulated or vocab > 512)
-    tuned, ids = subject(shape, setup)
-    first_step(tuned, ids)
-    measured = probes.allocated_peak(lambda: tuned.step(ids))
-    step = training_step(shape, setup)
-    assert 0.98 < measured / (step.peak().total - sum(step.numbers(step.state).values())) < 1.06
+    assert_peak(shape, setup, 1.06)
 
 
 def test_dora_multiplies_its_matrices_for_every_norm():

@@ -19,14 +19,12 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.methods import Method, presets, usual
 from peftbook.methods.adapter import Adapter
-from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.norm import NormTuning
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning, common_tokens, virtual_tokens
 from peftbook.methods.qlora import QLoRA
-from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.scratch.adapter import adapter_parameters
 from peftbook.training.forward import (
@@ -53,12 +51,6 @@ def logits(model: nn.Module) -> torch.Tensor:
         return causal_model(model).lm_head(hidden_states(model.eval(), IDS))
 
 
-def test_full_trains_everything_and_untuned_nothing():
-    """The two ends."""
-    assert set(trainable_state(applied(Full()))) == {name for name, _ in tiny_llama().named_parameters()}
-    assert trainable_state(applied(Untuned())) == {}
-
-
 @pytest.mark.parametrize("rank", [1, 5, 16])
 @pytest.mark.parametrize("targets", [SEVEN, ("q_proj", "v_proj"), ("down_proj",), ("self_attn.o_proj",)])
 def test_lora_trains_r_times_the_sum_of_the_sides(rank, targets):
@@ -74,18 +66,15 @@ def test_lora_trains_r_times_the_sum_of_the_sides(rank, targets):
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
-def test_lora_starts_as_the_model_itself():
-    """B = 0: bit-equal logits before the first step."""
-    assert torch.equal(logits(applied(LoRA())), logits(tiny_llama()))
-
-
 IDENTITIES = [given for given in presets() if given.method.trains and given.method.kind not in ("prompt", "prefix")]
 
 
 @pytest.mark.parametrize("given", IDENTITIES, ids=lambda given: given.name)
 def test_every_method_but_the_prompts_starts_as_the_model_itself(given):
-    """To float32's rounding: PiSSA and OLoRA move a part of W into BA."""
-    torch.testing.assert_close(logits(applied(given.method)), logits(tiny_llama()), rtol=1e-3, atol=1e-4)
+    """To float32's rounding, as PiSSA and OLoRA move a part of W into BA; with B = 0 bit by bit."""
+    found, wanted = logits(applied(given.method)), logits(tiny_llama())
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert given.name != "lora" or torch.equal(found, wanted)
 
 
 def count(method: Method) -> int:
@@ -157,14 +146,6 @@ def test_lora_adds_alpha_over_r_times_b_a():
     torch.testing.assert_close(layer(x), x @ (W + 6 / 4 * B @ A).T, rtol=1e-4, atol=1e-5)
 
 
-def test_merging_lora_changes_no_logit():
-    """What the adapter adds can be folded into the weights."""
-    model = applied(LoRA(rank=4))
-    randomize_adapters(model)
-    before = logits(model)
-    torch.testing.assert_close(logits(model.merge_and_unload()), before, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("method", [one for one in usual().values() if one.trains], ids=lambda method: method.kind)
 def test_frozen_weights_get_no_gradient(method):
     """Neither memory nor time is spent on them; every trained parameter gets one."""
@@ -224,12 +205,6 @@ def prompt_of(method: PromptTuning, seed: int = 0) -> tuple[torch.Tensor, torch.
     model = applied(method, seed)
     ((_, prompt),) = trainable_state(model).items()
     return prompt.detach(), causal_model(model).get_input_embeddings().weight.detach()
-
-
-def test_prompt_tuning_trains_length_times_d():
-    """One matrix, nothing else."""
-    prompt, _ = prompt_of(PromptTuning(length=7))
-    assert prompt.shape == (7, 64)
 
 
 def test_random_prompts_are_uniform_on_half():

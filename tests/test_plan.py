@@ -10,21 +10,18 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import time
 from typing import get_args, get_type_hints
 
 import pytest
-from test_cost import rates
+from test_time_model import rates
 
 from peftbook.core import specs
-from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
 from peftbook.core.options import options_of
 from peftbook.core.records import default_store
 from peftbook.memory.time_model import Curve
-from peftbook.methods import kinds, presets
+from peftbook.methods import presets
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
@@ -34,7 +31,6 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import precision
 from peftbook.runtime.resources import request_for, shape_of, side_by_side, training_setup
 from peftbook.studies import get_study
-from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.pages.plan import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
@@ -76,17 +72,6 @@ def known_rates(monkeypatch):
 # --- presets and plans -----------------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_package_is_offered_with_the_rate_that_the_book_chose():
-    """Untuned first; each preset says in one sentence what it is."""
-    found = presets()
-    assert {one.method.kind for one in found} == set(kinds()) - {"peft"}
-    assert found[0].name == "untuned" and len({one.name for one in found}) == len(found)
-    for one in found:
-        assert one.words.endswith(".") and one.method.label
-        assert (learning_rate_for(one.name) > 0) == one.method.trains
-        assert learning_rate_for(one.name) == learning_rate_for(one.name, default_store())
-
-
 def test_what_is_trained_without_a_word_is_what_the_book_trained():
     """Method, sizes, batch, rate and longest row of the comparison in the book; the tokens are those of the file."""
     finals = {record.spec.method.kind: record.spec for record in get_study("methods").records(default_store())
@@ -95,18 +80,6 @@ def test_what_is_trained_without_a_word_is_what_the_book_trained():
         book = finals[run.method.kind]
         assert run.method == book.method
         assert run.budget == book.budget.model_copy(update={"tokens": run.budget.tokens})
-
-
-def test_planning_imports_neither_torch_nor_transformers():
-    """The web process plans; it must start at once and stay small."""
-    code = (
-        "import sys; from peftbook.studio import smaller_plan; from peftbook.studio.plan import plan; "
-        "from peftbook.methods import kinds, presets; kinds(); "
-        "presets(); "
-        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_untuned_model_is_in_every_plan_once_for_every_model():
@@ -232,12 +205,6 @@ def test_every_number_of_the_settings_has_bounds_that_its_usual_value_keeps():
     numbers = {name for name, hint in get_type_hints(Settings).items() if {int, float} & {hint, *get_args(hint)}}
     assert numbers - {"learning_rates"} == {name for name, option in options_of(Settings).items() if option.bound}
     check_settings(Settings())
-
-
-def test_no_run_trains_on_more_tokens_than_a_plan_may_have():
-    """Not from a file's specs either: the plan of its batches would fill the memory."""
-    with pytest.raises(InputError, match="tokens = 999999999999"):
-        build(specs.Budget, tokens=999_999_999_999, learning_rate=1e-3)
 
 
 def test_many_epochs_of_a_large_file_are_refused_by_their_tokens(monkeypatch):

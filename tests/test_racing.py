@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from peftbook.core.errors import InputError
-from peftbook.core.records import Store, default_store
+from peftbook.core.records import default_store
 from peftbook.evidence.sweep import CUT, better_half
 from peftbook.studies import get_study, racing
 from peftbook.studies.racing import HALVING, RecordedSweep, places, race
@@ -76,9 +76,3 @@ def test_the_shipped_sweeps_are_whole_grids_over_the_same_batches():
     halves = [values[f"{name}_better_half"].value for name in racing.CUTS]
     assert all(values[f"{name}_first"].value <= half for name, half in zip(racing.CUTS, halves, strict=True))
     assert values["halving_saved"].value > values["cut_saved"].value
-
-
-def test_without_records_nothing_is_said(tmp_path):
-    """And the study has no verdict yet."""
-    study = get_study("racing")
-    assert study.quantities(Store(tmp_path)) == {} and study.verdict(Store(tmp_path)).outcome == "not yet run"

@@ -6,7 +6,6 @@ import math
 import re
 
 import pytest
-from fake_records import fake_record
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store, default_store
@@ -151,7 +150,7 @@ def test_what_is_missing_is_told_with_its_hours(tmp_path):
     assert results.claim("methods", store).core_hours is None, "nobody knows how long a run takes"
     for run, (seconds, threads) in zip(runs, ((2, 2), (12, 1)), strict=False):
         clock = {"started": "2026-01-01T00:00:00", "finished": f"2026-01-01T00:00:{seconds:02}", "threads": threads}
-        store.save(fake_record(run).model_copy(update={"provenance": clock}))
+        store.save(default_store().get(run).model_copy(update={"provenance": clock}))
     claim = results.claim("methods", Store(tmp_path))
     assert claim.missing and claim.core_hours == pytest.approx(claim.missing * 8 / 3600)
     hours = f"{claim.missing * 8 / 3600:.1f} core-hours"

@@ -175,9 +175,3 @@ def test_seeds_and_grids_keep_the_protocol():
     assert len({len(rates) for rates in reward_rank.GRIDS.values()}) == 1
     assert len(reward_rank.SEEDS) == 5 and not {*reward_rank.SEEDS} & {*reward_rank.SWEEP_SEEDS}
     assert 99 not in (*reward_rank.SEEDS, *reward_rank.SWEEP_SEEDS)
-
-
-def test_without_records_nothing_is_claimed(tmp_path):
-    """The first build of the book has no runs."""
-    store, study = Store(tmp_path), get_study("reward_rank")
-    assert not study.quantities(store) and study.verdict(store).outcome == "not yet run"

@@ -10,7 +10,9 @@ from peft import IA3Config, get_peft_model
 from tiny import tiny_llama
 from torch import nn
 
+from peftbook.scratch.nf4_linear import quantize_linears
 from peftbook.scratch.scaling import ScaledLinear, add_ia3
+from peftbook.scratch.vera import add_vera
 
 few = settings(max_examples=10, deadline=None)
 sides = st.sampled_from(["input", "output"])
@@ -96,7 +98,16 @@ def test_logits_and_gradients_equal_peft():
     assert all(value.grad is None for name, value in ours.named_parameters() if not name.endswith(".scale"))
 
 
-def test_no_match_is_refused():
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: add_ia3(model, outputs=("key",), inputs=()),
+        lambda model: add_vera(model, {"query"}, 4),
+        lambda model: quantize_linears(model, {"query"}),
+    ],
+    ids=["ia3", "vera", "nf4"],
+)
+def test_no_match_is_refused(wrap):
     """A misspelt target would train nothing."""
     with pytest.raises(ValueError, match="no linear layer is named any of"):
-        add_ia3(tiny_llama(), outputs=("key",), inputs=())
+        wrap(tiny_llama())

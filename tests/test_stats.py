@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +41,6 @@ def test_without_spread_over_examples_the_interval_is_students(seeds):
     assert interval.half90 == pytest.approx((high90 - low90) / 2)
     assert interval.example_se == pytest.approx(0, abs=1e-12)
     assert (interval.seeds, interval.examples) == (seeds, 40)
-
-
-def test_without_spread_over_seeds_the_example_term_is_the_standard_error():
-    """Seeds alike: what is left is s/√N and Student's quantile for N − 1, as for a plain mean."""
-    row = np.random.default_rng(0).normal(size=400)
-    interval = mean_interval(np.stack([row] * 3))
-    assert interval.seed_se == pytest.approx(0, abs=1e-12)
-    assert interval.example_se == pytest.approx(oracle.sem(row))
-    assert interval.half95 == pytest.approx(oracle.t.ppf(0.975, 399) * interval.example_se)
 
 
 @given(st.integers(2, 5), st.integers(2, 30), st.integers(0, 999))
@@ -93,17 +84,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert covered / repetitions >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repetitions)
 
 
-def test_a_wrong_interval_would_fail_the_coverage_test():
-    """Leaving out the seeds' term, the commonest mistake, covers far less: the simulation can tell."""
-    rng = np.random.default_rng(7)
-    covered = 0
-    for _ in range(200):
-        scores = 0.4 + rng.normal(0, 0.05, (4, 1)) + rng.normal(0, 0.1, (1, 60))
-        interval = mean_interval(scores)
-        covered += abs(interval.mean - 0.4) <= 1.96 * interval.example_se
-    assert covered / 200 < 0.8
-
-
 def test_one_seed_decides_nothing():
     """Without a second seed there is no spread over seeds: infinite half-widths and no verdict on a bounded claim."""
     interval = mean_interval([[0.1, 0.2, 0.3]])
@@ -143,6 +123,7 @@ def test_exchanging_the_arms_changes_the_sign(seed):
         lambda: mean_interval([[1.0, 2.0]], [1.0]),
         lambda: paired_interval([[1.0, 2.0]], [[1.0]]),
         lambda: paired_interval([[1.0], [2.0]], [[1.0]]),
+        lambda: score_interval([[1.0, 2.0]], None, ["a"]),
     ],
 )
 def test_tables_of_another_shape_are_refused(call):
@@ -343,12 +324,6 @@ def test_a_single_group_decides_nothing():
     assert found.half95 == score_interval(scores).half95 and found.groups == 1 and not found.decides
 
 
-def test_groups_of_another_number_are_refused():
-    """A group for each example."""
-    with pytest.raises(InputError, match="give one each"):
-        score_interval([[1.0, 2.0]], None, ["a"])
-
-
 # ---- other statistics
 
 
@@ -437,13 +412,9 @@ def test_three_seeds_alike_see_what_one_run_sees():
 
 def test_only_the_rule_and_its_resampling_know_a_quantile():
     """No other module of the package takes a quantile of Student's t or of the normal for an interval."""
-    known = {
-        path.name
-        for path in Path(peftbook.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute)
-        and (node.attr in ("stdtrit", "nanquantile") or ast.unparse(node) in ("stats.t.ppf", "t.ppf", "norm.ppf"))
-    }
+    quantile = re.compile(r"\.(stdtrit|nanquantile)\b|\b(t|norm)\.ppf\b")
+    files = Path(peftbook.__file__).parent.rglob("*.py")
+    known = {path.name for path in files if quantile.search(path.read_text(encoding="utf-8"))}
     assert known == {"stats.py", "resampling.py"}
 
 

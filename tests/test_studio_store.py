@@ -114,38 +114,24 @@ def test_a_home_of_another_version_or_no_database_is_refused(tmp_path):
         Studio(tmp_path / "other")
 
 
-def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project):
-    """Version 1 had no sessions, and its questions nobody who watched; what it has stays."""
-    with studio._write() as db:
-        db.execute("DROP TABLE sessions")
-        db.execute("ALTER TABLE plans DROP COLUMN tuning")
-        db.execute("ALTER TABLE requests DROP COLUMN seen")
-        db.execute("PRAGMA user_version = 1")
-    again = Studio(studio.home)
-    assert not again.answer(again.ask("preflight", {"project": project.id, "runs": []})).ended
-    assert again._rows("SELECT * FROM sessions") == [] and again.projects() == [project]
-    assert again._row("PRAGMA user_version")[0] == SCHEMA
+SESSIONS, TUNING = "DROP TABLE sessions", "ALTER TABLE plans DROP COLUMN tuning"
+SEEN, BEGAN = "ALTER TABLE requests DROP COLUMN seen", "ALTER TABLE jobs DROP COLUMN phase_began"
 
 
-def test_a_database_without_the_time_of_a_phase_goes_on(studio, project):
-    """Version 2 kept no time since when a phase goes on: its jobs stay, and the next one has it."""
+@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING, SEEN)), (2, (BEGAN,)), (3, (SEEN,))])
+def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project, version, lacks):
+    """Version 1 had no sessions, and its questions nobody who watched; version 2 no time since when a phase goes on; of
+    version 3 some have the one without the other. What is there stays.
+    """
     studio.submit(project.id, runs(2))
     before = studio.jobs()
     with studio._write() as db:
-        db.execute("ALTER TABLE jobs DROP COLUMN phase_began")
-        db.execute("PRAGMA user_version = 2")
-    again = Studio(studio.home)
-    assert again.jobs() == before and again._row("PRAGMA user_version")[0] == SCHEMA
-    assert Studio(studio.home).claim("w", ME).phase_began is not None
-
-
-def test_a_question_of_a_version_that_had_the_one_without_the_other_is_dropped(studio, project):
-    """Two parts of version 3 came on two days: one has the time of a phase, and not who still waits."""
-    with studio._write() as db:
-        db.execute("ALTER TABLE requests DROP COLUMN seen")
-        db.execute("PRAGMA user_version = 3")
+        for change in (*lacks, f"PRAGMA user_version = {version}"):
+            db.execute(change)
     again = Studio(studio.home)
     assert not again.answer(again.ask("preflight", {"project": project.id, "runs": []})).ended
+    assert again._rows("SELECT * FROM sessions") == [] and again.projects() == [project] and again.jobs() == before
+    assert again._row("PRAGMA user_version")[0] == SCHEMA and again.claim("w", ME).phase_began is not None
 
 
 @pytest.fixture
@@ -307,14 +293,6 @@ def test_a_run_of_another_project_on_the_same_data_is_taken_over(studio, project
     assert (studio.adapter(found[1]) / kept.name).read_bytes() == b"weights"
     assert studio.records(other.id).get(trained).measurements == {"loss_nats": 1.0}
     assert not list(studio.folder(other.id).rglob(".*"))
-
-
-def test_submitting_again_queues_what_failed_or_was_cancelled(studio, project):
-    """The same job, not a second one."""
-    job = studio.jobs(plan=studio.submit(project.id, runs(1)))[0]
-    studio.cancel(job.id)
-    again = studio.jobs(plan=studio.submit(project.id, runs(1)))[0]
-    assert (again.id, again.state) == (job.id, "queued")
 
 
 def tuned(studio: Studio, project: Project) -> Tuning:
@@ -655,25 +633,16 @@ def test_a_kind_of_question_can_be_left_for_later(studio, project):
     assert [studio.take().id for _ in texts] == texts
 
 
-def test_a_check_that_the_assistant_dies_over_is_not_told_to_shorten_a_text(studio, project):
-    """It has none, and what ended the process may have been another's."""
-    request = studio.ask("preflight", {"project": project.id, "runs": []})
-    for _ in range(requests.TRIES):
+@pytest.mark.parametrize(("kind", "said"), [("preflight", "check again"), ("generate", "with a shorter text")])
+def test_a_question_that_the_assistant_dies_over_twice_has_failed(studio, project, kind, said):
+    """The first time may be bad luck; a check, which has no text to shorten, is not told to."""
+    request = studio.ask(kind, {"project": project.id, "runs": [], "text": "a"})
+    for tried in range(requests.TRIES):
+        assert studio.answer(request).state == "waiting", tried
         studio.take()
         studio.unanswered("The assistant was ended by signal 9 (out of memory?): ask again, with a shorter text.")
     answer = studio.answer(request)
-    assert answer.state == "failed" and "check again" in answer.error and "memory" not in answer.error
-
-
-def test_a_question_that_the_assistant_dies_over_twice_has_failed(studio, project):
-    """The first time may be bad luck."""
-    request = studio.ask("generate", {"project": project.id, "text": "a"})
-    studio.take()
-    studio.unanswered("It died.")
-    assert studio.answer(request).state == "waiting"
-    studio.take()
-    studio.unanswered("It died.")
-    assert (studio.answer(request).state, studio.answer(request).error) == ("failed", "It died.")
+    assert answer.state == "failed" and said in answer.error and ("memory" in answer.error) == (kind == "generate")
 
 
 # --- random operations -----------------------------------------------------------------------------------------

@@ -322,12 +322,3 @@ def test_where_the_lowest_rate_stores_most_a_lower_one_decides(tmp_path, below, 
     assert known["ample_r8_bits"].value == pytest.approx(max(1, below) * largest.parameters)
     assert known["ample_r8_best_rate"].value == (capacity.LOWER if below > 1 else capacity.RATES[0])
     assert known["scarce_r8_best_rate"].value == capacity.RATES[0], "no lower rate is asked of the other series"
-
-
-@pytest.mark.parametrize("name", ["expressiveness", "expressiveness_depth", "capacity"])
-def test_without_records_nothing_is_claimed(tmp_path, name):
-    """The first build of the book has no runs."""
-    store, study = Store(tmp_path), get_study(name)
-    assert not study.quantities(store) and study.verdict(store).outcome == "not yet run"
-    keys = [probe.key for probe in study.runs(store)]
-    assert len(set(keys)) == len(keys) >= 12

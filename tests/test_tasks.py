@@ -168,22 +168,6 @@ def test_strip_function_removes_decorators_and_docstring_and_keeps_comments():
     assert build.strip_function([one_line], ast.parse(one_line).body[0]) is None
 
 
-def _row(number: int, source: str) -> build.Row:
-    return build.Row(f"{number:04d}", source, "", "p", "1", "MIT", "p.py", "f", "train")
-
-
-@given(st.lists(st.lists(st.sampled_from("abcdefghij"), min_size=1).map(" ".join), max_size=30))
-def test_near_duplicate_search_equals_brute_force(sources):
-    """The index by rare tokens must not miss a pair."""
-    kept: list[build.Row] = []
-    rows = [_row(number, source) for number, source in enumerate(sources)]
-    for row in rows:
-        mine = build.code_tokens(row.input)
-        if all(build.jaccard(mine, build.code_tokens(other.input)) < build.NEAR_DUPLICATE for other in kept):
-            kept.append(row)
-    assert build.drop_near_duplicates(rows) == kept
-
-
 def test_a_wheel_with_another_hash_is_refused(tmp_path):
     """A registry that serves other bytes must stop the build."""
     (tmp_path / f"toolz-{PACKAGES['toolz'].version}-py3-none-any.whl").write_bytes(b"other")

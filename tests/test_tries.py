@@ -121,4 +121,3 @@ def test_the_study_recovers_the_chances_that_made_its_records(tmp_path):
     assert found["hot_minus_cold_1"].value == pytest.approx(0.1, abs=0.03)
     judged = study.verdict(store)
     assert judged.outcome == "measured" and "pass@16" in judged.sentence
-    assert study.verdict(Store(tmp_path / "empty")).outcome == "not yet run"

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from transformers import BitsAndBytesConfig
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
@@ -98,11 +97,6 @@ def test_torch_has_no_gradient_where_nothing_is_graded():
     loss = functional.cross_entropy(logits, torch.full((3,), -100))
     loss.backward()
     assert loss.isnan() and not logits.grad.any()
-
-
-def test_transformers_leaves_double_quantisation_off():
-    """What the configuration does not say is off."""
-    assert not BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").bnb_4bit_use_double_quant
 
 
 def invented(name: str):

@@ -26,16 +26,10 @@ from peftbook.studies import (
 
 
 def fill(store: Store, study: Study, made: Callable[[specs.Run | specs.Probe], dict]) -> None:
-    """Give every run of the study a record, stage after stage; before that nothing is claimed."""
-    assert study.verdict(store).outcome == "not yet run" and not study.quantities(store)
-    while missing := asked_for(store, study):
+    """Give every run of the study a record, stage after stage."""
+    while missing := study.missing(store):
         for run in missing:
             store.save(Record(key=run.key, spec=run, **made(run)))
-
-
-def asked_for(store: Store, study: Study) -> list[specs.Run | specs.Probe]:
-    """The runs without a record."""
-    return study.missing(store)
 
 
 def decided(store: Store, study: Study, outcome: str, words: str = "") -> Verdict:

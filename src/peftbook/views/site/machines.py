@@ -20,7 +20,7 @@ def machines_table() -> Markup:
 
 
 def cells(machine: Examination) -> Iterator[str]:
-    """The cells of a machine's row."""
+    """The cells of a machine's row; a method that it did not measure has a dash."""
     best, _, limits = machine.instructions.partition(", ")
     what = f"held to {best}" if limits else best
     yield f"{machine.processor}, {machine.cores} cores, {what}"
@@ -28,4 +28,5 @@ def cells(machine: Examination) -> Iterator[str]:
     for name in ("fp32", "bf16"):
         yield f"{machine.operations_per_second[name] / 1e9:,.0f}"
     for name in SHOWN:
-        yield f"{machine.tokens_per_second[name]:,.0f}"
+        rate = machine.tokens_per_second.get(name)
+        yield "–" if rate is None else f"{rate:,.0f}"

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from peftbook import cli
 from peftbook.core import specs
 from peftbook.core.records import Record, default_store
-from peftbook.evidence import decidable as outlook
-from peftbook.evidence import stats
+from peftbook.evidence import decidable, stats
 from peftbook.evidence.decidable import Outlook, core_seconds_of_a_seed
 from peftbook.evidence.planning import MOST_SEEDS, Judged, more_seeds, obstacle, seeds_to
 from peftbook.evidence.results import study_verdict
@@ -137,15 +136,15 @@ def test_a_seed_costs_what_its_runs_took():
 )
 def test_what_is_held_by_a_guard_says_so(monkeypatch, verdict, said):
     """A failed control is told before any number of seeds."""
-    monkeypatch.setattr(outlook, "study_verdict", lambda name, store: verdict)
-    assert outlook.outlook("rank", default_store()).why.startswith(said)
+    monkeypatch.setattr(decidable, "study_verdict", lambda name, store: verdict)
+    assert decidable.outlook("rank", default_store()).why.startswith(said)
 
 
 def test_every_open_claim_at_hand_says_what_it_judged():
     """Or what holds it; the command tells all of them."""
     for name in NAMES:
         verdict = study_verdict(name, default_store())
-        assert verdict.outcome not in outlook.OPEN or verdict.judged or verdict.held, name
+        assert verdict.outcome not in decidable.OPEN or verdict.judged or verdict.held, name
 
 
 def test_the_command_counts_what_is_within_reach(monkeypatch, capsys):
@@ -154,7 +153,7 @@ def test_the_command_counts_what_is_within_reach(monkeypatch, capsys):
         Outlook("rank", "undecided", 4, "refuted", 1.5), Outlook("targets", "direction only", 4, "reproduced", 0.1),
         Outlook("scaling", "undecided", 9, "refuted", 30.0), Outlook("loftq", "undecided", None, why="nothing to see"),
     ]  # fmt: skip
-    monkeypatch.setattr(outlook, "outlooks", lambda store: rows)
+    monkeypatch.setattr(decidable, "outlooks", lambda store: rows)
     assert cli.main(["claims", "--decidable"]) == 0
     out = capsys.readouterr().out
     assert "in 2 core-hours each: 1," in out and "four times in five" in out

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
-FOLDER = Path(__file__).parents[1] / "src" / "peftbook" / "records"
+FOLDER = Path(__file__).parents[2] / "src" / "peftbook" / "records"
 INF = math.inf
 Raw = Mapping[str, Any]  # a record, or its spec, as JSON has it
 
