@@ -14,8 +14,6 @@ from peftbook.scratch.adapter_format import export_lora, export_prompt, load_lor
 from peftbook.scratch.lora import LoRALinear, add_lora
 from peftbook.scratch.prompt import SoftPrompt, random_init
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 
 def tokens() -> torch.Tensor:
     return torch.randint(128, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -41,7 +41,6 @@ from peftbook.training.preflight import training_step_setup
 from peftbook.training.probes.memory import allocated_peak, storage_bytes
 from peftbook.training.products import half_products
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
     "lora": LoRA(rank=2), "dropout": LoRA(rank=2, dropout=0.3), "full": Full(), "ia3": IA3(),
     "prompt": PromptTuning(length=3, init="random"),

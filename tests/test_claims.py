@@ -318,7 +318,6 @@ def test_the_arms_that_were_known_have_the_records_of_the_variants(tmp_path):
     assert len({len(arm.rates) for arm in plan.arms}) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_the_new_arms_train_about_as_many_numbers_as_lora():
     """Within 4 %, as far as OFT's blocks and MiSS's shards allow."""
     shape = SHAPES["smollm2-135m"]

@@ -17,7 +17,6 @@ from peftbook.studies import averaging, get_study
 from peftbook.training import execute
 from peftbook.training.probes import combining, measure
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 SETTINGS = {
     "validation_examples": 4,
     "density": 0.5,

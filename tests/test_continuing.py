@@ -31,7 +31,6 @@ from peftbook.training.forward import trainable_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 
 WORDS = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])

@@ -40,7 +40,6 @@ from peftbook.training.generate import generate
 from peftbook.training.launch import obstacle_to_split, refuse_missing_gpus, refuse_to_split
 from peftbook.training.loop import losses
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 HERE = Path(__file__).parent
 # Largest relative difference from one process, of losses and of gradient norms and trained tensors. In float32 only the
 # order of sums differs. Under bfloat16 autocast the matrix products of a micro-batch are rounded to three digits before

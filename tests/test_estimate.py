@@ -31,7 +31,6 @@ from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.forward import apply_method
 from peftbook.training.packed import packed_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
     "full": Full(), "lora": LoRA(rank=2), "lora_fa": LoRA(rank=2, freeze_a=True),
     "prompt": PromptTuning(length=3), "ia3": IA3(),

@@ -26,7 +26,6 @@ from peftbook.training.encode import encode_example
 from peftbook.training.execute import Watch, execute, few_shots
 from peftbook.training.models import load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
     "lora": LoRA(rank=2),
     "qlora": QLoRA(rank=2),

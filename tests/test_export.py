@@ -41,7 +41,6 @@ from peftbook.training.products import TORCH_DTYPES
 from peftbook.views.export import gguf_adapter, gguf_model, gguf_tokenizer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
 ]
 

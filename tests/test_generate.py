@@ -19,7 +19,6 @@ from peftbook.training.generate import decode_batch, generate
 from peftbook.training.loop import arithmetic, frozen_head_in, frozen_linears_in, reordered
 from peftbook.training.packed import is_packed, packed_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 NEW = 7
 END = 2  # the end-of-turn id
 NEVER = -1  # an end-of-turn id that no model writes

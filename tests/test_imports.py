@@ -13,7 +13,7 @@ PARTS = {  # what one does → libraries that it does not need
     "methods": ("from peftbook import methods; methods.presets(); methods.kinds()", "numpy"),
     "studies": ("from peftbook.studies import NAMES, get_study; [get_study(name) for name in NAMES]", ""),
     "plan": ("from peftbook.studio import smaller_plan; from peftbook.studio.plan import plan", ""),
-    "threads": ("from peftbook.training.threads import best_threads; best_threads()", ""),  # another process is asked
+    "threads": ("from peftbook.runtime.threads import best_threads; best_threads()", ""),  # another process is asked
     "web process": (
         "import pathlib, tempfile, peftbook.studio.report, peftbook.studio.artefacts\n"
         "from peftbook.studio.app import build_app; from peftbook.studio.store import Studio\n"

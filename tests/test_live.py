@@ -24,7 +24,6 @@ from peftbook.training.live_weights import BASES, round_base
 from peftbook.training.models import load_model
 from peftbook.views.site import live as site
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "book/assets/live"
 

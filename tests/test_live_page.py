@@ -16,7 +16,6 @@ from peftbook.views.site import live as site
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 ASSETS = Path(__file__).resolve().parents[1] / "book/assets"
 PATIENCE = 300_000  # milliseconds, on a machine that runs other things

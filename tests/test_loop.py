@@ -32,7 +32,6 @@ from peftbook.training.encode import Encoded, batch_plan
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.loop import label_losses, learning_rate, losses, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 METHODS = {
     "full": Full(),
     "lora": LoRA(rank=2),

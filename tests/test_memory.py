@@ -25,7 +25,6 @@ from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 
 pytestmark = [  # peft's calls of names that transformers is giving up
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
 ]
 

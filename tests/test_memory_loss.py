@@ -14,8 +14,6 @@ from peftbook.training import random_model
 from peftbook.training.forward import causal_model
 from peftbook.training.probes import memory as probes
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's call
-
 SHAPE = Shape(layers=3, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=8192, tied=True)
 CPU = Setup(rank=4, seq=256, device="cpu")
 

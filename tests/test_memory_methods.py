@@ -17,7 +17,6 @@ from peftbook.memory.shapes import FAMILIES, as_config
 from peftbook.training.probes import memory as probes
 
 pytestmark = [  # peft's calls of names that transformers is giving up
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),  # what is measured here
 ]
 

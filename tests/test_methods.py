@@ -37,7 +37,6 @@ from peftbook.training.generate import generate
 from peftbook.training.loop import label_losses, losses
 from peftbook.training.models import load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(1))
 
 

@@ -29,8 +29,6 @@ from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method
 from peftbook.training.probes import curves, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 
 def orthonormal(width: int, count: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)

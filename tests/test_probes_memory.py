@@ -20,8 +20,6 @@ from peftbook.training.probes import measure
 from peftbook.training.probes import memory as probes
 from peftbook.training.random_model import random_ids, subject
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 TINY = Shape(layers=2, hidden=128, ffn=256, heads=4, kv_heads=2, vocab=512, tied=True)
 STEP = Setup(rank=4, seq=24, device="cpu")
 QLORA = replace(STEP, quantised="nf4")

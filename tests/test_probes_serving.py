@@ -26,7 +26,6 @@ from peftbook.training.loop import losses
 from peftbook.training.probes import measure
 from peftbook.training.probes import serving as probes
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 few = settings(max_examples=10, deadline=None)
 TARGETS = {"q_proj", "v_proj", "down_proj"}
 

@@ -35,7 +35,6 @@ EXACT = 0.998  # share of elements that equal the exact sum, rounded once; float
 
 pytestmark = [
     pytest.mark.plain,
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 
 

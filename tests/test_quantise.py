@@ -29,7 +29,6 @@ from peftbook.training.loop import losses
 from peftbook.training.models import keep_linear4bit_layout, load_model
 from peftbook.training.probes import measure
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 QLORA = {"rank": 4, "alpha": 12.0}
 
 

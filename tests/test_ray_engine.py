@@ -56,7 +56,6 @@ SMALL = specs.SMALL_LLAMA
 # ---- what a run asks for
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_the_requested_memory_covers_what_was_measured():
     """Of 99 in 100 shipped runs, and in the median by less than three times: else nodes would stand half empty."""
     shipped = [one for one in default_store().all() if isinstance(one.spec, specs.Run) and one.spec.platform == "cpu"]

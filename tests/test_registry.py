@@ -25,7 +25,6 @@ from peftbook.training.forward import apply_method, causal_model, hidden_states,
 from peftbook.training.loop import train
 from peftbook.views.slides import native
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 TINY = shape_from_config(tiny_llama().config.to_dict())
 OFFERED = pytest.mark.parametrize("given", presets(), ids=lambda given: given.name)
 TRAINED = pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from peftbook.training.forward import apply_method, checkpointed_layers, trainab
 from peftbook.training.loop import arithmetic, label_losses, losses, order_of, reordered, train
 from peftbook.training.packed import is_packed, packed_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 BUDGET = specs.Budget(tokens=30, batch_size=2, learning_rate=1e-2)
 METHODS = {
     "full": methods.read({"kind": "full"}),

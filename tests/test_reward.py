@@ -17,9 +17,6 @@ from peftbook.studies import get_study, reward_rank
 from peftbook.training.probes import measure, reward
 from peftbook.training.probes.synthetic import small_llama
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
 # --- the probe -------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,6 @@ from peftbook.scratch import combining
 from peftbook.scratch.combining import Factors
 from peftbook.training.merges import lora_layers
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 few = settings(max_examples=20, deadline=None)
 RANK, GAMMA, NAMES = 3, 2.0, ("default", "second", "third")
 DENSITY, WEIGHTS = 0.5, (0.5, 0.3, 0.2)

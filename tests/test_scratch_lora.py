@@ -15,7 +15,6 @@ from peftbook.scratch.lora import LoRALinear, add_lora, load_lora_state, lora_st
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 shapes = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 2))  # d_in, d_out, rank
 few = settings(max_examples=20, deadline=None)
-peft_warning = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
 def tokens(seed: int = 1) -> torch.Tensor:
@@ -171,7 +170,6 @@ def test_the_first_step_of_sgd_goes_with_the_rank_in_its_mean_and_not_in_its_nor
     assert torch.stack(squares).mean() == pytest.approx(1 + width / rank, rel=0.2)
 
 
-@peft_warning
 @pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, SEVEN])
 def test_logits_and_gradients_equal_peft(targets):
     """peft is the oracle: same weights, same logits, same gradients of A and B."""

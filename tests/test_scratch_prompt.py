@@ -13,14 +13,12 @@ from torch import nn
 from peftbook.scratch.prompt import SoftPrompt, prompt_parameters, random_init, text_init, vocabulary_init
 
 few = settings(max_examples=10, deadline=None)
-peft_warning = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
 def tokens(length: int = 9, seed: int = 1) -> torch.Tensor:
     return torch.randint(128, (2, length), generator=torch.Generator().manual_seed(seed))
 
 
-@peft_warning
 @few
 @given(st.integers(1, 12), st.integers(1, 10), st.booleans())
 def test_logits_and_gradient_equal_peft(length, text_length, padded):
@@ -97,7 +95,6 @@ def test_random_start_is_uniform_in_half(length, width):
     assert random_init(length, width).shape == (length, width)
 
 
-@peft_warning
 def test_random_start_is_narrower_than_pefts():
     """peft's RANDOM leaves torch's default for an embedding, N(0, 1): standard deviation 1 against 1/√12."""
     torch.manual_seed(0)

@@ -25,7 +25,6 @@ from peftbook.training.models import load_model
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
 ]
 

@@ -164,7 +164,6 @@ def test_a_home_of_the_first_studio_opens_unchanged(first):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     """After a backup of it and the loss of the original: its adapter gives the losses of its record, and the run that
     waited is computed.

@@ -61,7 +61,6 @@ from peftbook.training.probes.curves import prose_pieces
 from peftbook.training.restored import share_weights
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
 ]
 METHODS: dict[str, Method] = {

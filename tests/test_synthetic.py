@@ -19,8 +19,6 @@ from peftbook.tasks import SPLITS, get_task, recall, sort
 from peftbook.training.forward import apply_method, causal_model, hidden_states, trainable_state
 from peftbook.training.probes import measure, synthetic
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 # --- generated tasks -------------------------------------------------------------------------------------------
 
 

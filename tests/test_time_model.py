@@ -21,7 +21,6 @@ from peftbook.training.products import half_products
 from peftbook.training.random_model import random_ids, subject
 
 pytestmark = [  # peft's calls of names that transformers is giving up
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
 ]
 

@@ -16,7 +16,6 @@ from peftbook.training import execute
 from peftbook.training.generate import decode_batch
 from peftbook.training.probes import measure, sampling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 SETTINGS = {"samples": 3, "temperatures": (0.5, 1.0), "split": "train", "first": 8, "questions": 4}
 
 
