@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from peftbook.core.errors import InputError
@@ -31,7 +31,7 @@ LINE_BYTES = 500_000_000  # of one row
 BATCH_ROWS = 256  # that are unpacked together
 
 
-def parquet_lines(content: bytes, what: str) -> Iterator[list[Any]]:
+def parquet_lines(content: bytes, what: str) -> Generator[list[Any], None, None]:
     """The names of the columns, without those that occur twice; then the values of each row.
 
     Values are texts, numbers, truth values, None, and lists and dictionaries of them; a byte that is not UTF-8 is a
