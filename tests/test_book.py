@@ -258,7 +258,7 @@ jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
 ```
 """
 CONFIGURATION = """
-extensions = ["myst_nb", "peftbook.views.site.ahead"]
+extensions = ["myst_nb", "peftbook.views.site.prefetch"]
 nb_execution_mode = "cache"
 html_theme = "basic"
 exclude_patterns = ["package", "_build"]
@@ -298,7 +298,7 @@ class SmallBook:
         shutil.copytree(
             ROOT / "src/peftbook", self.package, ignore=shutil.ignore_patterns("records", "data", "__pycache__")
         )
-        kernels = self.package / "views/site/ahead.py"  # no chapter here needs what those of the book do
+        kernels = self.package / "views/site/prefetch.py"  # no chapter here needs what those of the book do
         kernels.write_text(re.sub(r"(?s)^LIBRARIES = \(.*?\n\)", "LIBRARIES = ()", kernels.read_text(), flags=re.M))
         (root / "conf.py").write_text(CONFIGURATION)
         self.edit(noun=1, data="data")

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from peftbook.runtime.fork_server import AVAILABLE
-from peftbook.views.site import ahead
+from peftbook.views.site import prefetch
 from peftbook.views.site.execution import STARTUP
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="kernels are forked on Linux alone")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="kernels are forked on Lin
 @pytest.fixture(scope="module")
 def manager():
     """The kernel managers of one server for all of these tests."""
-    with ahead.kernel_managers({"OMP_NUM_THREADS": "1"}) as manager:
+    with prefetch.kernel_managers({"OMP_NUM_THREADS": "1"}) as manager:
         yield manager
 
 
@@ -47,7 +47,7 @@ def test_each_kernel_is_its_own(manager, tmp_path):
 def test_a_kernel_has_the_libraries_and_not_the_package(manager, tmp_path):
     """Else every chapter would seem to use every module of the package."""
     loaded = executed(manager, tmp_path, "import sys\nprint(*sys.modules, sep='\\n')")[0].split("\n")
-    assert set(ahead.LIBRARIES) <= set(loaded)
+    assert set(prefetch.LIBRARIES) <= set(loaded)
     assert not [name for name in loaded if name.startswith("peftbook")]
 
 
@@ -87,8 +87,8 @@ def test_a_kernel_that_dies_is_noticed_and_the_next_one_runs(manager, tmp_path):
 
 def test_a_server_that_died_is_reported_as_a_dead_kernel(tmp_path, monkeypatch):
     """So that the chapter is left to MyST-NB, as when a kernel dies."""
-    monkeypatch.setattr(ahead, "LIBRARIES", ("no_such_library",))
-    with ahead.kernel_managers({}) as manager:
+    monkeypatch.setattr(prefetch, "LIBRARIES", ("no_such_library",))
+    with prefetch.kernel_managers({}) as manager:
         server = manager().provisioner.server
         server.process.kill()
         server.process.wait()

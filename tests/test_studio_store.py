@@ -467,12 +467,12 @@ def test_who_lost_a_job_changes_nothing_about_it(studio, project):
 def test_a_job_whose_process_is_killed_again_and_again_fails(studio, project):
     """A job that takes all memory must not be tried for ever."""
     studio.submit(project.id, runs(1))
-    for _ in range(worker_queue.DEATHS):
+    for _ in range(worker_queue.RETRIES):
         job = studio.claim("w", ME)
         studio.died(job.id, job.attempt, "was ended by signal 9 (out of memory?)")
     assert studio.job(job.id).state == "failed" and "signal 9" in studio.job(job.id).error
     studio.resume(job.id)
-    assert studio.claim("w", ME).attempt == worker_queue.DEATHS + 1
+    assert studio.claim("w", ME).attempt == worker_queue.RETRIES + 1
 
 
 # --- workers ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 from peftbook.core.errors import InputError
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.shares import FEWEST_DIFFERENT
+from peftbook.evidence.metrics import rouge
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, score_interval
 
@@ -267,8 +268,6 @@ def scores_in(rows: Mapping[Any, Row], ids: Iterable[Any], measure: str, name: s
     if measure == "rougeL" and all(
         {"output", "target"} <= rows[one].keys() and measure not in rows[one] for one in ids
     ):
-        from peftbook.evidence.metrics import rouge
-
         texts = [[str(rows[one][field]) for one in ids] for field in ("output", "target")]
         return rouge(*texts)["rougeL"]
     found = []

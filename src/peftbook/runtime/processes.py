@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import json
 import os
 import platform
+import resource
 import select
 import signal
 import subprocess
@@ -185,8 +187,6 @@ def call_in_child(function: Callable[..., Any], *arguments: object) -> Any:
 def limit_process(cpu_seconds: int, memory_bytes: int) -> None:
     """Limit the processor time and the memory of this process, where the system can: it fails, not the machine."""
     with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -225,7 +225,6 @@ def die_with(parent: int) -> None:
 
 def set_death_signal() -> None:
     """Have Linux kill this process when its parent ends."""
-    import ctypes
 
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

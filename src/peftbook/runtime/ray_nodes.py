@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import peftbook
 from peftbook.core.errors import InputError, need
 from peftbook.core.records import write_atomically
+from peftbook.runtime.hardware import cores
 from peftbook.runtime.processes import Child, end_with_input
 
 if TYPE_CHECKING:
@@ -156,8 +157,6 @@ def connected(address: str) -> Iterator[None]:
     if address:
         check_address(address)
     else:
-        from peftbook.runtime.hardware import cores
-
         local = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
         options = {"address": "local", **local}
     try:

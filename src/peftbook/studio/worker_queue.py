@@ -17,7 +17,7 @@ from peftbook.runtime.processes import HOST, end_group, identity, is_alive
 from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
 
 STALE_SECONDS = 120.0  # without a heartbeat, after which a worker on another machine counts as dead
-DEATHS = 5  # so often a job's process may be killed before the job fails
+RETRIES = 5  # of a job whose process is killed, before the job fails
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,18 @@ class WorkerQueue(Jobs):
         return self._end(job_id, attempt, "cancelled", "")
 
     def died(self, job_id: str, attempt: int, why: str) -> bool:
-        """Queue a job again whose process was killed; after DEATHS times it fails."""
+        """Queue a job again whose process was killed; after RETRIES retries it fails."""
         with self._write() as db:
             row = db.execute(
                 "UPDATE jobs SET deaths = deaths + 1 WHERE id = ? AND attempt = ? AND state = 'running' "
                 "RETURNING deaths", (job_id, attempt),
             ).fetchone()  # fmt: skip
-            if row is not None and row["deaths"] < DEATHS:
+            if row is not None and row["deaths"] < RETRIES:
                 db.execute("UPDATE jobs SET state = 'queued', child = 0, worker = '' WHERE id = ?", (job_id,))
                 return True
-        return row is not None and self.fail(job_id, attempt, f"Its process {why} {DEATHS} times: give it more memory.")
+        return row is not None and self.fail(
+            job_id, attempt, f"Its process {why} {RETRIES} times: give it more memory."
+        )
 
     def _end(self, job_id: str, attempt: int, state: JobState, error: str) -> bool:
         with self._write() as db:

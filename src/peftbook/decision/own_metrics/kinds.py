@@ -13,6 +13,7 @@ from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.decision.own_metrics.declaration import Exact, Json, Metric, Number, Regex, Sql
+from peftbook.tasks import sql
 
 __all__ = ["fold", "last_number", "read_answer", "same_json", "scorer"]
 
@@ -135,7 +136,6 @@ def fold(text: str, ignore: tuple[str, ...]) -> str:
 
 
 def by_query(metric: Sql) -> Score:
-    from peftbook.tasks import sql
 
     tables = [sql.Table(name, tuple(table.columns.items()), table.rows) for name, table in metric.tables.items()]
 

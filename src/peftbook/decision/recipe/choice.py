@@ -15,7 +15,7 @@ from peftbook.core.records import default_store
 from peftbook.core.specs import Budget
 from peftbook.evidence.literature import published
 from peftbook.evidence.results import quantity, study_verdict
-from peftbook.memory import Configuration, Fit, Setup, Shape, fit
+from peftbook.memory import Configuration, Fit, Setup, Shape, fit, read_shape
 from peftbook.memory.fit import GPU_RESERVE, Change
 from peftbook.memory.setup import TARGETS
 from peftbook.memory.stacks import setup_in
@@ -250,7 +250,6 @@ def rate_for(shape: Shape) -> tuple[float, str]:
 
     p is fitted by Schulman et al. (2025) for two families; for another one the more careful of the two is taken.
     """
-    from peftbook.memory import read_shape
 
     recorded, width = learning_rate_for("lora"), read_shape("smollm2-135m").hidden
     family = "qwen" if shape.family.startswith("qwen") else "llama"

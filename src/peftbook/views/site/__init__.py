@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 PARTS = (
-    "theme", "mathematics", "numbers", "figure_numbers", "ahead", "notebooks", "run_pages", "citation",
+    "theme", "mathematics", "numbers", "figure_numbers", "prefetch", "notebooks", "run_pages", "citation",
     "lecture", "pictures", "live", "byte_model", "lean", "freshness",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Executing ahead: the chapters that no cache has, as many at once as there are cores, before Sphinx reads them.
+"""Prefetch: execute the chapters that no cache has before Sphinx reads them, as many at once as there are cores.
 
 MyST-NB executes a chapter while it reads it, one after the other, and does not trace what it uses. Here each chapter
 gets the same kernel, process and namespace of its own, and the outputs go into the cache where MyST-NB finds them. A
