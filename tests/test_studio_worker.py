@@ -533,7 +533,7 @@ def test_control_tokens_that_are_typed_are_plain_text(shop):
     seen: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            f"{generate.__module__}.continuation", lambda _, prompt, *__, **how: (seen.append(prompt), iter([2]))[1]
+            f"{ModelCache.__module__}.continuation", lambda _, prompt, *__, **how: (seen.append(prompt), iter([2]))[1]
         )
         while not studio.answer(request).ended:
             helper.tick()

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
+from peftbook import tasks
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store
 from peftbook.methods.lora import LoRA
@@ -63,10 +64,11 @@ def test_sort_answers_are_sorted_and_no_set_is_in_two_splits():
 @pytest.mark.parametrize("module", [recall, sort])
 def test_another_content_than_the_pinned_one_is_refused(module, monkeypatch):
     """A Python that draws other numbers must not pass for this one."""
-    assert module.load().data_sha256 == module.DATA_SHA256
-    monkeypatch.setattr(module, "DATA_SHA256", "0" * 64)
+    assert module.load().data_sha256 == module.SPEC.data_sha256
+    pinned = module.SPEC.model_copy(update={"data_sha256": "0" * 64})
+    monkeypatch.setattr(tasks, "task_spec", lambda name: pinned)
     with pytest.raises(InputError, match="not the pinned"):
-        module.load()
+        tasks.get_task.__wrapped__(pinned.name)
 
 
 # --- small models ----------------------------------------------------------------------------------------------

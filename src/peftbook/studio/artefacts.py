@@ -27,7 +27,6 @@ from peftbook.studio.html import fill
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tabular import escape_cell
-from peftbook.studio.trained_model import merge
 
 LICENCES = {
     specs.EMBEDDED_MODEL: ("apache-2.0", "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)"),
@@ -68,6 +67,7 @@ def merged_zip(studio: Studio, job: Job) -> Path:
 
     Loads the model: for the assistant's process. Raises InputError for methods that cannot be merged.
     """
+    from peftbook.studio.trained_model import merge
 
     record, target = finished(studio, job), place(studio, job, "model.zip")
     merged = merge(studio, job)
