@@ -253,7 +253,8 @@ CLASSES: tuple[Callable[[Dice], bytes], ...] = (
     broken_encoding, wrong_mark, ragged, broken_quotes, archive, pickled, other_file, noise, not_numbers, large_cell,
     nested, many_columns, bad_chats, odd_json, damaged_parquet, parquet_bomb, parquet_types,
 )  # fmt: skip
-RARE = {large_cell: 0.4, archive: 0.5, parquet_bomb: 0.15}  # those that take longest to make
+# Those that take longest to make, and Parquet, which is read by a process of its own each time.
+RARE = {large_cell: 0.4, archive: 0.5, parquet_bomb: 0.15, damaged_parquet: 0.3, parquet_types: 0.3}
 
 
 def hostile(seed: int) -> tuple[str, str, bytes]:

@@ -288,7 +288,7 @@ def test_any_bytes_load_or_give_an_input_error(tmp_path_factory, content, extens
         load(path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)  # each in a process of its own
 @given(st.data())
 def test_a_damaged_parquet_file_loads_or_gives_an_input_error(tmp_path_factory, data):
     """Bit rot and cut downloads are the reader's to mend, not to debug."""
