@@ -2,7 +2,7 @@
 
     answered(Question("llama-2-7b", "24GiB", method="qlora")).fit.fits
 
-The book's page *Will it fit?* asks in the same way: it runs a translation of this module (`peftbook.views.site.fit`).
+The book's page *Will it fit?* asks in the same way: it runs a translation of this module (`views.site.byte_model`).
 """
 
 from __future__ import annotations
