@@ -17,7 +17,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import run_lock
 from peftbook.core.quiet import gc_paused, quieten_libraries
-from peftbook.runtime.processes import end_with_input, fast_exit
+from peftbook.runtime.processes import die_with_parent, fast_exit
 from peftbook.runtime.resources import free_micro_batch
 from peftbook.training.launch import launch
 
@@ -27,7 +27,7 @@ __all__ = ["main", "read_spec"]
 def read_spec() -> specs.Run | specs.Probe:
     """The spec of the first line; from then on the process ends with its standard input."""
     line = sys.stdin.buffer.readline()
-    end_with_input()
+    die_with_parent()
     return TypeAdapter(specs.Run | specs.Probe).validate_json(line)
 
 

@@ -20,8 +20,16 @@ from typing import Any
 from peftbook.core.errors import InputError
 from peftbook.core.exchange import receive_record
 from peftbook.decision.forgetting import prose_probe
-from peftbook.runtime.processes import end_with_input, fast_exit
-from peftbook.runtime.ray_engine import FOLDER_VARIABLE, PROGRESS, NodeLost, Progress, Submission, Task, obstacle
+from peftbook.runtime.processes import die_with_parent, fast_exit
+from peftbook.runtime.ray_engine import (
+    FOLDER_VARIABLE,
+    PROGRESS,
+    NodeLost,
+    NodeTask,
+    ProgressLines,
+    Submission,
+    obstacle,
+)
 from peftbook.runtime.ray_nodes import Nodes, connected
 from peftbook.runtime.resources import request_for
 from peftbook.studio import work
@@ -51,7 +59,7 @@ def compute(studio: Studio, job: Job, *, anew: bool, address: str, threads: int)
             report(phase="placing")
             submission = submit(studio, job, threads, staging)
             for event in submission.events():
-                if isinstance(event, Progress):
+                if isinstance(event, ProgressLines):
                     for fields in event.lines:
                         report(**fields)
                 elif event.startswith("checkpoints/"):
@@ -74,7 +82,7 @@ def submit(studio: Studio, job: Job, threads: int, staging: Path) -> Submission:
     assert row is not None
     request = json.dumps({"run": job.run.canonical(), "project": dict(row)})
     words, variables = ("-m", "peftbook.studio.ray_jobs"), {"TOKENIZERS_PARALLELISM": "false"}
-    task = Task(job.id, words, request, threads, variables)
+    task = NodeTask(job.id, words, request, threads, variables)
     return Submission(task, inputs(studio, job), request_for(job.run, threads), nodes, staging)
 
 
@@ -127,7 +135,7 @@ def receive(studio: Studio, job: Job, submission: Submission) -> None:
 def main() -> None:
     """Compute the job that standard input describes; a refusal is a sentence on standard output and exit status 2."""
     request = json.loads(sys.stdin.buffer.readline())
-    end_with_input()
+    die_with_parent()
     work.go_first()
     folder, project = Path(os.environ[FOLDER_VARIABLE]), project_of(request["project"])
     with (folder / PROGRESS).open("a") as stream, work.in_a_sentence(folder):
