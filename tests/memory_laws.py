@@ -10,22 +10,22 @@ import torch
 from tiny import first_step
 from torch.utils import flop_counter
 
-from peftbook.memory import Configuration, Setup, Shape, training_step
+from peftbook.memory import Configuration, DecoderShape, Setup, training_step
 from peftbook.training import random_model
 from peftbook.training.probes import memory as probes
 
 
-def subject(shape: Shape, setup: Setup) -> tuple[random_model.Subject, torch.Tensor]:
+def subject(shape: DecoderShape, setup: Setup) -> tuple[random_model.Subject, torch.Tensor]:
     """A random model, and a batch for it."""
     return random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
 
 
-def assert_kept(shape: Shape, setup: Setup) -> None:
+def assert_kept(shape: DecoderShape, setup: Setup) -> None:
     """Autograd keeps what the walk says, module by module and byte by byte."""
     assert probes.kept_by_module(*subject(shape, setup), shape) == Configuration(shape, setup).kept_by_module()
 
 
-def assert_stored(shape: Shape, setup: Setup, kept: bool = True) -> None:
+def assert_stored(shape: DecoderShape, setup: Setup, kept: bool = True) -> None:
     """Weights, constants of 4-bit weights, adapter, moments and gradients are the stored bytes; and what is kept."""
     found, step = probes.count_step(*subject(shape, setup)), training_step(shape, setup)
     state = step.numbers(step.state) | {"constants": step.numbers(step.state).get("quantisation constants", 0)}
@@ -35,7 +35,7 @@ def assert_stored(shape: Shape, setup: Setup, kept: bool = True) -> None:
     assert not kept or found["kept_bytes"] == sum(step.numbers(step.kept).values())
 
 
-def assert_peak(shape: Shape, setup: Setup, most: float = 1.05) -> None:
+def assert_peak(shape: DecoderShape, setup: Setup, most: float = 1.05) -> None:
     """The peak beyond the state is that of torch's allocator; kernels need up to `most` times as much."""
     tuned, ids = subject(shape, setup)
     first_step(tuned, ids)

@@ -22,7 +22,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.evidence.results import describe
-from peftbook.memory import Shape, shape_from_config, training_step
+from peftbook.memory import DecoderShape, shape_from_config, training_step
 from peftbook.memory.shapes import as_config
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
@@ -115,7 +115,7 @@ def test_most_steps_of_full_fine_tuning_are_lost_in_bfloat16():
     assert (weights - rate == weights).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("method", [Full(), methods.named("norm")])
+@pytest.mark.parametrize("method", [Full(), methods.preset_method("norm")])
 def test_nothing_is_trained_in_bfloat16(method):
     """Whoever loads such a base is told so as well as whoever plans a run."""
     with pytest.raises(InputError, match=r"trains values in bfloat16 .*: choose weights 'fp32'"):
@@ -129,7 +129,7 @@ def test_a_prefix_is_not_dropped_in_silence():
         train(model, random_examples(4), BUDGET, seed=0, pad_id=2, checkpointing=True)
 
 
-SHAPE = Shape(layers=4, hidden=256, ffn=768, heads=4, kv_heads=2, vocab=2048, tied=True)
+SHAPE = DecoderShape(layers=4, hidden=256, ffn=768, heads=4, kv_heads=2, vocab=2048, tied=True)
 WAYS = {"plain": {}, "checkpointed": {"checkpointing": True}, "halved": {"weights": "bf16"},
         "both": {"weights": "bf16", "checkpointing": True}}  # fmt: skip
 

@@ -18,11 +18,11 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.continuing import continue_job
-from peftbook.studio.decisions import compared, whole_report
+from peftbook.studio.decisions import project_comparison, whole_report
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.terminal import as_json, show
 from peftbook.studio.work import keep_trained, start_of
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 from peftbook.tasks.files import Split, split_rows
 from peftbook.tasks.table import Caps
 from peftbook.training import execute as module
@@ -42,7 +42,7 @@ def test_later_rows_are_trained_on_and_change_nothing_else(first, later, seed):
     """Validation and test are those of the first rows alone; no later row there comes into training, by input or
     group; every other one does, behind the rows that were there.
     """
-    rows = [Example(f"r{at}", *one) for at, one in enumerate([*((w, w, "") for w in "stuvw"), *first, *later])]
+    rows = [TaskExample(f"r{at}", *one) for at, one in enumerate([*((w, w, "") for w in "stuvw"), *first, *later])]
     count = 5 + len(first)
     alone = split_rows(rows[:count], Split(seed, (0.6, 0.2, 0.2)))
     both = split_rows(rows, Split(seed, (0.6, 0.2, 0.2), count if later else 0))
@@ -166,7 +166,7 @@ def test_what_going_on_has_changed_stands_beside_what_it_was(tmp_path):
     for home in (studio, other):
         jobs = studio.jobs(made.project.id)
         new = home.records(made.project.id).get(jobs[1].run)
-        found = compared(home, made.project.id, [one for one in jobs if one.state == "done"])
+        found = project_comparison(home, made.project.id, [one for one in jobs if one.state == "done"])
         row, before = (next(one for one in found.rows if name in one.label) for name in ("continued", "before"))
         assert [one.label for one in found.rows] == ["LoRA, continued", "LoRA, before", "Untuned"]
         assert row.against_before["rougeL"] == paired([new], [old], "rougeL")

@@ -19,7 +19,7 @@ from peftbook.evidence.decidable import Outlook, core_seconds_of_a_seed
 from peftbook.evidence.planning import MOST_SEEDS, Judged, more_seeds, obstacle, seeds_to
 from peftbook.evidence.results import study_verdict
 from peftbook.evidence.stats import Interval
-from peftbook.methods import named
+from peftbook.methods import preset_method
 from peftbook.studies import BLIND, NAMES, Verdict
 from peftbook.tasks import task_spec
 
@@ -110,7 +110,10 @@ def test_one_part_refutes_and_all_bear_out():
 def a_record(seed: int, seconds: int, threads: int) -> Record:
     """A run that took so long."""
     run = specs.Run(
-        task=task_spec("e2e"), method=named("lora"), budget=specs.Budget(tokens=1000, learning_rate=1e-3), seed=seed
+        task=task_spec("e2e"),
+        method=preset_method("lora"),
+        budget=specs.Budget(tokens=1000, learning_rate=1e-3),
+        seed=seed,
     )
     times = {
         "started": "2026-01-01T00:00:00+00:00",

@@ -27,7 +27,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.studio import report, tabular
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.terminal import as_json, show
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split
 
@@ -100,8 +100,8 @@ def invented(means: dict[str, float], *, n: int = 200, seeds: int = 1, spread: f
     return out
 
 
-def examples(n: int) -> tuple[Example, ...]:
-    return tuple(Example(f"row-{at}", f"a question of number {at}", f"answer {at}") for at in range(n))
+def examples(n: int) -> tuple[TaskExample, ...]:
+    return tuple(TaskExample(f"row-{at}", f"a question of number {at}", f"answer {at}") for at in range(n))
 
 
 FIVE = {"untuned": 0.3, "full": 0.5, "lora": 0.5, "qlora": 0.5, "prompt": 0.4}
@@ -157,8 +157,8 @@ def test_rows_of_one_input_are_no_more_evidence_than_a_group():
     """A split keeps them together, and so does the interval: as if a column had named them."""
     records = invented({"untuned": 0.3, "lora": 0.5}, n=60)
     said = [(f"row-{at}", f"asked {at // 4}", f"answer {at}") for at in range(60)]
-    named = tuple(Example(*one, group=one[1]) for one in said)
-    both = [compare(records, {}, rows).pairs[0] for rows in ((*(Example(*one) for one in said),), named)]
+    named = tuple(TaskExample(*one, group=one[1]) for one in said)
+    both = [compare(records, {}, rows).pairs[0] for rows in ((*(TaskExample(*one) for one in said),), named)]
     assert both[0] == both[1] and both[0].differences["rougeL"].groups == 15
     apart = compare(records, {}, examples(60)).pairs[0].differences["rougeL"]
     assert apart.groups == 0 and "same input" in " ".join(compare(records, {}, named).cautions)
@@ -288,7 +288,7 @@ def test_a_measure_at_its_floor_decides_nothing():
 @pytest.mark.parametrize("means", [{"untuned": 0.01, "lora": 0.064}, {"untuned": 0.2, "lora": 0.55}])
 def test_where_every_row_is_worthless_none_is_taken(means):
     """Gibberish that is ahead of worse gibberish, and texts that are no better than their inputs: no winner."""
-    same = tuple(Example(f"row-{at}", f"one two three {at}", f"one two four {at}") for at in range(200))
+    same = tuple(TaskExample(f"row-{at}", f"one two three {at}", f"one two four {at}") for at in range(200))
     found = compare(invented(means, spread=0.02), {}, same)
     told = found.recommendation
     assert (told.kind, told.row, told.leader.label) == ("nothing usable", None, "LoRA")
@@ -438,7 +438,7 @@ def evil_comparison():
     records = [record_of(kind, 0, np.linspace(0.1, 0.9, 30), model=EVIL) for kind in ("lora", "untuned")]
     records += [record_of("prompt", 0, [], failure=EVIL, model=EVIL, n=30)]
     texts = {one.key: [EVIL] * 30 for one in records}
-    shown = tuple(Example(EVIL, EVIL, EVIL) for _ in range(30))
+    shown = tuple(TaskExample(EVIL, EVIL, EVIL) for _ in range(30))
     return compare(records, texts, shown), records
 
 

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from peftbook import cli
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.memory import Setup, Shape, training_step
+from peftbook.memory import DecoderShape, Setup, training_step
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prefix import Prefix
@@ -139,7 +139,7 @@ def test_shards_compute_what_whole_models_compute(name, together):
 )
 def test_a_process_holds_the_share_that_the_byte_model_says(name, setup, together):
     """Of every weight, frozen and trained, in its own dtype."""
-    shape = Shape(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=VOCABULARY, tied=True)
+    shape = DecoderShape(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=VOCABULARY, tied=True)
     step = training_step(shape, setup)
     state = step.numbers(step.state)
     expected = {"frozen": state["weights"], "trained": state.get("adapter", 0.0)}

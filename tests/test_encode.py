@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import real_tokenizer, tiny_task
 
 from peftbook.core.errors import InputError
-from peftbook.tasks import Example, get_task
+from peftbook.tasks import TaskExample, get_task
 from peftbook.training.encode import (
     Encoded,
     batch_plan,
@@ -37,8 +37,8 @@ hostile_text = st.lists(st.sampled_from([*CONTROL, "system\n", "\n", "a", " ", "
 few = settings(max_examples=60, deadline=None)
 
 
-def example(text: str, target: str = "yes") -> Example:
-    return Example("one", text, target)
+def example(text: str, target: str = "yes") -> TaskExample:
+    return TaskExample("one", text, target)
 
 
 def template_of(text: str, **options):

@@ -29,7 +29,7 @@ SPACES = {
     "c": "urn:oasis:names:tc:opendocument:xmlns:container",
 }
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 1"><path d="M0 0h2"/></svg>'
-PARTS = [epub.Part("", ["book/index"]), epub.Part("Methods & more", ["book/one", "book/two"])]
+PARTS = [epub.BookPart("", ["book/index"]), epub.BookPart("Methods & more", ["book/one", "book/two"])]
 
 
 def picture(mode: str) -> str:
@@ -256,7 +256,7 @@ def test_the_same_pages_give_the_same_bytes(small_site, tmp_path):
 def test_a_missing_page_is_named(small_site, tmp_path):
     """And nothing is written."""
     with pytest.raises(InputError, match="book/three"):
-        epub.write_epub(small_site, [*PARTS, epub.Part("More", ["book/three"])], tmp_path / "a.epub")
+        epub.write_epub(small_site, [*PARTS, epub.BookPart("More", ["book/three"])], tmp_path / "a.epub")
     assert not list(tmp_path.iterdir())
 
 

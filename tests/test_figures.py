@@ -490,8 +490,8 @@ def test_a_sharded_step_uses_each_layer_whole_and_holds_two_at_most(wire: float)
         for span in used:
             gathered = [one for one in spans if one.kind == "gather" and one.layer == span.layer]
             assert any(one.end <= span.start for one in gathered) and len(gathered) == 2
-    assert max(machines.whole(spans, span.start) for span in spans) <= 2
-    assert machines.whole(spans, spans[-1].end) == 0
+    assert max(machines.layers_held(spans, span.start) for span in spans) <= 2
+    assert machines.layers_held(spans, spans[-1].end) == 0
     if not wire:
         assert spans[-1].end == pytest.approx(5 * (takes["forward"] + takes["backward"]) + takes["step"])
 

@@ -15,7 +15,7 @@ import pytest
 from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES
 from peftbook.memory.names import TARGET_WORDS
-from peftbook.memory.question import ON_OFF, Question, told
+from peftbook.memory.question import ON_OFF, Question, answer_fields
 from peftbook.memory.setup import CHOICES, OPTIMISERS
 from peftbook.memory.stacks import STACKS
 from peftbook.memory.timeline import KINDS
@@ -63,7 +63,7 @@ def drawn(draw: random.Random) -> dict[str, Any]:
 def by_command(asked: dict[str, Any]) -> dict[str, Any]:
     """What the command line's function says, as JSON has it."""
     try:
-        said = json.dumps({"answer": told(Question(**asked))})
+        said = json.dumps({"answer": answer_fields(Question(**asked))})
     except InputError as error:
         said = json.dumps({"refused": str(error)})
     return json.loads(said.replace(", which is not installed,", ""))  # the page has the table's version there
@@ -195,7 +195,7 @@ def test_a_page_from_the_disk_answers_to_the_byte(page, tmp_path):
 
     def answer(**asked: Any) -> dict[str, Any]:
         start = {name: byte_model.START[name] for name in ("memory", "method", "batch", "seq")}
-        return told(Question(**({"model": "llama-2-7b"} | start | asked)))
+        return answer_fields(Question(**({"model": "llama-2-7b"} | start | asked)))
 
     assert not [url for url in page.asked if url.endswith(byte_model.FILE)]
     page.get_by_role("combobox", name="Model", exact=True).scroll_into_view_if_needed()

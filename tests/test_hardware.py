@@ -226,7 +226,7 @@ def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):
     machine.start_examination()
     assert "being examined" in machine.machine_words()
     path = doctor.kept_examination()
-    precision.keep(path, asdict(doctor.book_machines()[0]))
+    precision.write_cache(path, asdict(doctor.book_machines()[0]))
     assert doctor.book_machines()[0].why in machine.machine_words()
     machine.start_examination()
     assert len(started) == 1

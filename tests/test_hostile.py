@@ -28,7 +28,7 @@ import pytest
 from peftbook.core.errors import InputError
 from peftbook.tasks.columns import guess_columns
 from peftbook.tasks.files import examine, task_from_table
-from peftbook.tasks.table import Table, read_table
+from peftbook.tasks.table import TextTable, read_table
 
 COUNT = 1000
 SECONDS_EACH = 10.0  # on a slow machine that does other things too; most take milliseconds
@@ -266,7 +266,7 @@ def hostile(seed: int) -> tuple[str, str, bytes]:
     return kind.__name__, dice.choice(NAMES), kind(dice)
 
 
-def check_table(table: Table) -> None:
+def check_table(table: TextTable) -> None:
     """A table that is whole: cells of plain text, as many as columns, and every fault a sentence with a row."""
     assert table.columns and len(set(table.columns)) == len(table.columns) and all(table.columns)
     assert len(table.numbers) == len(table.rows) and list(table.numbers) == sorted(set(table.numbers))

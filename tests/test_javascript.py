@@ -18,7 +18,7 @@ from py_mini_racer import MiniRacer
 
 from peftbook.views.site import byte_model
 from peftbook.views.site.byte_model import ENGINE
-from peftbook.views.site.javascript import Unknown, modules, script
+from peftbook.views.site.javascript import UntranslatedError, modules, script
 from peftbook.views.site.javascript.statements import Translation
 
 EXPRESSIONS = (
@@ -228,7 +228,7 @@ def test_statements_and_classes_mean_the_same(engine, examples, call, keywords):
 def test_what_is_not_translated_is_named(examples, line):
     """A construct that joins the byte model and that a page could read otherwise fails the build, at its line."""
     name = examples(f"def call(a):\n    b = a\n    {line}\n")
-    with pytest.raises(Unknown, match=rf"{name}.py:3: \w+ is not translated: "):
+    with pytest.raises(UntranslatedError, match=rf"{name}.py:3: \w+ is not translated: "):
         script([f"{name}.call"], {})
 
 

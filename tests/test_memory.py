@@ -12,7 +12,7 @@ from memory_laws import assert_flops, assert_peak, assert_stored, subject
 from tiny import Made, first_step, made_once
 
 from peftbook.core.errors import InputError
-from peftbook.memory import SHAPES, Configuration, Setup, Shape, bytes_of_text, fit, read_shape, training_step
+from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup, bytes_of_text, fit, read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE, as_json, as_text, largest
 from peftbook.memory.names import OPTIMISER_NAMES, meant
 from peftbook.memory.setup import TARGETS
@@ -49,7 +49,7 @@ CONFIG = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
     "num_attention_heads": 4, "vocab_size": 100,
 }  # fmt: skip
-SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
+SMALL = DecoderShape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
 CPU = Setup(rank=4, length=6, seq=24, device="cpu")
 GIB = 2**30
 
@@ -235,7 +235,7 @@ def test_what_a_kind_of_layers_shares_is_counted_once():
     """Gemma 3 rotates in two ways: more layers, of which one sees everything, keep no further tables of cosines."""
     kinds = (True, True, False)
     traits = FAMILIES["gemma3_text"] | {"family": "gemma3_text", "head_dim": 16, "window": 20}
-    shape = Shape(6, 64, 128, 4, 2, 200, sliding=kinds * 2, **traits)
+    shape = DecoderShape(6, 64, 128, 4, 2, 200, sliding=kinds * 2, **traits)
     for setup in (replace(CPU, batch=2, padding=True), replace(CPU, checkpointing=True)):
         one = Configuration(shape, setup)
         tuned, ids = subject(shape, setup)
@@ -461,8 +461,8 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
         (lambda: Setup(method="ia3", quantised="nf4"), "choose dtype 'fp32'"),
         (lambda: Setup(method="prompt", devices=2), "not in 'prompt'"),
         (lambda: Setup(devices=0), "devices is 0"),
-        (lambda: Shape(2, 64, 128, 5, 5, 100), "5 heads do not divide"),
-        (lambda: Shape(2, 64, 128, 4, 3, 100), "3 key and value heads"),
+        (lambda: DecoderShape(2, 64, 128, 5, 5, 100), "5 heads do not divide"),
+        (lambda: DecoderShape(2, 64, 128, 4, 3, 100), "3 key and value heads"),
         (lambda: training_step(SMALL, Setup(dtype="fp32")), "no fused attention in float32"),
         (lambda: shape_from_config({"model_type": "mamba"}), "'mamba' is not covered"),
         (lambda: shape_from_config({"model_type": "llama", "hidden_size": 64}), "num_hidden_layers"),

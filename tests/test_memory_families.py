@@ -15,8 +15,8 @@ from peftbook.memory import (
     SHAPES,
     TARGETS,
     Configuration,
+    DecoderShape,
     Setup,
-    Shape,
     fit,
     read_shape,
     shape_from_config,
@@ -59,19 +59,19 @@ QKV = ("q_proj", "k_proj", "v_proj")
 CPU = Setup(rank=4, length=6, seq=128, device="cpu")
 
 
-def shape_of(family: str) -> Shape:
+def shape_of(family: str) -> DecoderShape:
     """The shrunk decoder of a family."""
-    return Shape(*SIZES[family], **(FAMILIES[family] | {"family": family} | TRAITS.get(family, {})))
+    return DecoderShape(*SIZES[family], **(FAMILIES[family] | {"family": family} | TRAITS.get(family, {})))
 
 
-def wider(family: str, vocab: int) -> Shape:
+def wider(family: str, vocab: int) -> DecoderShape:
     """The same with four layers, so wide that tensors outweigh what kernels need."""
     shape = shape_of(family)
     sizes = {"layers": 4, "hidden": 256, "ffn": 768, "heads": 4, "kv_heads": 2, "head_dim": 64, "vocab": vocab}
     return replace(shape, sliding=shape.sliding[:4], **sizes)
 
 
-def suited(shape: Shape, setup: Setup) -> Setup:
+def suited(shape: DecoderShape, setup: Setup) -> Setup:
     """The step with eager attention where scores are capped, and LoRA on attention alone where there are experts."""
     targets = TARGETS[:4] if shape.experts else setup.targets
     return replace(setup, attention="eager" if shape.capped_scores else setup.attention, targets=targets)

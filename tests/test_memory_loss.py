@@ -8,13 +8,13 @@ from tiny import first_step
 from torch.nn import functional
 
 from peftbook.core.errors import InputError
-from peftbook.memory import SHAPES, Configuration, Setup, Shape, training_step
+from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup, training_step
 from peftbook.memory.setup import CHUNK, CHUNKS, TILE
 from peftbook.training import random_model
 from peftbook.training.forward import causal_model
 from peftbook.training.probes import memory as probes
 
-SHAPE = Shape(layers=3, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=8192, tied=True)
+SHAPE = DecoderShape(layers=3, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=8192, tied=True)
 CPU = Setup(rank=4, seq=256, device="cpu")
 
 
@@ -89,7 +89,7 @@ WAYS = {
 }  # fmt: skip
 
 
-def elsewhere(shape: Shape, setup: Setup) -> tuple[Elsewhere, torch.Tensor]:
+def elsewhere(shape: DecoderShape, setup: Setup) -> tuple[Elsewhere, torch.Tensor]:
     made = random_model.subject(shape, setup, 0)
     return Elsewhere(made.model, made.optimizer, setup, made.held), random_model.random_ids(shape, setup, 0)
 

@@ -11,7 +11,7 @@ from torch.utils import flop_counter
 
 from peftbook import cli
 from peftbook.core.errors import InputError
-from peftbook.memory import SHAPES, Configuration, Setup, Shape, fit, training_step
+from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup, fit, training_step
 from peftbook.memory.names import METHOD_NAMES, meant
 from peftbook.memory.shapes import FAMILIES, as_config
 from peftbook.training.probes import memory as probes
@@ -20,7 +20,7 @@ pytestmark = [  # peft's calls of names that transformers is giving up
     pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),  # what is measured here
 ]
 
-SMALL = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
+SMALL = DecoderShape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
 BIASED = replace(SMALL, family="qwen2", qkv_bias=True)
 WIDE = replace(SMALL, hidden=256, ffn=768, head_dim=64)
 CPU = Setup(rank=4, seq=24, device="cpu")
@@ -34,7 +34,7 @@ TRL = replace(
     CPU, quantised="nf4", adapter_dtype="bf16", saved=("embed_tokens", "lm_head"), saved_dtype="bf16", **MIXED
 )
 FULL = replace(CPU, method="full")
-GEMMA = Shape(3, 64, 160, 4, 1, 512, head_dim=16, **(FAMILIES["gemma"] | {"family": "gemma"}))
+GEMMA = DecoderShape(3, 64, 160, 4, 1, 512, head_dim=16, **(FAMILIES["gemma"] | {"family": "gemma"}))
 
 KEPT = {
     "dora": (SMALL, DORA),

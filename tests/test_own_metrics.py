@@ -24,7 +24,7 @@ from peftbook.evidence import metrics
 from peftbook.studio import report, tabular
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.terminal import as_json, show
-from peftbook.tasks import Example, get_task
+from peftbook.tasks import TaskExample, get_task
 from peftbook.tasks.sql import load_tables
 
 ROWS = 30
@@ -217,10 +217,10 @@ def test_declarations_come_from_lines_and_files(tmp_path):
 # --- in a comparison -------------------------------------------------------------------------------------------
 
 
-def written(seeds: int = 3) -> tuple[list[Record], dict[str, list[str]], tuple[Example, ...]]:
+def written(seeds: int = 3) -> tuple[list[Record], dict[str, list[str]], tuple[TaskExample, ...]]:
     """Records of three methods with texts, of which a part is right, scored by exact match as a run does it."""
     rng = np.random.default_rng(5)
-    rows = tuple(Example(f"r{at}", f"count {at}", f"it is {at}", f"g{at // 2}") for at in range(ROWS))
+    rows = tuple(TaskExample(f"r{at}", f"count {at}", f"it is {at}", f"g{at // 2}") for at in range(ROWS))
     records, texts = [], {}
     for kind, share in {"untuned": 0.1, "lora": 0.8, "prompt": 0.5}.items():
         for seed in range(1 if kind == "untuned" else seeds):

@@ -38,7 +38,7 @@ from peftbook.studio.preflight import Check, coverage_words, preflight
 from peftbook.studio.settings import Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
-from peftbook.tasks import Example, TaskData, get_task
+from peftbook.tasks import TaskData, TaskExample, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
@@ -260,7 +260,7 @@ def test_a_target_that_is_too_long_is_found_before_training():
 
 def test_a_validation_row_that_is_too_long_is_found_before_a_race():
     """A trial would refuse it at its end; a plan that is not tuned never reads it."""
-    long = Example("row-long", "Tell all.", "all " * 600)
+    long = TaskExample("row-long", "Tell all.", "all " * 600)
     task = dataclasses.replace(TASK, splits=TASK.splits | {"validation": (*TASK.splits["validation"], long)})
     runs = plan(task, Settings(models=(SMALL,), methods=("lora",), seeds=1, max_length=256))
     assert all(check.fits for check in preflight(task, runs, ROOMY))
@@ -345,7 +345,7 @@ def test_long_rows_are_sampled_by_their_length(monkeypatch):
     run = plan(task, Settings(models=(SMALL,), methods=("lora",), max_length=1024))[1:]
     whole = preflight(task, run, ROOMY)[0]
     monkeypatch.setattr(measuring, "SAMPLE_CHARS", 20_000)
-    subject = measuring.Subject(task, run[0])
+    subject = measuring.TokenizedTask(task, run[0])
     assert sum(len(one.input) for one in subject.sample) <= 20_000
     assert preflight(task, run, ROOMY)[0].tokens == pytest.approx(whole.tokens, rel=0.05)
 
@@ -355,7 +355,7 @@ def test_a_check_goes_in_steps_that_each_read_one_row_at_most():
     asked = []
     runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "prompt")))
     steps = preflighting.preflight_steps(TASK, runs, ROOMY)
-    subject = measuring.Subject
+    subject = measuring.TokenizedTask
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskData, "messages", lambda *args, known=TaskData.messages: asked.append(1) or known(*args))
         patch.setattr(subject, "memory", lambda *_: (None, None))
@@ -421,7 +421,7 @@ def test_predicted_peaks_are_near_those_of_the_books_own_runs():
             continue
         if run.method not in (LoRA(), QLoRA(), Full(), PromptTuning()):
             continue
-        subject = subject or measuring.Subject(few, run)
+        subject = subject or measuring.TokenizedTask(few, run)
         trained = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"n_generate": 0})})
         assert not any(subject.reading(run.budget.max_length))
         peak, _ = subject.memory(trained, subject.encoded[run.budget.max_length], ROOMY)

@@ -15,7 +15,7 @@ from peftbook.decision.power import (
     SCATTER,
     SPLIT_ROWS,
     Spreads,
-    found,
+    detectable_difference,
     needed,
     scatter_of,
     sight,
@@ -25,8 +25,8 @@ from peftbook.decision.power import (
 )
 from peftbook.evidence.planning import found_with
 from peftbook.evidence.stats import FEWEST_GROUPS, paired_interval, score_interval
-from peftbook.methods import named
-from peftbook.tasks import Example, TaskData, task_spec
+from peftbook.methods import preset_method
+from peftbook.tasks import TaskData, TaskExample, task_spec
 
 MEASURE = MEASURES["rougeL"]
 
@@ -34,9 +34,12 @@ MEASURE = MEASURES["rougeL"]
 def a_record(method: str, seed: int, scores, split: str = "test", tokens: int = 1000, failure: str = "") -> Record:
     """A run of the task without groups, with these scores."""
     run = specs.Run(
-        task=task_spec("e2e"), method=named(method), budget=specs.Budget(tokens=tokens, learning_rate=1e-3), seed=seed,
+        task=task_spec("e2e"),
+        method=preset_method(method),
+        budget=specs.Budget(tokens=tokens, learning_rate=1e-3),
+        seed=seed,
         evaluation=specs.Evaluation(split=split, n_loss=len(scores), n_generate=len(scores)),
-    )  # fmt: skip
+    )
     return Record(key=run.key, spec=run, per_example={"rougeL": [*map(float, scores)]}, failure=failure)
 
 
@@ -80,15 +83,23 @@ def test_what_is_needed_finds_the_margin_in_so_many_pairs(margin, share):
     enough = sum(found_with(one, examples, seeds, LEVEL) <= margin for one in of.intervals)
     fewer = sum(found_with(one, 0.8 * examples, seeds, LEVEL) <= margin for one in of.intervals)
     assert enough >= share * len(of.intervals) > fewer
-    assert found(of, examples, seeds, share) <= margin < found(of, int(0.8 * examples), seeds, share)
+    assert (
+        detectable_difference(of, examples, seeds, share)
+        <= margin
+        < detectable_difference(of, int(0.8 * examples), seeds, share)
+    )
 
 
 def test_more_rows_and_more_seeds_find_less():
     """Never more; and no number of rows takes away what seeds change."""
     of = some()
-    sizes = [found(of, rows, 3, 0.9) for rows in (20, 50, 200, 1000, 10**6)]
+    sizes = [detectable_difference(of, rows, 3, 0.9) for rows in (20, 50, 200, 1000, 10**6)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] < 100
-    assert found(of, 200, 3, 0.9) > found(of, 200, 5, 0.9) > found(of, 200, 10, 0.9)
+    assert (
+        detectable_difference(of, 200, 3, 0.9)
+        > detectable_difference(of, 200, 5, 0.9)
+        > detectable_difference(of, 200, 10, 0.9)
+    )
     assert needed(of, 1e-6, 0.5) is None
 
 
@@ -160,11 +171,11 @@ def test_more_rows_and_seeds_see_more_and_more_arms_less():
 
 def test_a_plan_says_what_its_test_rows_can_see():
     """With its own seeds first; groups count as a row each; a plan of one arm, or without texts, says nothing."""
-    examples = tuple(Example(f"r{at}", "a", "b", f"g{at // 4}") for at in range(100))
+    examples = tuple(TaskExample(f"r{at}", "a", "b", f"g{at // 4}") for at in range(100))
     task = TaskData("files", 1, "{input}", {"train": examples, "validation": examples, "test": examples}, (), "c" * 64)
     runs = [
         specs.Run(
-            task=task.spec, method=named(method), seed=seed,
+            task=task.spec, method=preset_method(method), seed=seed,
             budget=specs.Budget(tokens=10, learning_rate=1e-3) if method != "untuned" else None,
             evaluation=specs.Evaluation(split="test", n_generate=80),
         )
@@ -181,7 +192,7 @@ def test_a_plan_says_what_its_test_rows_can_see():
         and "the worst case" in words
     )
     assert "worst case" not in sight_words([sight("rougeL", 80, 1)])
-    repeated = tuple(Example(f"r{at}", f"asked {at // 4}", "b") for at in range(100))
+    repeated = tuple(TaskExample(f"r{at}", f"asked {at // 4}", "b") for at in range(100))
     assert sights_of(runs, dataclasses.replace(task, splits={"test": repeated})) == (own, *more)
     assert "decide nothing" in sight_words([sight("rougeL", 19, 1)]) and sight_words(()) == ""
     assert sights_of(runs[:1], task) == ()

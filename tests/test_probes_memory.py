@@ -12,7 +12,7 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store
-from peftbook.memory import TARGETS, Configuration, Setup, Shape
+from peftbook.memory import TARGETS, Configuration, DecoderShape, Setup
 from peftbook.runtime.hardware import peak_memory
 from peftbook.studies import activations, get_study, memory_cases
 from peftbook.studies import memory as study
@@ -20,7 +20,7 @@ from peftbook.training.probes import measure
 from peftbook.training.probes import memory as probes
 from peftbook.training.random_model import random_ids, subject
 
-TINY = Shape(layers=2, hidden=128, ffn=256, heads=4, kv_heads=2, vocab=512, tied=True)
+TINY = DecoderShape(layers=2, hidden=128, ffn=256, heads=4, kv_heads=2, vocab=512, tied=True)
 STEP = Setup(rank=4, seq=24, device="cpu")
 QLORA = replace(STEP, quantised="nf4")
 
@@ -32,7 +32,7 @@ def nothing_old() -> None:
     gc.freeze()
 
 
-def tiny_probe(shape: Shape = TINY, setup: Setup = STEP, **more) -> specs.Probe:
+def tiny_probe(shape: DecoderShape = TINY, setup: Setup = STEP, **more) -> specs.Probe:
     """A case of the study at a tiny shape."""
     settings = {"configuration": Configuration(shape, setup).text, "trials": 2} | more
     return specs.Probe(measure="memory.peak", settings=settings, model=study.SCRATCH)

@@ -30,7 +30,7 @@ from peftbook.decision.recipe.choice import (
 from peftbook.decision.recipe.folder import PAGES, SCRIPTS, write_folder
 from peftbook.decision.recipe.rows import count_rows
 from peftbook.evidence.literature import published
-from peftbook.memory import Configuration, Setup, Shape, read_shape
+from peftbook.memory import Configuration, DecoderShape, Setup, read_shape
 from peftbook.memory import loss as losses
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.fit import GPU_RESERVE
@@ -52,7 +52,7 @@ MODELS = ("llama-3.1-8b", "qwen2.5-7b", "gemma-2-9b", "mistral-7b", "phi-3-mini"
 
 
 SHRUNK = {
-    name: Shape(3, 192, 512, 6, 2, 8192, context=2048, family=name, **FAMILIES[name])
+    name: DecoderShape(3, 192, 512, 6, 2, 8192, context=2048, family=name, **FAMILIES[name])
     for name in ("llama", "qwen2", "gemma", "mistral")
 }
 
@@ -87,7 +87,7 @@ def test_what_is_advised_surely_fits_and_nothing_simpler_does(name, memory):
     assert recipe.method not in [label.lower() for label, _ in recipe.ruled_out]
 
 
-def surely_fits(shape: Shape, method: str, checkpointing: bool, memory: float) -> bool:
+def surely_fits(shape: DecoderShape, method: str, checkpointing: bool, memory: float) -> bool:
     """One row of the longest, held against the card by the definition of a reserve."""
     fields = fields_of(method, shape) | {"checkpointing": checkpointing, "autocast": True, "logits": "tiled"}
     seq = longest_kept([row.tokens for row in ROWS["train"]])
@@ -139,7 +139,7 @@ def test_the_rate_is_the_records_at_its_own_width_and_falls_by_the_fitted_power(
 # --- the folder -----------------------------------------------------------------------------------------------
 
 
-def written(shape: Shape, setup: Setup, folder, task):
+def written(shape: DecoderShape, setup: Setup, folder, task):
     """A recipe's folder for a random model of a shape, as a set-up has it; and its train.py as a module."""
     from transformers import AutoTokenizer
 

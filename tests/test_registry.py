@@ -17,7 +17,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store, default_store
 from peftbook.memory import SHAPES, shape_from_config, training_step
-from peftbook.methods import Method, arm_looks, get, kinds, look_of, named, preset, presets, read, usual
+from peftbook.methods import Method, arm_looks, get, kinds, look_of, preset, preset_method, presets, read, usual
 from peftbook.runtime.resources import training_setup
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio import pareto
@@ -198,7 +198,7 @@ def test_a_record_of_an_unknown_method_is_refused(value):
 def test_settings_in_the_name_are_those_of_the_spec():
     """`lora:rank=8` is LoRA of rank 8 at LoRA's rate."""
     given = preset("lora:rank=8:dora=true")
-    assert given.method == named("lora", rank=8, dora=True) and learning_rate_for("lora:rank=8") == learning_rate_for(
-        "lora"
-    )
+    assert given.method == preset_method("lora", rank=8, dora=True) and learning_rate_for(
+        "lora:rank=8"
+    ) == learning_rate_for("lora")
     assert copy.deepcopy(given).method.label == "DoRA"

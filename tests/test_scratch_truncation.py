@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from peftbook.scratch.truncation import graded_share, kept, upper_bound
+from peftbook.scratch.truncation import graded_share, remaining_tokens, upper_bound
 
 sizes = st.integers(min_value=1, max_value=200)
 
@@ -15,7 +15,7 @@ sizes = st.integers(min_value=1, max_value=200)
 @given(sizes, sizes, sizes, st.sampled_from(["left", "right"]))
 def test_a_cut_leaves_at_most_the_limit_and_nothing_is_invented(context, target, limit, side):
     """Both parts shrink or stay, and together they fill the limit whenever there is enough to fill it."""
-    before, after = kept(context, target, limit, side)
+    before, after = remaining_tokens(context, target, limit, side)
     assert 0 <= before <= context and 0 <= after <= target
     assert before + after == min(limit, context + target)
 
@@ -25,7 +25,7 @@ def test_the_right_cut_is_that_of_a_list(context, target, limit):
     """The oracle is a slice: marks of context and target, cut at the limit from either side."""
     row = ["c"] * context + ["t"] * target
     for side, left in (("right", row[:limit]), ("left", row[-limit:])):
-        assert kept(context, target, limit, side) == (left.count("c"), left.count("t"))
+        assert remaining_tokens(context, target, limit, side) == (left.count("c"), left.count("t"))
 
 
 def test_the_share_of_all_targets_weighs_long_ones_more():
@@ -37,7 +37,7 @@ def test_the_share_of_all_targets_weighs_long_ones_more():
 def test_an_unknown_side_is_refused():
     """The message names the value and the choices."""
     with pytest.raises(ValueError, match="side is 'middle'"):
-        kept(1, 1, 1, "middle")
+        remaining_tokens(1, 1, 1, "middle")
 
 
 @pytest.mark.parametrize("looks", [1, 3, 20, 300])

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from peftbook.core import specs
 from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
-from peftbook.methods import named
+from peftbook.methods import preset_method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
@@ -159,13 +159,22 @@ def test_an_order_of_answers_in_an_older_spec_keeps_its_key():
         ({"weights": "bf16", "dtype": "fp16"}, "multiplied there: choose dtype"),
         ({"weights": "bf16", "evaluation": specs.Evaluation(n_generate=1)}, "and generation_dtype 'bf16'"),
         ({"weights": "bf16", "method": Full()}, "most of their steps are rounded away: choose weights 'fp32'"),
-        ({"weights": "bf16", "method": named("norm")}, "most of their steps are rounded away: choose weights 'fp32'"),
-        ({"weights": "bf16", "method": named("adapter")}, "compute in float32: choose weights 'fp32'"),
-        ({"weights": "bf16", "method": named("qlora", init="loftq")}, "rounded from float32: choose weights 'fp32'"),
-        ({"weights": "bf16", "method": Untuned(quant="nf4"), "budget": None}, "rounded from float32"),
-        ({"checkpointing": True, "method": named("prefix")}, "drops a prefix where layers are checkpointed: choose no"),
         (
-            {"checkpointing": True, "method": named("peft:PREFIX_TUNING:num_virtual_tokens=3")},
+            {"weights": "bf16", "method": preset_method("norm")},
+            "most of their steps are rounded away: choose weights 'fp32'",
+        ),
+        ({"weights": "bf16", "method": preset_method("adapter")}, "compute in float32: choose weights 'fp32'"),
+        (
+            {"weights": "bf16", "method": preset_method("qlora", init="loftq")},
+            "rounded from float32: choose weights 'fp32'",
+        ),
+        ({"weights": "bf16", "method": Untuned(quant="nf4"), "budget": None}, "rounded from float32"),
+        (
+            {"checkpointing": True, "method": preset_method("prefix")},
+            "drops a prefix where layers are checkpointed: choose no",
+        ),
+        (
+            {"checkpointing": True, "method": preset_method("peft:PREFIX_TUNING:num_virtual_tokens=3")},
             "drops a prefix where layers are checkpointed",
         ),
         ({"checkpointing": True, "method": Untuned(), "budget": None}, "no backward pass: choose no checkpointing"),
@@ -220,8 +229,8 @@ def test_specs_are_frozen_and_closed(spec):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: named("qlora", quant="nf3"), ("QLoRA", "quant", "'nf3'", "'nf4'")),
-        (lambda: named("prompt", length=-1), ("PromptTuning", "length", "-1")),
+        (lambda: preset_method("qlora", quant="nf3"), ("QLoRA", "quant", "'nf3'", "'nf4'")),
+        (lambda: preset_method("prompt", length=-1), ("PromptTuning", "length", "-1")),
         (lambda: build(specs.Budget, tokens=0, learning_rate=1), ("Budget", "tokens", "0")),
         (lambda: build(specs.Budget, tokens=1, learning_rate=math.nan), ("Budget", "learning_rate", "nan")),
         (lambda: build(specs.Budget, tokens=1, learning_rate=math.inf), ("learning_rate = inf",)),

@@ -10,7 +10,7 @@ from tiny import watched_steps
 
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.memory import Configuration, Setup, Shape
+from peftbook.memory import Configuration, DecoderShape, Setup
 from peftbook.memory import loss as losses
 from peftbook.memory.defaults import classes_in
 from peftbook.memory.names import OPTIMISER_NAMES
@@ -22,7 +22,7 @@ from peftbook.training.probes import memory as probes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # calls of peft and TRL
 
-SHAPE = Shape(layers=4, hidden=256, ffn=768, heads=4, kv_heads=2, vocab=4096, tied=True)
+SHAPE = DecoderShape(layers=4, hidden=256, ffn=768, heads=4, kv_heads=2, vocab=4096, tied=True)
 STEP = {"rank": 8, "batch": 2, "seq": 128, "device": "cpu"}
 DECLARED = [
     (stack, field, given)

@@ -23,7 +23,7 @@ from peftbook.studio import access, users
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.data_checks import found_with
-from peftbook.studio.decisions import compared, evaluations
+from peftbook.studio.decisions import evaluations, project_comparison
 from peftbook.studio.plan import plan
 from peftbook.studio.sessions import OwnerToken, SessionStore
 from peftbook.studio.settings import Settings
@@ -103,7 +103,7 @@ def test_a_decision_says_which_rates_were_raced(tmp_path):
 
     def said(plan_id: str = "") -> str:
         (jobs,) = evaluations(studio, project.id, plan_id).values()
-        (words,) = [one for one in compared(studio, project.id, jobs).cautions if "presets" in one]
+        (words,) = [one for one in project_comparison(studio, project.id, jobs).cautions if "presets" in one]
         return words.partition(" on ")[0]
 
     assert said() == "Learning rates and sizes are presets, not tuned"

@@ -34,7 +34,7 @@ from peftbook.studio import requests, worker_queue
 from peftbook.studio.artefacts import adapter_zip
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
-from peftbook.studio.decisions import compared, evaluations
+from peftbook.studio.decisions import evaluations, project_comparison
 from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.store import Project, Studio
@@ -159,7 +159,9 @@ def test_a_home_of_the_first_studio_opens_unchanged(first):
         record = studio.records(project.id).get(job.run)
         assert len(studio.records(project.id).texts(record)) == 4 == len(record.per_example["rougeL"])
     (jobs,) = evaluations(studio, project.id).values()
-    assert len(compared(studio, project.id, jobs).rows) == 2 and len(list(studio.adapter(lora).iterdir())) == 2
+    assert (
+        len(project_comparison(studio, project.id, jobs).rows) == 2 and len(list(studio.adapter(lora).iterdir())) == 2
+    )
     assert studio.claim("w", ME).id == waiting.id and studio._row("PRAGMA user_version")[0] == SCHEMA
 
 

@@ -46,12 +46,12 @@ from peftbook.runtime.processes import is_alive
 from peftbook.runtime.resources import request_for
 from peftbook.studio import artefacts, assistant, preflight, work
 from peftbook.studio import worker as studio_worker
-from peftbook.studio.decisions import compared
+from peftbook.studio.decisions import project_comparison
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge
 from peftbook.studio.worker import Worker, serve
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
@@ -461,7 +461,7 @@ def test_a_streamed_text_is_the_greedy_text(shop, name):
             pieces[at].append(studio.answer(request).text)
     loaded = load_trained(studio, jobs[name])
     task = studio.task(project.id)
-    prompts = [encode_prompt(loaded.tokenizer, task, Example("typed", text, "")) for text in typed]
+    prompts = [encode_prompt(loaded.tokenizer, task, TaskExample("typed", text, "")) for text in typed]
     wanted = [generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=9)[0] for prompt in prompts]
     assert [studio.answer(request).text for request in asked] == wanted, studio.answer(asked[0]).error
     for growing in pieces:
@@ -480,7 +480,9 @@ def test_what_was_trained_has_its_loss_on_plain_prose_beside_its_record(shop, na
     assert record.per_example["label_tokens"] == counts
     assert record.per_example["loss_nats"] == pytest.approx(nats, rel=1e-3)
     if name != "lora":  # which wrote texts, and was scored in another way than the others
-        found = compared(studio, project.id, [jobs[one] for one in ("untuned", "prompt", "full")], "perplexity")
+        found = project_comparison(
+            studio, project.id, [jobs[one] for one in ("untuned", "prompt", "full")], "perplexity"
+        )
         row = next(row for row in found.rows if row.run == run)
         plain = store.get(prose_probe(jobs["untuned"].run)).measurements["loss_nats"]
         lost = None if row.forgotten is None else (row.forgotten.mean, row.forgotten.examples)
@@ -540,7 +542,7 @@ def test_control_tokens_that_are_typed_are_plain_text(shop):
     tokenizer = load_model(SMALL).tokenizer
     control = {tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>")}
     counts = sum(token in control for token in seen[0])
-    plain = encode_prompt(tokenizer, studio.task(project.id), Example("x", "ab", ""))
+    plain = encode_prompt(tokenizer, studio.task(project.id), TaskExample("x", "ab", ""))
     assert counts == sum(token in control for token in plain)
 
 

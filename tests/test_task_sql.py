@@ -20,7 +20,7 @@ from sql_sources import TABLES as SOURCES
 
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, Example, get_task, sql
+from peftbook.tasks import SPLITS, TaskExample, get_task, sql
 
 TABLES = sql.load_tables()
 ROWS = pq.read_table(sql.PATH).to_pylist()
@@ -35,7 +35,7 @@ def ask(table: str, text: str) -> list:
 
 
 def judged(text: str, gold: str, table: str = "states") -> float:
-    (score,) = sql.execution_match([text], [Example("x", "", gold, table)])
+    (score,) = sql.execution_match([text], [TaskExample("x", "", gold, table)])
     return score
 
 
@@ -73,7 +73,7 @@ def test_questions_are_distinct_and_counted():
 def test_every_reference_query_has_a_certain_answer():
     """Not empty, not NULL, not a count of zero, and the same where the table is stored backwards."""
     for name, table in TABLES.items():
-        backwards = sql.Table(name, table.columns, table.rows[::-1])
+        backwards = sql.SqlTable(name, table.columns, table.rows[::-1])
         with closing(sql.connect(table)) as there, closing(sql.connect(backwards)) as mirrored:
             for row in (row for row in ROWS if row["table"] == name):
                 result = sql.query(there, row["sql"], 1000)

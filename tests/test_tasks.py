@@ -28,7 +28,7 @@ from scipy import sparse
 from peftbook import tasks
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, Example, get_task, hub, prose, references, sql
+from peftbook.tasks import SPLITS, TaskExample, get_task, hub, prose, references, sql
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
@@ -258,7 +258,7 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str
 )
 def test_a_split_divides_no_group_and_no_input_and_loses_no_row(rows, seed):
     """The same text in train and test would make the score a memory test."""
-    examples = [Example(str(number), *row) for number, row in enumerate(rows)]
+    examples = [TaskExample(str(number), *row) for number, row in enumerate(rows)]
     try:
         splits = split_examples(examples, seed=seed)
     except InputError as error:
@@ -274,7 +274,7 @@ def test_a_split_divides_no_group_and_no_input_and_loses_no_row(rows, seed):
 
 def test_the_order_of_the_rows_does_not_change_the_splits():
     """A sorted and a shuffled export are the same data."""
-    examples = [Example("x", f"input {number}", "t") for number in range(50)]
+    examples = [TaskExample("x", f"input {number}", "t") for number in range(50)]
     assert split_examples(examples) == split_examples(examples[::-1])
 
 

@@ -11,7 +11,7 @@ import torch
 
 from peftbook.core import specs
 from peftbook.core.records import Record, Store
-from peftbook.memory import Configuration, Setup, Shape, training_step
+from peftbook.memory import Configuration, DecoderShape, Setup, training_step
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, layers_seconds, step_seconds
 from peftbook.studies import activations, get_study
 from peftbook.studies import step_seconds as study
@@ -24,7 +24,7 @@ pytestmark = [  # peft's calls of names that transformers is giving up
     pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning"),
 ]
 
-SHAPE = Shape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
+SHAPE = DecoderShape(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=512, tied=True)
 CPU = Setup(rank=4, length=6, batch=2, seq=24, device="cpu")
 NOTHING = Curve((1.0,), (1e-300,))
 
@@ -163,7 +163,7 @@ def here(one_thread) -> Rates:
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_step_takes_about_as_long_as_predicted(here, method):
     """To a factor of two and a half, which is what a machine with other work leaves of it."""
-    shape = Shape(layers=3, hidden=512, ffn=1408, heads=8, kv_heads=4, vocab=4096, tied=True)
+    shape = DecoderShape(layers=3, hidden=512, ffn=1408, heads=8, kv_heads=4, vocab=4096, tied=True)
     setup = Setup(
         method=method.removeprefix("q"), quantised="nf4" * (method == "qlora"), batch=2, seq=160, device="cpu"
     )

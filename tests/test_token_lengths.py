@@ -14,7 +14,7 @@ from peftbook.views.figures import data
 
 def test_counts_name_the_data_and_the_tokenizer_of_the_book():
     """New data or another tokenizer: run the tool again."""
-    counted = data.counted()
+    counted = data.shipped_counts()
     assert counted["revision"] == specs.EMBEDDED_REVISION and tuple(counted["tasks"]) == TASKS
     assert all(counted["tasks"][name]["data_sha256"] == task_spec(name).data_sha256 for name in TASKS)
 
@@ -38,7 +38,7 @@ def test_the_strip_is_what_training_encodes():
     task = get_task("docstrings")
     example = next(candidate for candidate in task.splits["validation"] if candidate.id == SPELT)
     tokens = [list(pair) for pair in spell(real_tokenizer(), task, example)]
-    assert data.counted()["example"]["tokens"] == tokens
+    assert data.shipped_counts()["example"]["tokens"] == tokens
     encoded = encode_example(real_tokenizer(), task, example, LONGEST)
     assert [kind in ("target", "end") for _, kind in tokens] == [at >= encoded.start for at in range(len(encoded.ids))]
     assert tokens[-1] == ["<|im_end|>", "end"]

@@ -83,15 +83,17 @@ def test_the_first_token_is_drawn_from_the_tempered_softmax():
     with torch.no_grad():
         logits = model(torch.tensor([prompt])).logits[0, -1].double()
     for temperature in (0.5, 1.0):
-        texts = sampling.drawn(model, Letters(), [prompt], count, 1, temperature, torch.Generator().manual_seed(0))[0]
+        texts = sampling.draw_texts(
+            model, Letters(), [prompt], count, 1, temperature, torch.Generator().manual_seed(0)
+        )[0]
         ids = np.array([int(text) if text else Letters.eos_token_id for text in texts])
         chances = (logits / temperature).softmax(dim=-1).numpy()
         shares = np.bincount(ids, minlength=len(chances)) / count
         assert (np.abs(shares - chances) < 5 * np.sqrt(chances * (1 - chances) / count) + 1e-9).all()
-    cold = sampling.drawn(model, Letters(), [prompt], 5, 4, 1e-4, torch.Generator().manual_seed(0))[0]
+    cold = sampling.draw_texts(model, Letters(), [prompt], 5, 4, 1e-4, torch.Generator().manual_seed(0))[0]
     assert set(cold) == {Letters().decode(decode_batch(model, Letters(), [prompt], 4)[0])}
     with pytest.raises(InputError, match="temperature of 0"):
-        sampling.drawn(model, Letters(), [prompt], 1, 1, 0.0, torch.Generator())
+        sampling.draw_texts(model, Letters(), [prompt], 1, 1, 0.0, torch.Generator())
 
 
 def filled(tmp_path, cold: float, hot: float) -> Store:

@@ -18,7 +18,7 @@ from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.runtime.precision import products_here
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 from peftbook.training import random_model
 from peftbook.training.encode import Encoded
 from peftbook.training.forward import apply_method
@@ -134,9 +134,9 @@ def tiny_task(metrics: tuple[str, ...] = ("rouge", "bertscore", "exact_match")) 
     """Twelve training pairs and six of each other split."""
     words = ["red", "green", "blue", "black", "white", "grey"]
 
-    def pairs(split: str, count: int) -> tuple[Example, ...]:
+    def pairs(split: str, count: int) -> tuple[TaskExample, ...]:
         chosen = [f"{words[i % 6]} {words[(i * i + len(split)) % 6]}" for i in range(count)]
-        return tuple(Example(f"{split}-{i}", text, f"Mix {text}.") for i, text in enumerate(chosen))
+        return tuple(TaskExample(f"{split}-{i}", text, f"Mix {text}.") for i, text in enumerate(chosen))
 
     return TaskData(
         name="colours",

@@ -26,7 +26,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.training import loop
-from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard, whole
+from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, full_tensor, saved_state, shard
 from peftbook.training.forward import apply_method, trainable_state
 from peftbook.training.generate import generate
 from peftbook.training.loop import Trained, losses, train
@@ -120,7 +120,7 @@ def interrupt(name: str, folder: Path, checkpoint: Path, processes: Processes = 
 
 def keep(folder: Path, model: nn.Module, trained: Trained, processes: Processes, dtype: str = "fp32") -> None:
     """What a training left, from the first process."""
-    state = {key: whole(value.detach()).contiguous() for key, value in trainable_state(model).items()}
+    state = {key: full_tensor(value.detach()).contiguous() for key, value in trainable_state(model).items()}
     nats, _ = losses(model, random_examples(7, seed=4), pad_id=2, dtype=dtype)
     folder.mkdir(parents=True, exist_ok=True)
     if processes.sharded:

@@ -24,7 +24,7 @@ from peftbook import studies
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store, default_store
 from peftbook.memory import SHAPES
-from peftbook.memory.question import Question, told
+from peftbook.memory.question import Question, answer_fields
 from peftbook.studies import Study
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
@@ -87,7 +87,7 @@ def fits() -> dict[str, Any]:
         asked: dict[str, Any] = {"model": draw.choice(shapes)}
         asked |= {name: draw.choice(values) for name, values in DRAWN.items()}
         try:
-            answer: Any = told(Question(**asked))
+            answer: Any = answer_fields(Question(**asked))
         except InputError as error:
             answer = str(error)
         answers[json.dumps(asked)] = answer

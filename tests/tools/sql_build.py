@@ -27,7 +27,7 @@ from sql_forms import FORMS, Form
 from sql_sources import MAX_ROWS, TABLES, WHEELS, Column, Source, read_table
 
 from peftbook.tasks import SPLITS
-from peftbook.tasks.sql import Table, connect, query, same_result
+from peftbook.tasks.sql import SqlTable, connect, query, same_result
 
 __all__ = ["MAX_RESULT_ROWS", "QUESTIONS_PER_TABLE", "build", "is_sound", "questions"]
 
@@ -63,7 +63,7 @@ class Draw:
         return choices[int(self.rng.random() * len(choices))]
 
 
-def fill(form: Form, source: Source, table: Table, draw: Draw) -> tuple[dict[str, str], dict[str, str]]:
+def fill(form: Form, source: Source, table: SqlTable, draw: Draw) -> tuple[dict[str, str], dict[str, str]]:
     """Values of the form's slots as SQL and as English. Raises UnfitError where the table has none."""
     wanted = slots(form.sql)
     chosen: dict[str, Column] = {}
@@ -107,13 +107,13 @@ def fill(form: Form, source: Source, table: Table, draw: Draw) -> tuple[dict[str
     return as_sql | {"t": table.name}, as_text | {"one": source.one, "many": source.many}
 
 
-def is_sound(table: Table, sql: str, decoys: Sequence[str]) -> bool:
+def is_sound(table: SqlTable, sql: str, decoys: Sequence[str]) -> bool:
     """Whether a query has a small, certain and telling result.
 
     1 to MAX_RESULT_ROWS rows without NULL, not a count of zero; the same rows where the table is stored backwards;
     another result than each of the simpler queries.
     """
-    backwards = Table(table.name, table.columns, table.rows[::-1])
+    backwards = SqlTable(table.name, table.columns, table.rows[::-1])
     ordered = " ORDER BY " in sql
     with closing(connect(table)) as there, closing(connect(backwards)) as mirrored:
         result = query(there, sql, MAX_RESULT_ROWS + 1)
@@ -136,7 +136,7 @@ class Question:
     sql: str
 
 
-def ask(form: Form, source: Source, table: Table, draw: Draw, seen: set[str]) -> Question | None:
+def ask(form: Form, source: Source, table: SqlTable, draw: Draw, seen: set[str]) -> Question | None:
     """A new sound question of this form, or None after TRIES draws."""
     for _ in range(TRIES):
         try:
@@ -162,7 +162,7 @@ def mend(words: str) -> str:
     return re.sub(r"\b([Aa]) (?=[aeio]|un[^i]|urban)", r"\1n ", words)
 
 
-def questions(source: Source, table: Table, count: int) -> list[Question]:
+def questions(source: Source, table: SqlTable, count: int) -> list[Question]:
     """`count` questions about one table, the forms in turn until each is used up."""
     draw, seen, asked = Draw(f"sql {source.name}"), set[str](), list[Question]()
     open_forms = list(FORMS)
@@ -176,7 +176,7 @@ def questions(source: Source, table: Table, count: int) -> list[Question]:
     return asked[:count]
 
 
-def facts(tables: Mapping[str, Table], rows: Sequence[Question], wheels: Mapping[str, Path]) -> dict[str, Any]:
+def facts(tables: Mapping[str, SqlTable], rows: Sequence[Question], wheels: Mapping[str, Path]) -> dict[str, Any]:
     """What sql.json holds: the tables with their sources, counts, and the packages with their licence texts."""
     notices = {name: notice(path) for name, path in wheels.items()}
     per_table = Counter(row.table for row in rows)

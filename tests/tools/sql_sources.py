@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftbook.tasks.sql import Table
+from peftbook.tasks.sql import SqlTable
 
 __all__ = ["MAX_COLUMNS", "MAX_ROWS", "TABLES", "WHEELS", "Column", "Source", "Wheel", "read_table"]
 
@@ -233,7 +233,7 @@ def records(archive: zipfile.ZipFile, source: Source) -> Iterator[Mapping[str, s
     yield from csv.DictReader(lines, fieldnames=source.header or None, delimiter=source.delimiter)
 
 
-def read_table(wheel: Path, source: Source) -> Table:
+def read_table(wheel: Path, source: Source) -> SqlTable:
     """The shipped table: rows without a missing value, then MAX_ROWS of them at even spacing, in the file's order."""
     with zipfile.ZipFile(wheel) as archive:
         whole_rows = [
@@ -243,4 +243,4 @@ def read_table(wheel: Path, source: Source) -> Table:
         ]
     count = min(MAX_ROWS, len(whole_rows))
     rows = tuple(whole_rows[at * len(whole_rows) // count] for at in range(count))
-    return Table(source.name, tuple((column.name, column.kind) for column in source.columns), rows)
+    return SqlTable(source.name, tuple((column.name, column.kind) for column in source.columns), rows)

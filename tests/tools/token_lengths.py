@@ -13,7 +13,7 @@ from typing import Any
 from peftbook.core import specs
 from peftbook.core.folders import DATA
 from peftbook.core.records import write_atomically
-from peftbook.tasks import Example, TaskData, get_task
+from peftbook.tasks import TaskData, TaskExample, get_task
 from peftbook.training.encode import encode_example, encode_plain, encode_turns
 from peftbook.training.models import prepare_embedded
 
@@ -33,7 +33,7 @@ def count(tokenizer: Any, task: TaskData) -> dict[str, Any]:
     return counts
 
 
-def spell(tokenizer: Any, task: TaskData, example: Example) -> list[tuple[str, str]]:
+def spell(tokenizer: Any, task: TaskData, example: TaskExample) -> list[tuple[str, str]]:
     """The tokens of prompt, target and end of turn as (text, kind): `template`, `question`, `target` or `end`."""
     head, question, tail = encode_turns(tokenizer, task.messages(example))
     parts = [("template", head), ("question", question), ("template", tail)]

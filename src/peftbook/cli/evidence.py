@@ -190,16 +190,33 @@ def claim_row(claim, platform: str) -> dict:
     """A claim as plain values; the effect is null until it is known."""
     study, effect = claim.study, claim.effect
     return {
-        "study": study.name, "claim": study.claim, "source": study.source, "platform": platform,
-        "verdict": claim.verdict.outcome, "evidence": claim.verdict.sentence,
-        "effect": None if effect is None else {
-            "name": claim.name, "value": effect.value, "low": effect.low, "high": effect.high, "unit": effect.unit,
-            "seeds": effect.seeds, "n": effect.n, "runs": list(effect.runs),
+        "study": study.name,
+        "claim": study.claim,
+        "source": study.source,
+        "platform": platform,
+        "verdict": claim.verdict.outcome,
+        "evidence": claim.verdict.sentence,
+        "effect": None
+        if effect is None
+        else {
+            "name": claim.name,
+            "value": effect.value,
+            "low": effect.low,
+            "high": effect.high,
+            "unit": effect.unit,
+            "seeds": effect.seeds,
+            "n": effect.n,
+            "runs": list(effect.runs),
         },
-        "refuted_if": study.refuted_if, "does_not_show": study.does_not_show, "regime": study.regime,
-        "own": study.own, "chapter": study.chapter,
-        "runs": claim.runs, "missing": claim.missing, "command": command_for(study.name, platform),
-    }  # fmt: skip
+        "refuted_if": study.refuted_if,
+        "does_not_show": study.does_not_show,
+        "regime": study.regime,
+        "own": study.own,
+        "chapter": study.chapter,
+        "runs": claim.runs,
+        "missing": claim.missing,
+        "command": command_for(study.name, platform),
+    }
 
 
 def command_decide(args: argparse.Namespace) -> int:
@@ -212,9 +229,15 @@ def command_decide(args: argparse.Namespace) -> int:
     if len(files) < len(args.files):
         raise InputError("Two of the files have one name: write them as NAME=FILE.")
     found = decide(
-        files, measure=args.measure, key=args.id, kept=args.filter, group=args.group, margin=args.margin,
-        lower=args.lower, common=args.common,
-    )  # fmt: skip
+        files,
+        measure=args.measure,
+        key=args.id,
+        kept=args.filter,
+        group=args.group,
+        margin=args.margin,
+        lower=args.lower,
+        common=args.common,
+    )
     if args.json:
         body = asdict(found) | {"level": LEVEL, "files": {name: [*map(str, each)] for name, each in files.items()}}
         for one, arm in zip(body["arms"], found.arms, strict=True):
@@ -264,7 +287,7 @@ def decided(found: Outside) -> list[str]:
         by = f", by less than the margin of {margin}" * pair.small
         lines.append(f"  {said.get(pair.outcome, f'{better} is better than {worse}{by}.')}")
         if pair.outcome in ("undecided", "too few to tell"):
-            lines.append(f"  {asked(pair, margin, seeds)}")
+            lines.append(f"  {sample_size_sentence(pair, margin, seeds)}")
     if len(found.pairs) > 1:
         lines.append("Intervals are of 95 % each; better is said for all pairs together, by Holm at 5 %,")
         lines.append("equivalent of each pair by itself.")
@@ -285,7 +308,7 @@ def too_few(one: Interval) -> str:
     return f"{one.seeds} seeds, one or at least {FEWEST_SEEDS} are asked for"
 
 
-def asked(pair: Pairing, margin: float | None, seeds: int) -> str:
+def sample_size_sentence(pair: Pairing, margin: float | None, seeds: int) -> str:
     """How many would decide."""
     if margin is None:
         return "With --margin, the smallest difference that would matter: how many would decide."
@@ -299,7 +322,7 @@ def command_power(args: argparse.Namespace) -> int:
     """Say how many seeds and test rows a comparison needs, from the spread of the book's runs, before any training."""
     from peftbook.core.records import default_store
     from peftbook.decision import MEASURES, check_choices
-    from peftbook.decision.power import found, needed, spreads
+    from peftbook.decision.power import detectable_difference, needed, spreads
     from peftbook.decision.recommendation import FEWEST_EXAMPLES
     from peftbook.evidence.stats import FEWEST_SEEDS
 
@@ -318,13 +341,19 @@ def command_power(args: argparse.Namespace) -> int:
     shares = {"half of them": 0.5, "nine of ten": 0.9}
     rows: list[dict[str, Any]] = [
         {
-            "task": one.task, "model": one.model, "groups": one.intervals[0].groups,
+            "task": one.task,
+            "model": one.model,
+            "groups": one.intervals[0].groups,
             "pairs": one.intervals,
             "needed": {word: needed(one, margin, share) for word, share in shares.items()},
-            "found": {word: found(one, args.rows, args.seeds, share) for word, share in shares.items() if args.rows},
+            "found": {
+                word: detectable_difference(one, args.rows, args.seeds, share)
+                for word, share in shares.items()
+                if args.rows
+            },
         }
         for one in known
-    ]  # fmt: skip
+    ]
     if args.json:
         print_json({"measure": measure.name, "margin": margin, "spreads": rows})
         return 0

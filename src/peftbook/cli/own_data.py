@@ -185,9 +185,16 @@ def command_studio(args: argparse.Namespace) -> int:
     caps = read_options(Caps, args)
     check_bounds(caps)
     return serve(
-        args.home, host=args.host, port=args.port, login_file=args.login_file, worker=not args.no_worker, caps=caps,
-        token=not args.no_token, names=args.name, ray=args.ray,
-    )  # fmt: skip
+        args.home,
+        host=args.host,
+        port=args.port,
+        login_file=args.login_file,
+        worker=not args.no_worker,
+        caps=caps,
+        token=not args.no_token,
+        names=args.name,
+        ray=args.ray,
+    )
 
 
 def maintain(args: argparse.Namespace, home: Path) -> str:

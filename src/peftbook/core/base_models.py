@@ -1,4 +1,4 @@
-"""Which base model a name means: an embedded one, a hub id, or a local folder, pinned by a hash of what is in it.
+"""Which base model a name means: an embedded one, a hub id, or a local folder, pinned by a hash of its contents.
 
 The hash takes moments whatever the size of the model, and changes with its weights.
 """
@@ -45,7 +45,7 @@ def model_named(name: str) -> specs.Model:
 
 
 def folder_named(name: str) -> Path | None:
-    """The folder of that name, or nothing where there is none, or could be none."""
+    """The folder of that name; None if it does not exist or the name cannot be a path."""
     try:
         folder = Path(name).expanduser()
         return folder if name and folder.is_dir() else None
@@ -54,13 +54,13 @@ def folder_named(name: str) -> Path | None:
 
 
 def folder_revision(folder: Path) -> str:
-    """SHA-256 of what decides what the model in a folder computes, in hexadecimal; neither path nor dates count.
+    """SHA-256, in hexadecimal, of the contents that determine what a folder's model computes; not of path or dates.
 
     File by file in the order of their names: settings, tokenizer and chat template whole; of each `*.safetensors` its
     length, its header (names, types, shapes and places of the tensors) and of each tensor the first, the middle and
     the last 64 KiB, which is all of a tensor of up to 192 KiB. Training changes every tensor that it touches nearly
-    everywhere, so another training is another hash; an edit between the three places of a large tensor is not seen.
-    Raises InputError for a folder without a model, for a file that cannot be read, or that is no safetensors file.
+    everywhere, so another training gives another hash; an edit between these blocks of a large tensor is not detected.
+    Raises InputError for a folder without a model, an unreadable file, or an invalid safetensors file.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"Model folder {str(folder)!r} has no config.json: name one that save_pretrained wrote.")
@@ -104,7 +104,7 @@ def samples(path: Path) -> Iterator[bytes]:
 
 
 def check_model(model: specs.Model) -> None:
-    """Raises InputError if the folder that a run names holds another model by now: its results would be another's."""
+    """Raise InputError if the folder that a run names now holds another model than the run's."""
     folder = Path(model.name)
     if not in_folder(model) or model.revision in ("", specs.EMBEDDED_REVISION) or not folder.is_dir():
         return
@@ -116,12 +116,12 @@ def check_model(model: specs.Model) -> None:
 
 
 def in_folder(model: specs.Model) -> bool:
-    """Whether a model is a folder of this machine, not an embedded one and no hub id."""
+    """Whether a model is a local folder, rather than an embedded model or a hub id."""
     return Path(model.name).is_absolute()
 
 
 def pinned(model: specs.Model, digits: int | None = None) -> str:
-    """What its revision is, in words; all of it, or its first digits."""
+    """A model's revision in words, in full or its first digits."""
     if not model.revision:
         return "not pinned"
     what = "hash of the folder" if in_folder(model) else "revision"

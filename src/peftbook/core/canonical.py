@@ -16,8 +16,8 @@ __all__ = ["Keyed", "Spec", "build"]
 class Spec(BaseModel):
     """Frozen base of all specs: no unknown fields, no infinite numbers (JSON has no word for them).
 
-    A field that joined a spec after its first records is named in `added` and left out of the canonical text while it
-    has its default, so that older keys stay what they are.
+    `added` names the fields that were added after a spec's first records. The canonical text leaves them out while they
+    have their defaults, so older keys do not change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

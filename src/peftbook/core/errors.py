@@ -1,4 +1,4 @@
-"""What every public entry point raises for bad input, and what a training raises that got nowhere."""
+"""Exceptions: for bad input at every public entry point, and for a training that diverged."""
 
 import importlib.util
 
@@ -19,25 +19,25 @@ class InputError(ValueError):
 
 
 class Unknown(InputError):  # noqa: N818 — these three are answers, with HTTP's words for them
-    """An id that nothing has, or nothing any more: 404 for who asks by HTTP."""
+    """An id that does not exist, or no longer exists: HTTP 404."""
 
 
 class Conflict(InputError):  # noqa: N818
-    """What was asked for does not go with what is there now: 409."""
+    """A request that conflicts with the present state: HTTP 409."""
 
 
 class TooLarge(InputError):  # noqa: N818
-    """More than a cap: 413."""
+    """Input beyond a cap: HTTP 413."""
 
 
 class Diverged(InputError):  # noqa: N818 — the field's word for it
-    """A loss or a gradient that is no finite number: a result, which is recorded as the run's failure."""
+    """A loss or gradient is not finite. This is a result, recorded as the run's failure."""
 
 
 def need(module: str, what: str) -> None:
-    """Raise InputError, which names the extra to install, where a module is missing that something is done with.
+    """Raise InputError, naming the extra to install, if a module is missing.
 
-    what: a sentence's start, like "The studio".
+    what: what needs the module, as the start of the sentence, like "The studio".
     """
     if importlib.util.find_spec(module) is None:
         raise InputError(f"{what} needs {module}: install it with `pip install 'peftbook[{EXTRAS[module]}]'`.")

@@ -77,9 +77,10 @@ def files_of(store: Store, key: str) -> dict[str, bytes]:
 
 
 def receive_record(store: Store, key: str, files: Mapping[str, bytes]) -> Record:
-    """Add the record of this key, made on another machine, as the same files as it was written there.
+    """Add the record of this key, made on another machine, byte for byte.
 
-    Raises InputError unless it is this run's, whole, with its texts; nothing is written then. A record at hand stays.
+    Raises InputError, and writes nothing, unless the record is this run's and complete with its texts. A record that is
+    already at hand is not replaced.
     """
     name = f"{key[:12]}.json"
     record = check_record(name, files.get(name, b""))
@@ -93,7 +94,7 @@ def receive_record(store: Store, key: str, files: Mapping[str, bytes]) -> Record
 
 
 def write_files(folder: Path, key: str, data: bytes, texts: bytes | None) -> None:
-    """Texts first, so that a record on disk is always whole."""
+    """Write the texts first, so that a record on disk is always complete."""
     if texts is not None:
         write_atomically(folder / f"{key[:12]}.texts.json.gz", texts)
     write_atomically(folder / f"{key[:12]}.json", data)

@@ -1,4 +1,4 @@
-"""Where the data that ship, prepared models, checkpoints and what was measured of this machine lie."""
+"""Folders of the shipped data, prepared models, checkpoints, cached results and measurements of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATA = PACKAGE / "data"
 
 
 def cache_folder() -> Path:
-    """What can be made again: `PEFTBOOK_CACHE`, or the user's cache folder."""
+    """The cache, whose files can all be made again: `PEFTBOOK_CACHE`, or the user's cache folder."""
     if folder := os.environ.get("PEFTBOOK_CACHE"):
         return Path(folder)
     import platformdirs
@@ -24,17 +24,17 @@ def cache_folder() -> Path:
 
 
 def checkpoints_folder() -> Path:
-    """Where runs under way keep their checkpoints and locks: `PEFTBOOK_CHECKPOINTS`, or a folder of the cache."""
+    """Checkpoints and locks of unfinished runs: `PEFTBOOK_CHECKPOINTS`, or a folder of the cache."""
     return Path(os.environ.get("PEFTBOOK_CHECKPOINTS") or cache_folder() / "checkpoints")
 
 
 def results_folder() -> Path:
-    """Where results that are computed from records are cached: `PEFTBOOK_RESULTS`, or a folder of the cache."""
+    """Cached results computed from records: `PEFTBOOK_RESULTS`, or a folder of the cache."""
     return Path(os.environ.get("PEFTBOOK_RESULTS") or cache_folder() / "results")
 
 
 def run_lock(key: str, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
-    """The right to compute a run, so that two processes never write its checkpoint. Raises InputError if it is held.
+    """The lock of a run, so that no two processes write its checkpoint. Raises InputError if another holds it.
 
     patience: seconds to wait for a holder that may be dying.
     """

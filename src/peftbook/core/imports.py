@@ -20,8 +20,8 @@ BY_NAME = re.compile(r"\b(import_module|get_study)\(")
 def dependencies(module: str) -> frozenset[str]:
     """Paths of the package's files that a module's functions can use: code and data.
 
-    A module that imports others by a name it computes, or asks for a study by name, can use all of its folder;
-    `studies` itself is given the name, and that study has a cached result of its own.
+    A module that imports others by a computed name, or looks up a study by name, depends on its whole folder.
+    `studies` does not: its callers pass the name, and each study has a cached result of its own.
     """
     waiting, seen = [module], set[str]()
     while waiting:
@@ -33,7 +33,7 @@ def dependencies(module: str) -> frozenset[str]:
 
 @cache
 def _data() -> list[str]:
-    """The package's files that are no code."""
+    """The package's files other than code."""
     return [str(path) for path in (*PACKAGE.glob("data/**/*"), *PACKAGE.glob("*/*.toml")) if path.is_file()]
 
 
@@ -50,7 +50,7 @@ def _name_of(file: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def imports_of(module: str) -> set[str]:
-    """Names that a module imports from the package, or may import by a name that it computes; empty of no module."""
+    """Names that a module imports from the package, or may import by a computed name; empty for an unknown module."""
     if module not in _modules():
         return set()
     file = Path(_modules()[module])
@@ -62,7 +62,7 @@ def imports_of(module: str) -> set[str]:
 
 
 def imported_names(code: str) -> set[str]:
-    """Names of the package's modules that code imports, wherever in it; of `from a import b` both a and a.b."""
+    """Names of the package's modules that code imports anywhere; for `from a import b` both a and a.b."""
     names = set[str]()
     for origin, what, whole in IMPORTED.findall(code):
         names |= {whole} if whole else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", what))}

@@ -1,4 +1,4 @@
-"""Options: what is said once of each field of a dataclass, for the command line and for forms."""
+"""Options: one description of each field of a dataclass, for the command line and for forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class Bound:
-    """What a number may be. words: a sentence's start with the number in it."""
+    """The range of a number. words: the start of the error message, with {} for the number."""
 
     words: str
     least: float
@@ -27,7 +27,7 @@ class Bound:
     whole: bool = True
 
     def check(self, value: object) -> None:
-        """Raises InputError, naming the value and the fix, for one that is out of bounds, or no number."""
+        """Raise InputError, naming the value and the fix, if it is out of bounds or not a number."""
         said = repr(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             if self.least <= value <= self.most and not (self.whole and value % 1):
@@ -39,13 +39,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Option:
-    """What is said of a field, in the annotation of its type: `seeds: Annotated[int, Option("…")] = 1`.
+    """The description of a field, in the annotation of its type: `seeds: Annotated[int, Option("…")] = 1`.
 
-    help: what it means.  flag: its name on the command line, if not the field's.  bound: of a number.
-    label: of its field in a form, which has none without.
-    type: of a word, as argparse calls it.  convert: from the words to the field's value.
-    choices: the only words.  count: of words, if not one.  repeated: given once for each of several values.
-    metavar: what a word stands for.  usual: the default, where its value says too little or too much.
+    help: what the field means.  flag: the option's name, if not the field's.  bound: the range of a number.
+    label: in a form; a field without one is not in the form.
+    type, choices, metavar: as in argparse.  convert: makes the field's value from the words.
+    count: number of words, if not one.  repeated: given once for each of several values.
+    usual: text for the default, where its value says too little or too much.
     """
 
     help: str
@@ -69,9 +69,9 @@ def options_of(model: type) -> dict[str, Option]:
 
 
 def add_options(parser: argparse.ArgumentParser, model: type) -> None:
-    """Give a parser an option for each field; what is not said is None there, and the field's default in the model.
+    """Add an option for each field to a parser. An omitted option parses as None; the model then has its default.
 
-    A field that is False is a switch, without a word.
+    A field whose default is False becomes a switch.
     """
     defaults = {field.name: field.default for field in fields(model)}
     for name, option in options_of(model).items():
@@ -93,19 +93,19 @@ def add_options(parser: argparse.ArgumentParser, model: type) -> None:
 
 
 def help_of(option: Option, default: object) -> str:
-    """What an option means, and what holds without it."""
+    """The help text of an option, with its default."""
     usual = option.usual
     if usual is None and default not in (MISSING, None, ""):
-        usual = " ".join(map(shown, default)) if isinstance(default, tuple) else shown(default)
+        usual = " ".join(map(format_default, default)) if isinstance(default, tuple) else format_default(default)
     return (option.help + (f" (default {usual})" if usual else "")).replace("%", "%%")
 
 
-def shown(value: object) -> str:
+def format_default(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def read_options(model: type[Model], args: argparse.Namespace) -> Model:
-    """The model that the given options make. Raises InputError for words that stand for no value."""
+    """Build the model from parsed options. Raises InputError for words that cannot be converted."""
     given = {}
     for name, option in options_of(model).items():  # type: ignore[arg-type]  # a class is hashable
         if (value := getattr(args, name)) is not None:
@@ -114,9 +114,9 @@ def read_options(model: type[Model], args: argparse.Namespace) -> Model:
 
 
 def words_of(model: type, said: object) -> Iterator[str]:
-    """The options that make a model, word by word, without those that say no more than the defaults.
+    """The command-line words that reproduce a model, without options at their defaults.
 
-    said: what a parser made of them, or a model whose values are words already.
+    said: parsed options, or a model whose values are words already.
     """
     for field in fields(model):
         option, value = options_of(model)[field.name], getattr(said, field.name)
@@ -128,7 +128,7 @@ def words_of(model: type, said: object) -> Iterator[str]:
 
 
 def check_bounds(model: object, leave_out: Sequence[str] = ()) -> None:
-    """Raises InputError for a number of a model that is out of its bounds; None stands for no number."""
+    """Raise InputError if a number of a model is out of its bounds; None passes."""
     for name, option in options_of(type(model)).items():  # type: ignore[arg-type]
         value = getattr(model, name)
         if option.bound is not None and value is not None and name not in leave_out:
@@ -136,16 +136,16 @@ def check_bounds(model: object, leave_out: Sequence[str] = ()) -> None:
 
 
 def flag(name: str) -> str:
-    """A field's name as that of an option."""
+    """The option name of a field: `max_length` → `--max-length`."""
     return "--" + name.replace("_", "-")
 
 
 def number(text: str) -> int | float:
-    """A number, for argparse; what it may be its bounds say."""
+    """Parse a number for argparse, without checking its bounds."""
     value = float(text)
     return int(value) if value.is_integer() else value
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The names in a list with commas; those within brackets divide nothing."""
+    """The names in a comma-separated list; commas inside brackets do not separate."""
     return tuple(filter(None, map(str.strip, re.split(r",(?![^\[]*\])", text))))

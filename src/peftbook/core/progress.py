@@ -179,7 +179,7 @@ class Display:
 
     def __init__(
         self, title: str, stream: TextIO, clock: Callable[[], float] = time.monotonic, log_seconds: float | None = None
-    ):  # fmt: skip
+    ):
         self.title, self.clock = title, clock
         self.line = StatusLine(stream, clock, log_seconds)
         self.phase: Phase | None = None

@@ -67,7 +67,7 @@ class Record(BaseModel):
 
     @property
     def wall_seconds(self) -> float | None:
-        """From start to end of its making, by its provenance; None where that does not say."""
+        """Seconds from start to end of the run, by its provenance; None if that does not say."""
         try:
             began, ended = (datetime.datetime.fromisoformat(self.provenance[name]) for name in ("started", "finished"))
         except (KeyError, TypeError, ValueError):
@@ -84,9 +84,10 @@ class Record(BaseModel):
 
 
 def write_atomically(path: Path, data: bytes, *, lasting: bool = True) -> None:
-    """Write through a temporary file, fsync and rename: readers see the old file or the whole new one.
+    """Write through a temporary file and a rename: readers see the old file or the whole new one.
 
-    lasting: even if the power goes; what is checked when it is read, and made again, need not wait for the disk.
+    lasting: fsync first, so that the file survives a power cut; not needed for files that are verified and can be made
+    again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -104,7 +105,7 @@ def write_atomically(path: Path, data: bytes, *, lasting: bool = True) -> None:
 
 
 class Missing(InputError):  # noqa: N818  # not an error: what rests on the run waits
-    """A run has no record, so that what rests on it is not known yet."""
+    """A run has no record yet, so results that need it are unknown."""
 
     def __init__(self, run: Run | Probe, sentence: str = ""):
         key = run.key[:12]
@@ -113,13 +114,13 @@ class Missing(InputError):  # noqa: N818  # not an error: what rests on the run 
 
 
 class Unusable(Missing):
-    """All runs have records, but one of them failed or says too little, which is said in a sentence."""
+    """All runs have records, but one failed or holds too little; the message says which."""
 
 
 class Store:
     """Records in folders: read from all of them in order, written to the last.
 
-    platform, machine: with a platform the store answers for every run as it would be made there (`on`).
+    platform, machine: a store with a platform answers for each run as if it were made there (`on`).
     """
 
     def __init__(self, *folders: Path, platform: str = "", machine: str = ""):
@@ -130,8 +131,8 @@ class Store:
     def on(self, platform: str, machine: str = "") -> Store:
         """The same records seen from a platform: a study asks for its CPU runs and gets those of the platform.
 
-        machine: what timing runs are named after there; without one, a machine that the platform's timing records at
-        hand name, if there is any.
+        machine: the machine name of timing runs there; by default the most frequent one in the platform's timing
+        records at hand.
         """
         if platform == "cpu" and not machine:
             return Store(*self.folders)
@@ -277,7 +278,7 @@ def load_record(path: Path) -> Record:
 
 @lru_cache(CACHED_RECORDS)
 def _load_record(path: Path, *state: int) -> Record:
-    """`state` is what changes when the file does."""
+    """`state` differs when the file has changed."""
     try:
         return check_record(path.name, path.read_bytes())
     except OSError as error:

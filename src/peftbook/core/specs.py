@@ -75,7 +75,7 @@ class Task(Spec):
 
     @property
     def own(self) -> bool:
-        """Whether its rows are a reader's, of which no record is published."""
+        """Whether its rows are a reader's own; no record of such a task is published."""
         return self.name == OWN_ROWS
 
 
@@ -103,7 +103,7 @@ class Budget(Spec):
 
     @property
     def trained_tokens(self) -> int:
-        """Of the tokens those that training comes to."""
+        """Number of tokens until training stops."""
         return math.ceil(self.stop * self.tokens) if self.stop else self.tokens
 
 
@@ -126,7 +126,7 @@ class Evaluation(Spec):
     order: Literal["length", "random"] = "length"
 
     def chosen(self, examples: Sequence[Item], count: int) -> Sequence[Item]:
-        """The first so many examples of the split that are not left out."""
+        """The first `count` examples of the split after the skipped ones."""
         return examples[self.skip : self.skip + count]
 
 
@@ -161,26 +161,27 @@ class Run(Keyed):
 
     @property
     def key(self) -> str:
-        """SHA-256 of the canonical spec, computed once for each."""
+        """SHA-256 of the canonical spec, cached."""
         return _key_of(self)
 
     @property
     def packed(self) -> bool:
-        """Whether it is computed without padding: where the order of sums hardly shows, and on a reader's rows, which
-        may have an order of their own.
+        """Whether the run is computed without padding, which changes the order of sums.
+
+        That hardly shows in float32, and runs on a reader's own rows may differ in it.
         """
         return self.platform == "cpu" and self.weights == "fp32" and (self.dtype == "fp32" or self.task.own)
 
     @property
     def whole(self) -> Run:
-        """The run of which this one is the beginning: itself, unless its training stops early."""
+        """The full run that this one is the beginning of; itself unless its training stops early."""
         if self.budget is None or not self.budget.stop:
             return self
         return self.model_copy(update={"budget": self.budget.model_copy(update={"stop": 0.0})})
 
     @property
     def checkpoint(self) -> str:
-        """The folder of its checkpoints. A run that stops early leaves there where the whole run goes on from."""
+        """Name of the checkpoint folder. A run that stops early shares it with the full run, which resumes there."""
         return self.whole.key[:16]
 
     @field_validator("budget")
@@ -243,7 +244,7 @@ class Probe(Keyed):
     version: int = 1
 
     def whole(self, name: str) -> int:
-        """A setting that is a whole number. This and its kin raise InputError where the setting is another thing."""
+        """A setting that is a whole number. All these readers raise InputError for a setting of another type."""
         return self._setting(name, int)
 
     def number(self, name: str) -> float:

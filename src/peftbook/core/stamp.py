@@ -18,7 +18,7 @@ CLOCK_TICK = 0.05  # seconds by which a file's time may lag behind the clock
 def inputs_hash(files: Iterable[Path | str], *texts: str, root: Path | None = None) -> str:
     """SHA-256 over names and contents of files, in the order of their names, and over texts.
 
-    root: folder to which the names are relative, where the hash is to stay the same in a copy of it.
+    root: makes the names relative to this folder, so that a copy of the folder has the same hash.
     """
     total = hashlib.sha256()
     for name in sorted(set(map(str, files))):
@@ -29,7 +29,7 @@ def inputs_hash(files: Iterable[Path | str], *texts: str, root: Path | None = No
 
 
 def file_hash(path: Path | str) -> str | None:
-    """SHA-256 of a file, of the names of the records and modules in a folder, or None where there is neither."""
+    """SHA-256 of a file, or of the names of the records and modules in a folder; None if neither exists."""
     try:
         state = os.stat(path)  # noqa: PTH116 — a command asks for thousands
         if stat.S_ISDIR(state.st_mode):
@@ -42,7 +42,7 @@ def file_hash(path: Path | str) -> str | None:
 
 @lru_cache(maxsize=8192)
 def _content_hash(path: str, *state: int) -> str:
-    """`state` is what changes when the file does."""
+    """`state` differs when the file has changed."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -67,11 +67,11 @@ def changed_since(moment: float, files: Iterable[Path | str]) -> bool:
 
 
 def add_checksum(body: str) -> bytes:
-    """A text after a first line with its SHA-256."""
+    """The text, preceded by a line with its SHA-256."""
     return f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}".encode()
 
 
 def verified_body(data: bytes) -> bytes | None:
-    """What follows the first line, if that is the SHA-256 of it."""
+    """The text after the first line if that line is its SHA-256, else None."""
     digest, _, body = data.partition(b"\n")
     return body if hashlib.sha256(body).hexdigest().encode() == digest else None

@@ -1,7 +1,7 @@
 """Dependency tracking: which records a number was computed from, and which files were looked for.
 
-Reads are keys of records, to be linked to beside the number. Lookups are paths, whether found or not: what must be made
-again, a chapter say, when one of them changes. Each thread has its own trackers.
+Reads are keys of records, which a page links beside the number. Lookups are paths, found or not; an output such as a
+chapter is rebuilt when one of them changes. Each thread has its own trackers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def track_reads(*, hidden: bool = False) -> Iterator[Reads]:
 def untracked() -> AbstractContextManager[Reads]:
     """Hide the reads inside from outer trackers, which still see the lookups.
 
-    For reads that only tell which runs count, and for a result that is cached together with its reads.
+    For reads that only determine which runs count, and for a result that is cached together with its reads.
     """
     return track_reads(hidden=True)
 

@@ -44,7 +44,7 @@ from peftbook.decision.terms import (
 from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
 from peftbook.methods.untuned import Untuned
-from peftbook.tasks import Example, groups_of
+from peftbook.tasks import TaskExample, groups_of
 
 __all__ = [
     "COSTS",
@@ -69,7 +69,7 @@ LEVEL = 0.05  # family-wise, of each of the two questions
 def compare(
     records: Sequence[Record],
     texts: Mapping[str, Sequence[str]],
-    examples: Sequence[Example],
+    examples: Sequence[TaskExample],
     *,
     measure: str = "rougeL",
     margin: float | None = None,
@@ -141,12 +141,16 @@ def with_before(rows: Sequence[Row]) -> list[Row]:
     """The rows, those that go on from another one with its label and its cost: they are not to be had without it."""
     owners = {key: row for row in rows for key in row.runs}
     return [
-        row if (before := owners.get(row.run.start)) is None else dataclasses.replace(
-            row, before=before.label, train_seconds=row.train_seconds + before.train_seconds,
+        row
+        if (before := owners.get(row.run.start)) is None
+        else dataclasses.replace(
+            row,
+            before=before.label,
+            train_seconds=row.train_seconds + before.train_seconds,
             peak_memory_bytes=max(row.peak_memory_bytes, before.peak_memory_bytes),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:

@@ -139,17 +139,19 @@ def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
     runs = [candidate.run for candidate in candidates]
     several, starts = len({run.model for run in runs}) > 1, {run.start for run in runs}
     plain = [
-        run.method.label + (", before" if run.key in starts else ", continued" * bool(run.start))
+        run.method.label
+        + (", before" if run.key in starts else ", continued" * bool(run.start))
         + (f" · {model_label(run.model.name)}" if several else "")
         for run in runs
-    ]  # fmt: skip
+    ]
     settings = [settings_of(run) for run in runs]
     out = []
     for label, own in zip(plain, settings, strict=True):
         alike = [other for name, other in zip(plain, settings, strict=True) if name == label]
         telling = [name for name in own if len({str(other.get(name)) for other in alike}) > 1]
-        said = ", ".join(f"{name} {own[name]:g}" if isinstance(own[name], float) else f"{name} {own[name]}"
-                         for name in telling)  # fmt: skip
+        said = ", ".join(
+            f"{name} {own[name]:g}" if isinstance(own[name], float) else f"{name} {own[name]}" for name in telling
+        )
         out.append(f"{label} ({said})" if said else label)
     return out
 

@@ -8,7 +8,7 @@ from peftbook.decision.own_metrics import Metric, own_scores
 from peftbook.decision.terms import Measure
 from peftbook.evidence import metrics
 from peftbook.evidence.stats import Groups, Interval, score_interval
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 
 __all__ = ["copying_score"]
 
@@ -16,7 +16,7 @@ COPIED_WORDS = 200  # of the input: an answer is no longer, and ROUGE-L takes th
 
 
 def copying_score(
-    examples: Sequence[Example], measure: Measure, groups: Groups = (), metric: Metric | None = None
+    examples: Sequence[TaskExample], measure: Measure, groups: Groups = (), metric: Metric | None = None
 ) -> Interval | None:
     """The score of the inputs as answers, each cut after 200 words; None without examples and for a measure that needs
     a model.

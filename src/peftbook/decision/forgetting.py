@@ -27,9 +27,13 @@ def prose_probe(run: specs.Run) -> specs.Probe:
     """The measurement of what a run trained: a record of its own, so that the run's stays what it is."""
     settings: Any = {"tokens": TOKENS, "data": DATA_SHA256}
     return specs.Probe(
-        measure="curves.prose_loss", settings=settings, runs=(run,), model=run.model, seed=run.seed,
+        measure="curves.prose_loss",
+        settings=settings,
+        runs=(run,),
+        model=run.model,
+        seed=run.seed,
         platform=run.platform,
-    )  # fmt: skip
+    )
 
 
 def forgotten(own: Candidate, base: Candidate, prose: Mapping[str, Record]) -> Interval | None:

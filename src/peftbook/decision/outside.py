@@ -75,9 +75,16 @@ class Outside:
 
 
 def decide(
-    files: Mapping[str, Sequence[Path]], *, measure: str = "", key: str = "", kept: str = "", group: str = "",
-    margin: float | None = None, lower: bool = False, common: bool = False,
-) -> Outside:  # fmt: skip
+    files: Mapping[str, Sequence[Path]],
+    *,
+    measure: str = "",
+    key: str = "",
+    kept: str = "",
+    group: str = "",
+    margin: float | None = None,
+    lower: bool = False,
+    common: bool = False,
+) -> Outside:
     """Compare every two of several models on the examples that they were scored on.
 
     files: name → a file a seed, in the same order of seeds for all.  measure: a field with a number; the only one, or
@@ -226,8 +233,11 @@ def measure_in(tables: Mapping[Any, Mapping[Any, Row]], names: Mapping[Any, str]
     if len(numbers) == 1:
         return numbers[0]
     said = ", ".join(numbers) or "none; a row may have output and target instead"
-    raise InputError(f"{next(iter(names.values()))} has several numbers a row ({said}): name one with --measure."
-                     if numbers else f"{next(iter(names.values()))} has no number to compare ({said}).")  # fmt: skip
+    raise InputError(
+        f"{next(iter(names.values()))} has several numbers a row ({said}): name one with --measure."
+        if numbers
+        else f"{next(iter(names.values()))} has no number to compare ({said})."
+    )
 
 
 def shared_ids(
@@ -243,8 +253,10 @@ def shared_ids(
     if left_out and not common:
         place, lacking = next(
             (place, [one for one in known if one not in rows])
-            for known in tables.values() for place, rows in tables.items() if any(one not in rows for one in known)
-        )  # fmt: skip
+            for known in tables.values()
+            for place, rows in tables.items()
+            if any(one not in rows for one in known)
+        )
         raise InputError(
             f"{names[place]} lacks {len(lacking)} examples that another file has (the first is {lacking[0]!r}): score "
             "the same examples, or compare those that all have with --common."

@@ -8,7 +8,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record
 from peftbook.decision.own_metrics import Metric, own_scores
 from peftbook.decision.terms import MEASURES, Measure
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 
 __all__ = ["measures_with", "with_own_scores"]
 
@@ -21,7 +21,7 @@ def measures_with(metrics: Sequence[Metric]) -> dict[str, Measure]:
 def with_own_scores(
     records: Sequence[Record],
     texts: Mapping[str, Sequence[str]],
-    examples: Sequence[Example],
+    examples: Sequence[TaskExample],
     metrics: Sequence[Metric],
 ) -> list[Record]:
     """The records, with the scores of the metrics beside the others that they hold; those without texts as they are.

@@ -11,7 +11,7 @@ from peftbook.decision.shares import difference_of_shares
 from peftbook.decision.terms import Contrast, Measure, Pair
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.stats import Groups, Interval
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 
 __all__ = ["beats_baseline", "contrast", "detect", "order", "pair_up"]
 
@@ -79,7 +79,7 @@ def beats_baseline(baselines: Mapping[str, str], pairs: Sequence[Pair], measure:
 
 
 def contrast(
-    rows: Mapping[str, Candidate], measure: Measure, texts: Mapping[str, Sequence[str]], examples: Sequence[Example]
+    rows: Mapping[str, Candidate], measure: Measure, texts: Mapping[str, Sequence[str]], examples: Sequence[TaskExample]
 ) -> tuple[Contrast, ...]:
     """Test examples, those first on which the rows' first seeds are furthest apart; none where no two wrote texts.
 

@@ -23,8 +23,20 @@ from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_b
 from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.tasks import TaskData, groups_of, test_groups
 
-__all__ = ["LEVEL", "SCATTER", "SPLIT_ROWS", "Sight", "Spreads", "found", "needed", "scatter_of", "sight",
-           "sight_words", "sights_of", "spreads"]  # fmt: skip
+__all__ = [
+    "LEVEL",
+    "SCATTER",
+    "SPLIT_ROWS",
+    "Sight",
+    "Spreads",
+    "detectable_difference",
+    "needed",
+    "scatter_of",
+    "sight",
+    "sight_words",
+    "sights_of",
+    "spreads",
+]
 
 LEVEL = 0.025  # one-sided, of one comparison
 
@@ -89,7 +101,7 @@ def examples_for(intervals: Sequence[Interval], margin: float, seeds: int) -> np
     return np.where(never, np.inf, np.ceil(high))
 
 
-def found(of: Spreads, examples: int, seeds: int, share: float) -> float:
+def detectable_difference(of: Spreads, examples: int, seeds: int, share: float) -> float:
     """The difference that so many test examples and seeds find in so large a share of the pairs."""
     sizes = np.sort(found_by(of.intervals, np.full(len(of.intervals), float(examples)), seeds, LEVEL)).tolist()
     return sizes[math.ceil(share * len(sizes)) - 1]

@@ -13,7 +13,7 @@ from peftbook.decision.own_metrics import Metric
 from peftbook.evidence.stats import Interval
 from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 
 __all__ = [
     "COSTS",
@@ -186,7 +186,7 @@ class Pair:
 class Contrast:
     """A test example on which the rows differ, with each row's text and score by label. spread: best − worst."""
 
-    example: Example
+    example: TaskExample
     texts: Mapping[str, str]
     scores: Mapping[str, float]
     spread: float

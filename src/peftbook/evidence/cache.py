@@ -1,7 +1,7 @@
-"""The cache of results that are computed from records, verdicts and quantities say: on disk, and in this process.
+"""Cache of results computed from records, such as verdicts and quantities: on disk and in this process.
 
-The key of a result is the hash of the code and data of the package that can compute it, of the records at hand, and of
-the versions of Python and the libraries. An entry that is damaged, or has another key, is computed again.
+The key of a result hashes the code and data that it depends on, the records at hand, and the versions of Python and
+the libraries. A damaged entry, or one with another key, is recomputed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from peftbook.core.tracking import record_lookups, untracked
 __all__ = ["CachedResult", "cached_result", "records_hash"]
 
 T = TypeVar("T")
-LIBRARIES = ("numpy", "scipy", "pydantic")  # that results are computed with
-STARTED = psutil.Process().create_time()  # of this process, which may have loaded its code ever since
+LIBRARIES = ("numpy", "scipy", "pydantic")  # whose versions are part of a key
+STARTED = psutil.Process().create_time()  # code that changed later may not be the code in memory
 
 
 @dataclass(frozen=True)
 class CachedResult(Generic[T]):
-    """A result with its key, the keys of the records that it was computed from, and the paths of those looked for."""
+    """A result with its key, the keys of the records that it was computed from, and the paths that were looked up."""
 
     value: T
     key: str
@@ -51,11 +51,12 @@ _results: dict[Path, CachedResult[Any]] = {}  # of this process, by the path of 
 def cached_result(
     name: str, compute: Callable[[Store], T], module: str, form: TypeAdapter[T], store: Store
 ) -> CachedResult[T]:
-    """What `compute` returns for a store, from the cache if nothing that it can depend on has changed.
+    """What `compute` returns for a store: a cache hit unless something that it depends on has changed.
 
-    name: of the result.  module: of `compute`, from whose imports follows the code that it uses.  form: how the value
-    is written as JSON and read.  Only results of the default store go to disk. The files behind a result are recorded
-    as lookups; its runs are not recorded as reads, which is left to whoever uses the value.
+    name: of the result.  module: of `compute`; its imports determine the code that the key hashes.  form: converts the
+    value to and from JSON.
+    Only results of the default store are written to disk. The files behind a result are recorded as lookups. Its runs
+    are not recorded as reads: the caller records them when it uses the value.
     """
     path, key = _entry_path(name, store), _key(module, store)
     on_disk = set(store.folders) <= set(default_store().folders)
@@ -108,7 +109,7 @@ def records_hash(*folders: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _folder_hash(folder: Path, changed: int) -> str:
-    """`changed` is another when a file comes, goes or is replaced."""
+    """`changed` differs after a file is added, removed or replaced."""
     with os.scandir(folder) as entries:
         files = {entry.name: entry.stat() for entry in entries if not entry.name.startswith(".")}
     states = [(name, files[name].st_size, files[name].st_mtime_ns) for name in sorted(files)]

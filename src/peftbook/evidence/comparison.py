@@ -1,7 +1,7 @@
-"""Arms × seeds × examples to intervals: what the tuned comparisons of the book and the decision on own data share.
+"""From arms × seeds × examples to intervals; used by the book's tuned comparisons and the decision on own data.
 
-An arm is its records, one a seed; a single one stands for every seed of the arm that it is compared with. A column is a
-list that every record holds, one value for each example; `bleu` is the score of the corpus, made from ten of them.
+An arm is its records, one a seed; a single record stands for every seed of the arm that it is compared with. A column
+is a list in every record, one value for each example; `bleu` is corpus BLEU, computed from ten columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["corpus_bleu", "has_column", "keys_of", "measured", "paired", "score"
 
 
 Records = Sequence[Record]  # of one arm
-LISTS = {"bleu": "bleu_length"}  # column → one of the lists that it is made from, where it is not a list itself
+LISTS = {"bleu": "bleu_length"}  # computed column → one of the lists that it is computed from
 R = TypeVar("R")
 
 
@@ -35,7 +35,7 @@ def has_column(arm: Records, column: str) -> bool:
 
 
 def table(arm: Records, column: str) -> np.ndarray:
-    """(seeds, examples): what the records hold for each example."""
+    """A column of an arm as a table: (seeds, examples)."""
     return np.array([record.per_example[column] for record in arm], dtype=float)
 
 
@@ -45,7 +45,7 @@ def measured(arm: Iterable[Record], name: str) -> list[float]:
 
 
 def weights(arm: Records, column: str) -> list[float] | None:
-    """What the examples weigh in a score: their label tokens in a loss, whose column has summed nats; else the same."""
+    """Weights of the examples in a score: label tokens for a loss, whose column holds summed nats; else None."""
     return table(arm[:1], "label_tokens")[0].tolist() if column.endswith("loss_nats") else None
 
 
@@ -57,9 +57,9 @@ def corpus_bleu(arm: Records, groups: Groups = ()) -> np.ndarray:
 
 
 def score(arm: Records, column: str, groups: Groups = ()) -> Interval:
-    """An arm's score over its seeds and examples; of a loss nats per label token.
+    """An arm's score over its seeds and examples; for a loss, nats per label token.
 
-    groups: what the examples share, of as many as were scored or of more; or empty.
+    groups: the group of each example, or empty; groups beyond the scored examples are ignored.
     """
     units = groups[: examples_of(arm, column)]
     return interval(values_of(arm, column, units), arm, column, units)
@@ -68,7 +68,7 @@ def score(arm: Records, column: str, groups: Groups = ()) -> Interval:
 def paired(first: Records, second: Records, column: str, groups: Groups = ()) -> Interval:
     """first − second over shared seeds and examples: record i of both has the same seed, or one of them is single.
 
-    groups: as of `score`.  Raises InputError where the arms do not have the same examples and as many seeds.
+    groups: as in `score`.  Raises InputError where the numbers of examples or of seeds do not match.
     """
     counts = [examples_of(arm, column) for arm in (first, second)]
     if counts[0] != counts[1] or len({len(first), len(second)} - {1}) > 1:
@@ -79,26 +79,27 @@ def paired(first: Records, second: Records, column: str, groups: Groups = ()) ->
 
 
 def values_of(arm: Records, column: str, groups: Groups) -> np.ndarray:
-    """What an interval is made from: the table of a column, or BLEU on the replicates of its examples."""
+    """What an interval is computed from: the table of a column, or BLEU on the replicates of the examples."""
     return corpus_bleu(arm, groups) if column == "bleu" else table(arm, column)
 
 
 def interval(values: np.ndarray, arm: Records, column: str, groups: Groups) -> Interval:
-    """The interval of values that were made from a column of an arm."""
+    """The interval of `values_of` a column, or of the difference of two such arrays."""
     if column == "bleu":
         return resampling.statistic_interval(values, examples_of(arm, column), groups)
     return stats.score_interval(values, weights(arm, column), groups)
 
 
 def examples_of(arm: Records, column: str) -> int:
-    """How many examples have been scored."""
+    """Number of scored examples."""
     return len(arm[0].per_example[LISTS.get(column, column)])
 
 
 def shared(first: Mapping[int, R], second: Mapping[int, R], random: tuple[bool, bool]) -> tuple[list[R], list[R]]:
-    """The records of two arms, by seed, for the seeds that both have.
+    """Pair the records of two arms, given by seed, at the seeds that both have.
 
-    random: whether a seed changes anything in either; if not, its first record stands for every seed of the other.
+    random: for each arm, whether the seed changes its result; if not, its first record is paired with every seed of
+    the other arm.
     """
     one = first if random[0] else dict.fromkeys(second, next(iter(first.values())))
     two = second if random[1] else dict.fromkeys(one, next(iter(second.values())))

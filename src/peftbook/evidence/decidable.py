@@ -1,4 +1,4 @@
-"""What would decide the claims that are open: how many more seeds of the same runs, and in how many core-hours."""
+"""What would decide the open claims: how many more seeds of the same runs, and in how many core-hours."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AT_HAND = 2.0  # core-hours that anybody has for a claim
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is left to do for a claim that is open.
+    """What would decide an open claim.
 
-    seeds: that are to be added, so that its own rule decides four times in five if its estimate is the truth; None
-    where no number of them does, and `why` says so.  likely: the outcome to expect.  core_hours: of their runs, as
-    long as those at hand took; None where that is not known.
+    seeds: to add, so that the claim's rule decides four times in five if its estimate is the truth; None if no number
+    does, and `why` says why.  likely: the outcome to expect.  core_hours: of the added runs, at the median duration
+    of a seed's runs at hand; None if that is unknown.
     """
 
     study: str
@@ -35,17 +35,17 @@ class Outlook:
     why: str = ""
 
     def within(self, core_hours: float) -> bool:
-        """Whether so many core-hours would decide it."""
+        """Whether this many core-hours would decide the claim."""
         return self.core_hours is not None and self.core_hours <= core_hours
 
 
 def outlooks(store: Store) -> list[Outlook]:
-    """Of every claim that is open, in the order of worth."""
+    """The outlooks of all open claims, in the order of worth."""
     return [outlook(name, store) for name in NAMES if study_verdict(name, store).outcome in OPEN]
 
 
 def outlook(name: str, store: Store) -> Outlook:
-    """Of one study whose verdict is open."""
+    """The outlook of one study whose verdict is open."""
     verdict = study_verdict(name, store)
     if verdict.held:
         why = "nothing to see: control failed" if verdict.held == BLIND else f"not by seeds: {verdict.held}"
@@ -60,7 +60,7 @@ def outlook(name: str, store: Store) -> Outlook:
 
 
 def core_seconds_of_a_seed(records: Sequence[Record]) -> float | None:
-    """Core-seconds of all runs with one seed, the median of the seeds; None where no record says how long it took."""
+    """Core-seconds of all runs with one seed, the median over seeds; None if no record has a duration."""
     by_seed: dict[int, float] = defaultdict(float)
     for record in records:
         if (seconds := core_seconds(record)) is not None:

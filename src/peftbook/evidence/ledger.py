@@ -1,7 +1,7 @@
 """The ledger of amendments: when a rule or a claim changed, why, and what became of the verdicts.
 
 Two kinds: changes of the rule of uncertainty, which all studies share, and changes of single studies that were made
-when they had records. Hashes of both, which the tests compute, tell that something changed without a line here.
+when they had records. The tests hash rule and claims, and fail if one changed without an entry here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Amendment:
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
-        """The verdicts that are not what they were."""
+        """The verdicts that the change altered."""
         return changed(self.verdicts)
 
 
@@ -83,12 +83,12 @@ class ClaimAmendment:
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
-        """The verdicts that are not what they were."""
+        """The verdicts that the change altered."""
         return changed(self.verdicts)
 
 
 def changed(verdicts: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Of pairs of outcomes those that differ."""
+    """The verdicts whose outcomes differ."""
     return {study: outcomes for study, outcomes in verdicts.items() if outcomes[0] != outcomes[1]}
 
 
@@ -106,6 +106,7 @@ def amendments() -> list[Amendment]:
 @functools.cache
 def claim_amendments(study: str = "") -> list[ClaimAmendment]:
     """All changes of studies that had records, the first one first; of one study alone if it is named."""
-    rows = [row | {"studies": {name: Fate(**fate) for name, fate in row["studies"].items()}}
-            for row in _ledger()["claim"]]  # fmt: skip
+    rows = [
+        row | {"studies": {name: Fate(**fate) for name, fate in row["studies"].items()}} for row in _ledger()["claim"]
+    ]
     return [ClaimAmendment(**row) for row in rows if not study or study in row["studies"]]

@@ -61,7 +61,7 @@ def answers(reference: Reference) -> Sequence[str]:
 
 
 def bleu_statistics(predictions: Sequence[str], references: Sequence[Reference]) -> tuple[dict[str, list[float]], str]:
-    """What corpus BLEU is a function of, for every example, and sacrebleu's signature.
+    """Per-example statistics from which corpus BLEU is computed, and sacrebleu's signature.
 
     The ten lists are matched and total n-grams of order 1 to 4, and the lengths of text and closest reference.
     Corpus BLEU is computed from their sums by `bleu`, so that a bootstrap over examples needs no texts.
@@ -89,9 +89,7 @@ def bleu(statistics: Mapping[str, Sequence[float]]) -> float:
     from sacrebleu.metrics import BLEU
 
     sums = [int(math.fsum(statistics[name])) for name in BLEU_STATISTICS]
-    found = BLEU.compute_bleu(
-        correct=sums[:4], total=sums[4:8], sys_len=sums[8], ref_len=sums[9], smooth_method="exp"
-    )  # fmt: skip
+    found = BLEU.compute_bleu(correct=sums[:4], total=sums[4:8], sys_len=sums[8], ref_len=sums[9], smooth_method="exp")
     return float(found.score)
 
 

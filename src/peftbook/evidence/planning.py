@@ -1,4 +1,4 @@
-"""How many seeds and test examples a comparison needs, and how many more seeds one at hand, by the rule of `stats`."""
+"""How many seeds and test examples a comparison needs, and how many more seeds a finished one, by `stats`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
     "Judged",
     "found_by",
     "found_with",
-    "judged",
+    "judge_claim",
     "more_seeds",
     "obstacle",
     "round_up",
@@ -31,11 +31,10 @@ MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
 def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
     """About how many test examples and seeds find a true difference of `margin` four times in five: (examples, seeds).
 
-    spread: an interval of such a difference, of which only the errors are used; what it was is no part of a plan, since
-    a difference that happened to be large would ask for too little.  level: one-sided.  What is asked for is
-    half_width(2 · level) + z_0.8 · error ≤ margin, with squared errors that go with one over the numbers; seeds are
-    added until theirs alone leave half of what is wanted. The plan is for new seeds on a fresh test set. Raises
-    InputError where an error is not known.
+    The plan is for new seeds on a fresh test set and fulfils half_width(2 · level) + z_0.8 · error ≤ margin, where the
+    squared errors fall as one over the numbers. Seeds are added until they alone need at most √½ of the margin.
+    spread: an interval of such a difference. Only its errors are used: planning by a difference that happened to be
+    large would ask for too few examples.  level: one-sided.  Raises InputError where an error is not known.
     """
     if not math.isfinite(spread.standard_error):
         raise InputError(
@@ -59,14 +58,14 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
 def found_with(spread: Interval, examples: float, seeds: int, level: float) -> float:
     """The true difference that so many test examples and seeds find four times in five.
 
-    spread, level: as of `settle`.  half_width(2 · level) + z_0.8 · error, with squared errors that go with one over the
-    numbers.
+    It is half_width(2 · level) + z_0.8 · error, where the squared errors fall as one over the numbers.
+    spread, level: as in `settle`.
     """
     return float(found_by([spread], np.array([examples]), seeds, level)[0])
 
 
 def found_by(spreads: Sequence[Interval], examples: np.ndarray, seeds: int, level: float) -> np.ndarray:
-    """`found_with` of several spreads, each with its own number of examples."""
+    """`found_with` for several spreads, each with its own number of examples."""
     seed_se, example_se, old_seeds, old, freedom = np.array(
         [(one.seed_se, one.example_se, one.seeds, one.examples, one.freedom) for one in spreads]
     ).T
@@ -76,7 +75,7 @@ def found_by(spreads: Sequence[Interval], examples: np.ndarray, seeds: int, leve
 
 
 def round_up(count: float) -> int:
-    """Up to two significant digits."""
+    """Round up to two significant digits."""
     unit = 10 ** max(0, math.floor(math.log10(max(count, 1))) - 1)
     return unit * math.ceil(count / unit - 1e-9)
 
@@ -89,8 +88,8 @@ class Judged:
     """What a verdict, or a part of one, was decided on.
 
     inside: where the whole interval must lie to bear the claim out.  outside: beyond which it must lie to refute it.
-    alike: half the width of the band around 0 in which the 90 % interval is an equivalence; 0: there is none.
-    level: at which it bears out, refuting: at which it refutes, where a family is corrected for.
+    alike: half the width of the band around 0 in which a 90 % interval shows equivalence; 0 for no such band.
+    level, refuting: significance levels of bearing out and of refuting, corrected for a family if there is one.
     """
 
     interval: Interval
@@ -104,14 +103,14 @@ class Judged:
     def of(
         cls, interval: Interval, margin: float, claim: tuple[float, float], level: float = 0.05, refuting: float = 0.05
     ) -> Judged:
-        """By `stats.judge`."""
+        """The bounds that `stats.judge` applies."""
         low, high = claim
         return cls(interval, (low + margin, high - margin), (low - margin, high + margin), margin, level, refuting)
 
     def rooms(self, whole: bool) -> list[tuple[float, float, str]]:
-        """How far the estimate is from each edge that it must clear, at which level, and for which outcome.
+        """(distance, level, outcome) of each edge that the estimate must clear.
 
-        whole: whether it is all that the verdict rests on; a part cannot be equivalent.
+        whole: whether the verdict rests on this alone; a part of a claim cannot be equivalent.
         """
         mean = self.interval.mean
         found = [
@@ -121,10 +120,10 @@ class Judged:
         return found + [(self.alike - abs(mean), 2 * self.level, "equivalent")] * (whole and self.alike > 0)
 
 
-def judged(interval: Interval, margin: float, claim: tuple[float, float], count: int = 1) -> tuple[str, Judged]:
+def judge_claim(interval: Interval, margin: float, claim: tuple[float, float], count: int = 1) -> tuple[str, Judged]:
     """The outcome by `stats.judge`, and what it was decided on.
 
-    count: of parts of a claim, any of which may refute it: refuting takes Bonferroni's level.
+    count: number of parts of the claim. Any part may refute it, so refuting takes Bonferroni's level.
     """
     outcome = judge(interval, margin, claim)
     wider = replace(interval, half95=interval.half(0.05 / count)) if count > 1 else interval
@@ -134,10 +133,10 @@ def judged(interval: Interval, margin: float, claim: tuple[float, float], count:
 
 
 def more_seeds(parts: Sequence[Judged]) -> tuple[int, str] | None:
-    """How many further seeds decide a claim four times in five if its estimates are the truth, and what they say.
+    """How many further seeds decide a claim four times in five if its estimates are the truth, and the outcome.
 
-    The one of several parts that is refuted first refutes; all must bear it out. None where no number up to MOST_SEEDS
-    in all does.
+    Of several parts the first to be refuted refutes the claim; all must bear it out. None if no total up to MOST_SEEDS
+    decides.
     """
     whole = len(parts) == 1
     needed = [{outcome: seeds_to(part, room, level) for room, level, outcome in part.rooms(whole)} for part in parts]
@@ -151,10 +150,10 @@ def seeds_to(part: Judged, room: float, level: float) -> float:
     """The fewest further seeds with which an edge that lies `room` from the estimate is cleared four times in five.
 
     half_n(level′) + z_0.8 · s · √k / n ≤ room  with n = n₀ + k seeds, of which n₀ are at hand, and s = seed_se · √n₀:
-    the half-width of the rule for n seeds, and by how much the estimate will move when k are added. Test examples stay
-    the same, and so do bias and error of the examples; a part of that, the interplay with seeds, would fall, which is
-    not counted on. level′ is what `final_level` leaves after the look at n₀ seeds. 0 where the edge is cleared already,
-    infinite where MOST_SEEDS seeds in all do not.
+    the half-width of the rule for n seeds, and by how much the estimate will move when k are added. The test examples,
+    the bias and the error of the examples stay the same; the part of that error that falls with seeds, their
+    interaction, is not counted on. level′ is what `final_level` leaves after the look at n₀ seeds. 0 if the edge is
+    already cleared, infinite if a total of MOST_SEEDS seeds does not clear it.
     """
     found, level = part.interval, level * spent(part.interval)
     if found.decides and found.half(level) <= room:
@@ -173,7 +172,7 @@ def seeds_to(part: Judged, room: float, level: float) -> float:
 
 
 def spent(found: Interval) -> float:
-    """What share of the level a look at fewer seeds has left: 1 for a first look."""
+    """Share of the level that remains after an earlier look at fewer seeds; 1 for a first look."""
     if not 0 < found.half(0.05) < found.half95 < math.inf:
         return 1.0
     levels = math.log(1e-6), 0.0
@@ -181,20 +180,20 @@ def spent(found: Interval) -> float:
 
 
 def fits(found: Interval, room: float, level: float) -> bool:
-    """Whether what no further seed takes away, of test examples and grid, leaves the edge to be cleared."""
+    """Whether seeds can clear the edge: errors of test examples and grid, which do not fall, must leave room."""
     left = lasting(found)
     return found.seeds > 1 and left.decides and math.isfinite(found.standard_error) and left.half(level) < room
 
 
 def lasting(found: Interval) -> Interval:
-    """The interval with all the seeds that one could wish for."""
+    """The interval with unlimited seeds: without their error."""
     return replace(found, seed_se=0.0, seeds=max(found.seeds, FEWEST_SEEDS))
 
 
 def obstacle(parts: Sequence[Judged]) -> str:
     """Why `more_seeds` is None, in words that follow `not by seeds:`.
 
-    By the part that is nearest to refuting, or else by the one that keeps the claim from being borne out.
+    About the part that is nearest to refuting, or else the part that keeps the claim from being borne out.
     """
     if not parts:
         return "its study does not say what it judged"

@@ -1,4 +1,4 @@
-"""The rule of `stats` for a statistic that is not a mean over examples, through what replicates of it say."""
+"""The rule of `stats` for a statistic that is not a mean over examples, by replicates of the examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRAWS = 2000  # of the bootstrap
 
 @functools.lru_cache(maxsize=4)
 def resamples(examples: int, draws: int = DRAWS) -> np.ndarray:
-    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples), not to be written."""
+    """Indices of all examples in order, then of `draws` bootstrap samples: (1 + draws, examples), read-only."""
     rng = np.random.default_rng(20260101)
     picks = np.concatenate([np.arange(examples)[None], rng.integers(examples, size=(draws, examples))])
     picks.flags.writeable = False
@@ -26,9 +26,9 @@ def resamples(examples: int, draws: int = DRAWS) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def replicates(examples: int, groups: tuple[Hashable, ...] = ()) -> np.ndarray:
-    """How often each example counts, (1 + replicates, examples), not to be written: once, then as replicates have it.
+    """How often each example counts: once, then in each replicate; (1 + replicates, examples), read-only.
 
-    Those are the bootstrap samples of `resamples`; where examples share groups, all examples but those of one group.
+    The replicates are the bootstrap samples of `resamples`; where examples share groups, each leaves out one group.
     """
     if codes := group_codes(groups, examples):
         counts = np.concatenate([np.ones((1, examples)), np.arange(max(codes) + 1)[:, None] != np.array(codes)])
@@ -42,8 +42,8 @@ def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -
     """`stats.score_interval` for a statistic that is not a mean over examples.
 
     values: (1 + replicates, seeds), the statistic on the rows of `replicates(examples, groups)`, or of `resamples`; not
-    finite where a replicate has none. Where a group cannot be left out, or half the samples have none, or there is a
-    single example, the second error is not known: infinite.
+    finite where a replicate has none. The error of the examples is infinite for a single example, and where a group
+    cannot be left out or half the samples have no value.
     """
     per_seed, moved = values[0], values[1:][np.isfinite(values[1:]).all(axis=1)]
     if codes := group_codes(groups, examples):
@@ -57,9 +57,7 @@ def statistic_interval(values: np.ndarray, examples: int, groups: Groups = ()) -
         unknown = seed_interval(per_seed)
         return Interval.of(unknown.mean, unknown.seed_se, math.inf, unknown.seeds, examples, 1.0, count)
     seed_se, example_se = (float(error) for error in standard_errors(per_seed, deviations, scale))
-    return Interval.of(
-        float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom_of(units), count
-    )  # fmt: skip
+    return Interval.of(float(per_seed.mean()), seed_se, example_se, len(per_seed), examples, freedom_of(units), count)
 
 
 def percentile_interval(draws: np.ndarray, seeds: int, examples: int) -> Interval:

@@ -112,7 +112,7 @@ def run_command(study: str) -> str:
 
 
 def command_for(missing: Missing, store: Store) -> str:
-    """The command that computes a run which has no record: that of the first study which asks for it."""
+    """The command that computes a missing run: that of the first study that includes it."""
     key = store.spec(missing.run).key
     for name in NAMES:
         if any(key == known for known, _ in study_runs(name, store)):
@@ -192,7 +192,7 @@ def claim(name: str, store: Store) -> Claim:
 
 
 def core_seconds(record: Record) -> float | None:
-    """What a run took, wall-clock times threads, which other work beside it made longer; None where nothing says it."""
+    """Core-seconds of a run: wall-clock time × threads, inflated by other work beside it; None if unknown."""
     if record.wall_seconds is None:
         return None
     return record.wall_seconds * int(record.provenance.get("threads") or 1)

@@ -105,7 +105,7 @@ class Interval:
 
     @property
     def exp(self) -> tuple[float, float, float]:
-        """Of a logarithm the ratio, with the ends of its 95 % interval."""
+        """exp of the mean and of the ends of the 95 % interval: a ratio, if the mean is a logarithm."""
         return math.exp(self.mean), math.exp(self.low), math.exp(self.high)
 
     @property
@@ -133,9 +133,15 @@ class Interval:
 
     @classmethod
     def of(
-        cls, mean: float, seed_se: float, example_se: float, seeds: int, examples: int,
-        freedom: float | None = None, groups: int = 0,
-    ) -> Interval:  # fmt: skip
+        cls,
+        mean: float,
+        seed_se: float,
+        example_se: float,
+        seeds: int,
+        examples: int,
+        freedom: float | None = None,
+        groups: int = 0,
+    ) -> Interval:
         """The interval of the rule about a mean with these errors; freedom: examples − 1 unless given."""
         known = max(examples - 1, 1) if freedom is None else freedom
         bare = cls(mean, 0.0, 0.0, seed_se, example_se, seeds, examples, groups, known)
@@ -152,7 +158,7 @@ def quantile(level: float, freedom: np.ndarray | float) -> np.ndarray:
 
 @rule
 def standard_errors(per_seed: np.ndarray, deviations: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """What other seeds and what other examples would change of the mean over seeds: (seed_se, example_se).
+    """Standard errors of the mean over seeds, by the choice of seeds and of examples: (seed_se, example_se).
 
     per_seed: (…, n).  deviations: (…, replicates, n), how far each replicate of the examples moves each seed's value;
     `scale` times a sum of their squares is a variance.  The variance of the n values over n is σ_S²/n + σ_ε²/(nm), that
@@ -196,7 +202,7 @@ def jackknife(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, floa
 
 @rule
 def freedom_of(weights: np.ndarray) -> float:
-    """Degrees of freedom of an error over units: one less than as many equal units as weigh as unevenly, 1/Σw² − 1."""
+    """Degrees of freedom of an error over units: the effective number of units less one, 1/Σw² − 1."""
     share = weights / weights.sum()
     return max(1 / float((share**2).sum()) - 1, 1.0)
 
@@ -291,7 +297,7 @@ Groups = Sequence[Hashable]
 
 
 def second_look(interval: Interval, share: float) -> Interval:
-    """An interval that was looked at before, with so large a share of its seeds, and extended since nothing was clear.
+    """The interval at a second look, where the first saw a share of the seeds and did not decide.
 
     Its half-widths are those at `final_level`.
     """
@@ -310,11 +316,11 @@ def score_interval(scores: Scores, weights: Sequence[float] | None = None, group
 
     scores: (seeds, examples); for a paired comparison the differences.  weights: (examples,) or None; with weights the
     value of a seed is Σ scores / Σ weights (loss per label token: scores are summed nats, weights are label tokens).
-    groups: (examples,), what examples share, or empty; then groups are the units of the second error. The error over a
-    single group is not known: its interval is over examples, and decides nothing. An example that weighs nothing is
-    none. Raises InputError for a table of another shape, for a score that is no number and for weights below zero.
+    groups: (examples,) or empty; with groups the second error is over groups. For a single group that error is unknown:
+    the interval is over examples, and decides nothing. Examples of weight 0 are ignored. Raises InputError for a table
+    of another shape, for a score that is no number and for weights below zero.
     """
-    table, weight = checked(scores, weights)
+    table, weight = check_scores(scores, weights)
     if len(groups) not in (0, table.shape[1]):
         raise InputError(f"There are {len(groups)} groups for {table.shape[1]} examples: give one each.")
     if not (counts := weight > 0).all():
@@ -330,8 +336,8 @@ def score_interval(scores: Scores, weights: Sequence[float] | None = None, group
     return replace(grouped, mean=single.mean, by_example=(single.low, single.high))
 
 
-def checked(scores: Scores, weights: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The table of scores and the weights of its columns, or an InputError that says what is wrong with them."""
+def check_scores(scores: Scores, weights: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """The table of scores and the weights of its columns. Raises InputError that says what is wrong with them."""
     table = np.array(scores, dtype=float, order="C")
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(f"Scores have shape {table.shape}: give a non-empty (seeds, examples) table.")
@@ -360,7 +366,7 @@ def interval_over_units(scores: np.ndarray, weights: np.ndarray, examples: int, 
 
 def seed_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The interval of a mean over seeds where nothing else is random: mean ± t_{n−1} · s/√n, infinite for one seed."""
-    table, _ = checked(np.asarray(values, dtype=float)[None], None)
+    table, _ = check_scores(np.asarray(values, dtype=float)[None], None)
     seeds = table.size
     seed_se = math.sqrt(table.var(ddof=1) / seeds) if seeds > 1 else math.inf
     return Interval.of(float(table.mean()), seed_se, 0.0, seeds, 1, math.inf)

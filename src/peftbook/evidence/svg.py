@@ -98,7 +98,7 @@ def svg(
     series = [drawn for each in chart.series if (drawn := finite(each)).values]
     if not series:
         return ""
-    down = Scale(*asked(chart.y_range, [value for each in series for value in each.values]), frame.base, frame.top)
+    down = Scale(*axis_range(chart.y_range, [value for each in series for value in each.values]), frame.base, frame.top)
     across = x_scale(chart, [x for each in series for x in each.x], frame)
     parts = [*y_axis(chart, down, frame), *x_axis(chart, across, frame, words)]
     parts += [line(each, across, down) for each in series if each.line and len(each.values) > 1]
@@ -114,7 +114,7 @@ def finite(series: Series) -> Series:
     return replace(series, x=x, values=values, spread=[series.spread[at] for at in kept] if series.spread else [])
 
 
-def asked(ends: tuple[float | None, float | None], values: Sequence[float]) -> tuple[float, float]:
+def axis_range(ends: tuple[float | None, float | None], values: Sequence[float]) -> tuple[float, float]:
     """The range that a chart asks for, else that of the values, half a unit around a single one."""
     low, high = min(values), max(values)
     low, high = (end if end is not None else own for end, own in zip(ends, (low, high), strict=True))
@@ -124,7 +124,7 @@ def asked(ends: tuple[float | None, float | None], values: Sequence[float]) -> t
 def x_scale(chart: Chart, xs: Sequence[float], frame: Frame) -> Scale:
     """The range that is asked for, else that of all x; logarithmic with some room and with 0 apart."""
     if "x" not in chart.log:
-        return Scale(*asked(chart.x_range, xs), frame.left, frame.end)
+        return Scale(*axis_range(chart.x_range, xs), frame.left, frame.end)
     positive = [x for x in xs if x > 0] or [1.0]
     room = 10 ** max(0.06 * math.log10(max(positive) / min(positive)), 0.08)
     zero = frame.left + APART / 2 if min(xs) <= 0 else None
@@ -177,10 +177,12 @@ def marks(series: Sequence[Series], across: Scale, down: Scale, frame: Frame, sh
     """Intervals and marks; each series of one point with its name on the right, where there is room for labels."""
     places = spread_out([down(each.values[0]) for each in series], 17, frame.top, frame.base)
     return [
-        "<g>" + "".join(mark(each, across, down, shapes.get(each.look, ROUND)))
-        + (label(each.name, across(each.x[0]), down(each.values[0]), place, frame) if frame.labels else "") + "</g>"
+        "<g>"
+        + "".join(mark(each, across, down, shapes.get(each.look, ROUND)))
+        + (label(each.name, across(each.x[0]), down(each.values[0]), place, frame) if frame.labels else "")
+        + "</g>"
         for each, place in zip(series, places, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def mark(series: Series, across: Scale, down: Scale, shape: str) -> Iterator[str]:

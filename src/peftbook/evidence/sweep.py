@@ -1,7 +1,7 @@
 """Sweeps of learning rates: the grid, how it grows, the order in which it is trained, its best rate.
 
-A sweep knows its rates from the records at hand alone. Each rate is a trial of one or several runs on validation; a
-grid whose best rate is an end is extended by one rate, until the best lies inside.
+A sweep determines its rates from the records at hand alone. Each rate is a trial of one or several runs on validation;
+a grid whose best rate is an end is extended by one rate, until the best lies inside.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sweep(Generic[Spec]):
     """Trials of one method over a grid of learning rates.
 
     make: the runs of a rate's trial, one a seed.  grid: the first rates, ascending.
-    grow: from rate → loss of a whole grid the next grid; the same rates end the sweep.  loss: of the trial's records.
+    grow: from rate → loss of a complete grid to the next grid; the same rates end the sweep.  loss: of a trial.
     """
 
     make: Callable[[float], Sequence[Spec]]

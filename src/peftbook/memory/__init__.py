@@ -11,7 +11,7 @@ is fitted.
 from peftbook.memory.configuration import Configuration
 from peftbook.memory.fit import Fit, bytes_of_text, fit
 from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS, Setup
-from peftbook.memory.shapes import SHAPES, Shape, read_shape, shape_from_config
+from peftbook.memory.shapes import SHAPES, DecoderShape, read_shape, shape_from_config
 from peftbook.memory.step import Peak, Step, training_step
 
 __all__ = [
@@ -20,10 +20,10 @@ __all__ = [
     "SHAPES",
     "TARGETS",
     "Configuration",
+    "DecoderShape",
     "Fit",
     "Peak",
     "Setup",
-    "Shape",
     "Step",
     "bytes_of_text",
     "fit",

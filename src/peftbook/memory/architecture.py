@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.core.errors import InputError
 
-__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "PARTS", "WIDTHS", "Shape", "unfused"]
+__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "PARTS", "WIDTHS", "DecoderShape", "unfused"]
 
 # matrix → (inputs, outputs), each a product of symbols
 Widths = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -62,7 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """The sizes of a decoder: layers, width h, width f of the MLP, a heads of width d, g key and value heads, V tokens.
 
     tied: one matrix is both embedding and head.  qkv_bias, out_bias, mlp_bias: which linear layers have biases.

@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.memory.setup import Setup
-from peftbook.memory.shapes import FAMILIES, Shape
+from peftbook.memory.shapes import FAMILIES, DecoderShape
 from peftbook.memory.step import Step, training_step
 from peftbook.memory.tape import evaluate
 from peftbook.memory.walk import walk
@@ -21,7 +21,7 @@ __all__ = ["Configuration"]
 class Configuration:
     """A model's shape and how it is trained."""
 
-    shape: Shape
+    shape: DecoderShape
     setup: Setup
 
     @property
@@ -35,7 +35,7 @@ class Configuration:
         try:
             shape, setup = json.loads(text)
             traits = FAMILIES[shape.get("family", "llama")]
-            return cls(Shape(**(traits | tuples(shape))), Setup(**tuples(setup)))
+            return cls(DecoderShape(**(traits | tuples(shape))), Setup(**tuples(setup)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -56,12 +56,12 @@ class Configuration:
         return {module: size for module, size in sizes.items() if size}
 
 
-def given(part: Shape | Setup) -> dict[str, Any]:
+def given(part: DecoderShape | Setup) -> dict[str, Any]:
     """The fields that differ from their defaults, and of a shape from what its family and its sizes imply."""
     implied = {field.name: field.default for field in fields(part)}
-    if isinstance(part, Shape):
+    if isinstance(part, DecoderShape):
         needed = {field.name: getattr(part, field.name) for field in fields(part) if field.default is MISSING}
-        alike = Shape(**needed, **(FAMILIES[part.family] | {"family": part.family, "window": part.window}))
+        alike = DecoderShape(**needed, **(FAMILIES[part.family] | {"family": part.family, "window": part.window}))
         implied = {name: getattr(alike, name) for name in implied if name not in (*needed, "family", "window")}
         implied |= {"family": "llama", "window": 0}
     missing = object()

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from peftbook.memory.adapters import ia3, lora
 from peftbook.memory.experts import mixture
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
-from peftbook.memory.shapes import Shape
+from peftbook.memory.shapes import DecoderShape
 from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
 
-__all__ = ["Context", "Decoder", "embed", "mask_of", "virtual_tokens"]
+__all__ = ["AttentionInputs", "Decoder", "embed", "mask_of", "virtual_tokens"]
 
 GENERATOR = 5056  # bytes of the state of torch's random generator on a CPU, which a checkpoint puts by
 
 
-def mask_of(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | None:
+def mask_of(tape: Tape, shape: DecoderShape, setup: Setup, sliding: bool) -> Value | None:
     """The mask that attention gets: always where it is eager, else for padding, a prefix, or a window that is full."""
     if setup.attention == "eager":
         return tape.apply(shape=("b", "t", "k"), bytes_each=BYTES[setup.dtype])
@@ -34,7 +34,7 @@ def mask_of(tape: Tape, shape: Shape, setup: Setup, sliding: bool) -> Value | No
 
 
 @dataclass(frozen=True)
-class Context:
+class AttentionInputs:
     """What layers of a kind share: cosines and sines of the rotation, and the mask if there is one."""
 
     rotation: list[Value]
@@ -50,7 +50,7 @@ class Context:
 class Decoder:
     """The parts of the forward pass. prefix: the trained keys and values, and the cache that they are put into."""
 
-    shape: Shape
+    shape: DecoderShape
     setup: Setup
     tape: Tape
     prefix: list[Value] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Decoder:
         each = 2 if setup.held and not self.full else self.base_bytes
         return Weight(widths, each, self.full, quantised, bias, constants, bits, setup.keeps_inputs)
 
-    def layer(self, x: Value, context: Context) -> Value:
+    def layer(self, x: Value, context: AttentionInputs) -> Value:
         """One decoder layer. A checkpoint of it has its arguments, and the state of the random generator."""
         tape, four, after = self.tape, self.shape.layer_norms == 4, self.shape.norms_after
         arguments = [x, *context.values]
@@ -134,7 +134,7 @@ class Decoder:
             undoing = narrow.size if self.full else None
             return tape.apply(narrow, bytes_each=each, kept=[narrow] * self.full, trained=trained, undoing=undoing)
 
-    def attention(self, x: Value, context: Context) -> Value:
+    def attention(self, x: Value, context: AttentionInputs) -> Value:
         """Queries, keys and values, their rotation, attention, and the output matrix."""
         tape = self.tape
         with tape.at("self_attn"):
@@ -159,7 +159,7 @@ class Decoder:
         q, k, v = (self.tape.part(whole, (*rows, heads, "d")) for heads in ("a", "g", "g"))
         return q, k, v
 
-    def rotate(self, x: Value, context: Context) -> Value:
+    def rotate(self, x: Value, context: AttentionInputs) -> Value:
         """x · cos + rotated x · sin: linear in x, so that only cos and sin are kept, once for all layers.
 
         OLMo 2 has them in float32, and brings the sum back to the dtype of x. Phi 3 rotates a part of each head, and

@@ -102,9 +102,11 @@ def needs(peak: Peak) -> float:
 
 
 def fit(
-    configuration: Configuration, memory: float, reserve: float | tuple[Reserve, Reserve] = 0.0,
+    configuration: Configuration,
+    memory: float,
+    reserve: float | tuple[Reserve, Reserve] = 0.0,
     derive: Derive | None = None,
-) -> Fit:  # fmt: skip
+) -> Fit:
     """Hold a training step against `memory` bytes, of which others take the reserve, or something between two.
 
     derive: the set-up with other settings, where they bring more with them than those (a stack's defaults).

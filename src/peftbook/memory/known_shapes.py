@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftbook.memory.architecture import FAMILIES, Shape
+from peftbook.memory.architecture import FAMILIES, DecoderShape
 
 __all__ = ["ALIASES", "SHAPES"]
 
 
-def llama(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, **traits: Any) -> Shape:
+def llama(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, **traits: Any) -> DecoderShape:
     """A shape of Llama's family."""
-    return Shape(layers, hidden, ffn, heads, kv_heads, vocab, **traits)
+    return DecoderShape(layers, hidden, ffn, heads, kv_heads, vocab, **traits)
 
 
-def family(name: str, *sizes: int, **traits: Any) -> Shape:
+def family(name: str, *sizes: int, **traits: Any) -> DecoderShape:
     """A shape of another family."""
     return llama(*sizes, **(FAMILIES[name] | {"family": name} | traits))
 
@@ -28,7 +28,7 @@ def every_other(layers: int) -> tuple[bool, ...]:
     return tuple(index % 2 == 0 for index in range(layers))
 
 
-SHAPES: dict[str, Shape] = {
+SHAPES: dict[str, DecoderShape] = {
     "smollm2-135m": llama(30, 576, 1536, 9, 3, 49152, tied=True, context=8192),
     "smollm2-360m": llama(32, 960, 2560, 15, 5, 49152, tied=True, context=8192),
     "smollm2-1.7b": llama(24, 2048, 8192, 32, 32, 49152, tied=True, context=8192),

@@ -37,8 +37,8 @@ def head(decoder: Decoder, x: Value) -> Value:
         with tape.at("loss"):
             x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
     ways = {
-        "whole": whole, "shifted": shifted, "held": held, "narrow": undone_in_parts, "compiled": undone_in_parts,
-        "chunked": chunked, "tiled": recomputed, "fused": recomputed,
+        "whole": full_logits_loss, "shifted": shifted, "held": held, "narrow": undone_in_parts,
+        "compiled": undone_in_parts, "chunked": chunked, "tiled": recomputed, "fused": recomputed,
     }  # fmt: skip
     return ways[setup.logits](decoder, x)
 
@@ -61,7 +61,7 @@ def cross_entropy(decoder: Decoder, logits: Value, held: tuple[Value, ...] = ())
     return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
 
 
-def whole(decoder: Decoder, x: Value) -> Value:
+def full_logits_loss(decoder: Decoder, x: Value) -> Value:
     """All logits, brought to float32."""
     logits = logits_of(decoder, x)
     with decoder.tape.at("loss"):
@@ -105,10 +105,17 @@ def undone_in_parts(decoder: Decoder, x: Value) -> Value:
         kept = [tape.value((*rows, "V"), each), tape.value(rows, 8 if narrow else 12)] + [x] * trained
         forward, back = products_of(x, each, trained)
         return tape.apply(
-            x, shape=(), bytes_each=4, kept=kept, held=held, trained=gradient_of(decoder),
-            undoing=product(float(2 * each if narrow else each), "q", "V"), products=[forward], undoing_products=back,
+            x,
+            shape=(),
+            bytes_each=4,
+            kept=kept,
+            held=held,
+            trained=gradient_of(decoder),
+            undoing=product(float(2 * each if narrow else each), "q", "V"),
+            products=[forward],
+            undoing_products=back,
             exponential=True,
-        )  # fmt: skip
+        )
 
 
 def chunked(decoder: Decoder, x: Value) -> Value:
@@ -161,9 +168,17 @@ def recomputed(decoder: Decoder, x: Value) -> Value:
             forward, undoing = forward + tile(decoder, x, each), undoing + tile(decoder, x, each) + copies
         score, back = products_of(x, each, trained)
         log_probabilities = tape.apply(
-            x, shape=rows, bytes_each=4, kept=kept, trained=gradient_of(decoder), working=forward, undoing=undoing,
-            products=[score], undoing_products=[score, *back], exponential=True,
-        )  # fmt: skip
+            x,
+            shape=rows,
+            bytes_each=4,
+            kept=kept,
+            trained=gradient_of(decoder),
+            working=forward,
+            undoing=undoing,
+            products=[score],
+            undoing_products=[score, *back],
+            exponential=True,
+        )
         return tape.apply(log_probabilities, shape=())
 
 

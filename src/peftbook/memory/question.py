@@ -16,12 +16,21 @@ from peftbook.memory.configuration import Configuration
 from peftbook.memory.fit import GPU_RESERVE, Fit, as_numbers, bytes_of_text, conclusion, fit, verdict
 from peftbook.memory.names import ATTENTION, METHOD_NAMES, OPTIMISER_NAMES, TARGET_WORDS, meant, variant
 from peftbook.memory.setup import Setup
-from peftbook.memory.shapes import SHAPES, Shape, quantised_in, read_config, read_shape
+from peftbook.memory.shapes import SHAPES, DecoderShape, quantised_in, read_config, read_shape
 from peftbook.memory.stacks import STACKS, Assumption, setup_in
 
 __all__ = [
-    "ON_OFF", "Answer", "Question", "answered", "assumptions_text", "attention_named", "command", "elsewhere", "option",
-    "told", "with_labels",
+    "ON_OFF",
+    "FitAnswer",
+    "Question",
+    "answer_fields",
+    "answered",
+    "assumptions_text",
+    "attention_named",
+    "command",
+    "elsewhere",
+    "option",
+    "with_labels",
 ]  # fmt: skip
 
 ON_OFF = {  # options that are on or off; without them it is as the stack has it
@@ -89,7 +98,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FitAnswer:
     """What fits. assumed: settings that the stack gave.  asked: those that the question gave."""
 
     fit: Fit
@@ -97,7 +106,7 @@ class Answer:
     asked: dict[str, Any]
 
 
-def answered(question: Question) -> Answer:
+def answered(question: Question) -> FitAnswer:
     """What a training step needs of so much memory. Raises InputError where there is no such step."""
     shape = read_shape(question.model)
     asked = asked_for(question, shape)
@@ -115,10 +124,10 @@ def answered(question: Question) -> Answer:
         raise InputError(f"Such a step needs {size / 2**50:,.0f} PiB: choose a smaller model or fewer tokens.")
     reserve = bytes_of_text(question.reserve, least=0) if question.reserve else GPU_RESERVE
     fitting = fit(configuration, bytes_of_text(question.memory), reserve, lambda fields: derive(fields)[0])
-    return Answer(fitting, assumed, asked)
+    return FitAnswer(fitting, assumed, asked)
 
 
-def told(question: Question) -> dict[str, Any]:
+def answer_fields(question: Question) -> dict[str, Any]:
     """All that a page shows of an answer: the numbers of `--json`, and the lines of the command."""
     answer = answered(question)
     return as_numbers(answer.fit) | {
@@ -146,7 +155,7 @@ def command(question: Question) -> str:
     return " ".join(words)
 
 
-def in_stack(question: Question, shape: Shape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
+def in_stack(question: Question, shape: DecoderShape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
     """The set-up of the stack. Where a GPU has no fused attention and nobody asked for it, eager stands for its own."""
     setup, assumed = setup_in(question.stack, **asked)
     if question.attention == "auto" and setup.attention == "sdpa":
@@ -159,7 +168,7 @@ def in_stack(question: Question, shape: Shape, asked: dict[str, Any]) -> tuple[S
     return setup, assumed
 
 
-def asked_for(question: Question, shape: Shape) -> dict[str, Any]:
+def asked_for(question: Question, shape: DecoderShape) -> dict[str, Any]:
     """The fields of the set-up that the question names."""
     asked = {name: getattr(question, name) for name in TAKEN if getattr(question, name) is not None}
     asked |= {"method": meant("Method", question.method, METHOD_NAMES), **variant(question.method)}
@@ -197,7 +206,7 @@ def option(field: str, value: Any) -> str:
     return "" if field in ("held", "dora", "freeze_a") else f"--{name} {value}"
 
 
-def elsewhere(answer: Answer, labels: str) -> str:
+def elsewhere(answer: FitAnswer, labels: str) -> str:
     """The same question as TRL's SFTTrainer would run it, in a line."""
     configuration = answer.fit.configuration
     mine = configuration.setup

@@ -195,7 +195,7 @@ class Setup:
 
     @property
     def idle(self) -> frozenset[str]:
-        """The fields that nothing depends on, as the others are."""
+        """Names of the fields that have no effect, given the values of the others."""
         lora, four = self.method == "lora", self.quantised in ("nf4", "fp4")
         used = {
             "rank": lora or self.optimiser.startswith("galore"), "targets": lora, "dropout": lora,
@@ -209,7 +209,7 @@ class Setup:
 
     @property
     def name(self) -> str:
-        """The method's name, LoRA's variants by their own."""
+        """The method's name; a variant of LoRA has a name of its own."""
         return "dora" if self.dora else "lora_fa" if self.method == "lora" and self.freeze_a else self.method
 
     @property

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.core.errors import InputError
-from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, Shape
+from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, DecoderShape
 from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES
 from peftbook.memory.names import cached_config, nearest, plain_name
 
-__all__ = ["FAMILIES", "SHAPES", "Shape", "as_config", "quantised_in", "read_config", "read_shape", "shape_from_config"]
+__all__ = [
+    "FAMILIES",
+    "SHAPES",
+    "DecoderShape",
+    "as_config",
+    "quantised_in",
+    "read_config",
+    "read_shape",
+    "shape_from_config",
+]
 
 
 SEEING = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # models that see → the family of their text part
@@ -24,7 +33,7 @@ EXPERTS = {
 }
 
 
-def read_shape(source: str | Path) -> Shape:
+def read_shape(source: str | Path) -> DecoderShape:
     """A shape by its name in the table or its id on the hub, or from a config.json or the folder that holds one.
 
     Raises InputError if there is neither, or if the file is not the settings of a decoder like Llama.
@@ -102,7 +111,7 @@ def quantised_in(config: Any) -> dict[str, Any]:
     return {"quantised": quantised, "double": said.get("bnb_4bit_use_double_quant") is True}
 
 
-def shape_from_config(config: Mapping[str, Any]) -> Shape:
+def shape_from_config(config: Mapping[str, Any]) -> DecoderShape:
     """The shape that the settings in a config.json describe, with its family's defaults for what is left out.
 
     Raises InputError for a family that is not covered, and for settings that are none.
@@ -129,7 +138,7 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
         if not 1 <= config[key] <= most:
             raise InputError(f"config.json gives {key} as {config[key]}: it is a whole number from 1 to {most:,}.")
     window = sliding_window(config, family)
-    return Shape(
+    return DecoderShape(
         **({name: config[key] for name, key in needed.items()} | traits_in(config, family)),
         kv_heads=whole_number(config, "num_key_value_heads") or config["num_attention_heads"],
         head_dim=whole_number(config, "head_dim") or (256 if family.startswith("gemma") else 0),
@@ -226,7 +235,7 @@ def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[
     return [index >= first for index in range(layers)]
 
 
-def as_config(shape: Shape) -> Any:
+def as_config(shape: DecoderShape) -> Any:
     """transformers' configuration of a model of this shape."""
     from transformers import AutoConfig
 

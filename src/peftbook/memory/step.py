@@ -14,9 +14,9 @@ from typing import Any
 from peftbook.core.errors import InputError
 from peftbook.memory.experts import MATRICES, ROUTER
 from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, OUTER_BLOCK, TILE, Setup
-from peftbook.memory.shapes import Shape
+from peftbook.memory.shapes import DecoderShape
 from peftbook.memory.tape import Size, evaluate, multiple, product
-from peftbook.memory.timeline import Moments, kind_of, moments
+from peftbook.memory.timeline import MomentTable, kind_of, moments
 from peftbook.memory.walk import alike, walk
 
 __all__ = ["Peak", "Step", "loading", "training_step"]
@@ -52,7 +52,7 @@ class Step:
     state: dict[str, Size]
     kept: dict[str, Size]
     gradients: Size
-    moments: Moments
+    moments: MomentTable
     flops: dict[str, Size]
     symbols: dict[str, int]
 
@@ -86,7 +86,7 @@ def as_list(size: Size) -> list[list[Any]]:
     return [[each, *symbols] for symbols, each in size.items() if each]
 
 
-def training_step(shape: Shape, setup: Setup) -> Step:
+def training_step(shape: DecoderShape, setup: Setup) -> Step:
     """The memory of a training step of a model of this shape.
 
     Raises InputError where there is no fused attention: on a GPU in float32, with fewer key than query heads and no
@@ -109,13 +109,13 @@ def training_step(shape: Shape, setup: Setup) -> Step:
     return replace(step, symbols=shape.symbols | setup.symbols | tile_of(shape, setup))
 
 
-def tile_of(shape: Shape, setup: Setup) -> dict[str, int]:
+def tile_of(shape: DecoderShape, setup: Setup) -> dict[str, int]:
     """The symbols W and U: words that a tile has room for, and those in it, where logits are tiled."""
     return {"W": TILE[1], "U": min(shape.vocab, TILE[1])} if setup.logits == "tiled" else {}
 
 
 @functools.lru_cache(maxsize=1024)
-def structure(shape: Shape, setup: Setup) -> Step:
+def structure(shape: DecoderShape, setup: Setup) -> Step:
     """The polynomials of set-ups that are `alike`."""
     walked = walk(shape, setup)
     kept: dict[str, Size] = {}
@@ -135,7 +135,7 @@ def structure(shape: Shape, setup: Setup) -> Step:
     )
 
 
-def shared(terms: dict[str, Size], shape: Shape, setup: Setup) -> dict[str, Size]:
+def shared(terms: dict[str, Size], shape: DecoderShape, setup: Setup) -> dict[str, Size]:
     """A device's share of the state, and what is whole on it for a while.
 
     Whole are two decoder layers, the one that computes and the one that is fetched meanwhile, and all the time what
@@ -163,7 +163,7 @@ def one_layer(size: Size) -> Size:
     )
 
 
-def gradients_of(shape: Shape, setup: Setup) -> Size:
+def gradients_of(shape: DecoderShape, setup: Setup) -> Size:
     """Bytes of the gradients of all that is trained."""
     total = Size()
     for tensors, each in trained_by_dtype(shape, setup):
@@ -171,7 +171,7 @@ def gradients_of(shape: Shape, setup: Setup) -> Size:
     return total
 
 
-def state(shape: Shape, setup: Setup) -> dict[str, Size]:
+def state(shape: DecoderShape, setup: Setup) -> dict[str, Size]:
     """Bytes of weights, of the constants of their quantisation, of what an adapter trains, and of the moments.
 
     A weight takes 2 or 4 bytes; in 4 bits ½, and for each block of 64 a constant of 4 bytes, or with double
@@ -206,7 +206,7 @@ def state(shape: Shape, setup: Setup) -> dict[str, Size]:
     return terms | optimiser_state(shape, setup)
 
 
-def rest(shape: Shape) -> Size:
+def rest(shape: DecoderShape) -> Size:
     """Parameters outside the matrices of the layers: embedding, head, gains, biases, experts and their router."""
     total = product(1 if shape.tied else 2, "V", "h")
     total.add(product(shape.layer_norms, "L", "h"))
@@ -220,7 +220,7 @@ def rest(shape: Shape) -> Size:
     return total
 
 
-def trained_by_dtype(shape: Shape, setup: Setup) -> list[tuple[Tensors, int]]:
+def trained_by_dtype(shape: DecoderShape, setup: Setup) -> list[tuple[Tensors, int]]:
     """The trained tensors, and the bytes of each of their numbers; DoRA's magnitudes, and copies, have their own."""
     each = BYTES[setup.dtype if setup.method == "full" else setup.adapter_dtype]
     groups = [(adapted(shape, setup), each)]
@@ -233,12 +233,12 @@ def trained_by_dtype(shape: Shape, setup: Setup) -> list[tuple[Tensors, int]]:
     return groups
 
 
-def trained(shape: Shape, setup: Setup) -> Tensors:
+def trained(shape: DecoderShape, setup: Setup) -> Tensors:
     """The trained tensors."""
     return [tensor for tensors, _ in trained_by_dtype(shape, setup) for tensor in tensors]
 
 
-def adapted(shape: Shape, setup: Setup) -> Tensors:
+def adapted(shape: DecoderShape, setup: Setup) -> Tensors:
     """The tensors that the method itself trains, without DoRA's magnitudes."""
     layers, single = product(1, "L"), product(1)
     if setup.method == "lora":
@@ -261,7 +261,7 @@ def adapted(shape: Shape, setup: Setup) -> Tensors:
     return tensors + [(layers, symbols) for symbols in head_gains(shape)]
 
 
-def head_gains(shape: Shape) -> list[tuple[str, ...]]:
+def head_gains(shape: DecoderShape) -> list[tuple[str, ...]]:
     """The gains of the norms of queries and of keys, as products of symbols."""
     if not shape.head_norms:
         return []
@@ -277,7 +277,7 @@ def elements(tensors: Iterable[tuple[Size, tuple[str, ...]]]) -> Size:
     return total
 
 
-def optimiser_state(shape: Shape, setup: Setup) -> dict[str, Size]:
+def optimiser_state(shape: DecoderShape, setup: Setup) -> dict[str, Size]:
     """Bytes of Adam's two moments: in the dtype of the parameter, or in 8 bits with a constant for each 256.
 
     bitsandbytes (optim/optimizer.py) has them in float32, or where they are in 8 bits those of tensors of fewer than
@@ -306,7 +306,7 @@ def optimiser_state(shape: Shape, setup: Setup) -> dict[str, Size]:
     return terms
 
 
-def loading(shape: Shape, setup: Setup) -> float:
+def loading(shape: DecoderShape, setup: Setup) -> float:
     """Bytes at the most while the weights are read: all of them as they stay, and one tensor as the file has it.
 
     What is quantised is on the device in 16 bits before, one tensor after the other (transformers 5,
@@ -323,7 +323,7 @@ def loading(shape: Shape, setup: Setup) -> float:
     return evaluate(stays, shape.symbols | setup.symbols) + 2 * largest
 
 
-def projected(shape: Shape, setup: Setup) -> tuple[Tensors, Tensors]:
+def projected(shape: DecoderShape, setup: Setup) -> tuple[Tensors, Tensors]:
     """GaLore's moments of the layers' matrices, r × n for one of m × n with m ≤ n, and their projections, m × r.
 
     A matrix whose shorter side is no more than r keeps all of it.

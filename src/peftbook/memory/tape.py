@@ -353,9 +353,15 @@ class Tape:
         back = product(each, *shape) if narrow < each else NOTHING
         products = [MatrixProduct(rows, d_in, d_out, narrow)]
         return self.apply(
-            x, read, bytes_each=narrow, working=copies, undoing=matrix + back, preparing=matrix + widening,
-            products=products, **told,
-        )  # fmt: skip
+            x,
+            read,
+            bytes_each=narrow,
+            working=copies,
+            undoing=matrix + back,
+            preparing=matrix + widening,
+            products=products,
+            **told,
+        )
 
     def kept(self, checkpoints: bool = False) -> dict[str, Size]:
         """Module → bytes that autograd keeps of it: each tensor once, where it was kept first.

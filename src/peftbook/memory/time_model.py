@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from peftbook.memory import Setup, Shape
+from peftbook.memory import DecoderShape, Setup
 from peftbook.memory.step import elements, trained
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Value, evaluate, product, repeated
 from peftbook.memory.walk import walk
@@ -121,7 +121,7 @@ def count(names: Iterable[str], symbols: Symbols) -> Number:
 
 
 def step_seconds(
-    shape: Shape, setup: Setup, rates: Rates, symbols: Symbols | None = None, clipped: bool = False
+    shape: DecoderShape, setup: Setup, rates: Rates, symbols: Symbols | None = None, clipped: bool = False
 ) -> dict[str, Number]:
     """Seconds of a training step by part: products, attention, elementwise, dequantised, optimiser, calls.
 
@@ -142,7 +142,7 @@ def step_seconds(
     return clock.seconds
 
 
-def layers_seconds(shape: Shape, setup: Setup, rates: Rates, symbols: Symbols) -> dict[str, Number]:
+def layers_seconds(shape: DecoderShape, setup: Setup, rates: Rates, symbols: Symbols) -> dict[str, Number]:
     """Seconds of the decoder's layers alone, forward and backward, by part: no head, no optimiser."""
     walked, clock = walk(shape, setup), Clock(rates, setup, {**shape.symbols, **setup.symbols, **symbols})
     for name, copies in walked.copies.items():
@@ -151,7 +151,7 @@ def layers_seconds(shape: Shape, setup: Setup, rates: Rates, symbols: Symbols) -
     return clock.seconds
 
 
-def forward_seconds(shape: Shape, setup: Setup, rates: Rates, symbols: Symbols) -> dict[str, Number]:
+def forward_seconds(shape: DecoderShape, setup: Setup, rates: Rates, symbols: Symbols) -> dict[str, Number]:
     """Seconds of a forward pass alone, by part."""
     walked, clock = walk(shape, setup), Clock(rates, setup, {**shape.symbols, **setup.symbols, **symbols})
     for name, operations in walked.sections.items():

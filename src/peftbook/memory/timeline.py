@@ -20,7 +20,7 @@ from peftbook.memory.walk import Walk
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["KINDS", "Moments", "kind_of", "moments"]
+__all__ = ["KINDS", "MomentTable", "kind_of", "moments"]
 
 KINDS = (
     "embedding", "layer inputs", "norms", "attention", "mlp", "adapter inputs", "logits and loss", "gradients",
@@ -48,7 +48,7 @@ def kind_of(where: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class MomentTable:
     """Everything that is there at each moment of a step. names: what happens.  columns: (kind, symbols).
 
     table: coefficients, (moments, columns).
@@ -69,12 +69,12 @@ class Moments:
             terms[kind] = terms.get(kind, 0.0) + float(size)
         return self.names[row], {kind: terms[kind] for kind in KINDS if terms.get(kind)}
 
-    def scaled(self, kind: str, factor: float) -> Moments:
+    def scaled(self, kind: str, factor: float) -> MomentTable:
         """The same with `factor` times the bytes of one kind."""
         import numpy as np
 
         factors = np.array([factor if name == kind else 1.0 for name, _ in self.columns])
-        return Moments(self.names, self.columns, self.table * factors)
+        return MomentTable(self.names, self.columns, self.table * factors)
 
     def pruned(self) -> list[tuple[str, dict[str, Size]]]:
         """Those that no other one outweighs in every product of symbols; of equal ones the first."""
@@ -161,7 +161,7 @@ class Timeline:
         for column, each in sizes.items():
             self.change(column, factor * each)
 
-    def moments(self) -> Moments:
+    def moments(self) -> MomentTable:
         """What was there at each moment."""
         import numpy as np
 
@@ -174,7 +174,7 @@ class Timeline:
         table = table.cumsum(axis=0)
         for moment, column, amount in self.passing:
             table[moment, columns[column]] += amount
-        return Moments(tuple(self.names), tuple(columns), table[:-1])
+        return MomentTable(tuple(self.names), tuple(columns), table[:-1])
 
     def forward(self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True) -> None:
         """Run operations. readers: how many operations have yet to read each tensor; it is freed after the last."""
@@ -313,9 +313,13 @@ def readers_of(operations: Iterable[Operation]) -> Counter[int]:
 
 
 def moments(
-    walked: Walk, checkpointing: bool, accumulated: bool = False, offloaded: bool = False, roots: Size = NOTHING,
+    walked: Walk,
+    checkpointing: bool,
+    accumulated: bool = False,
+    offloaded: bool = False,
+    roots: Size = NOTHING,
     stepped: Collection[str] | None = None,
-) -> Moments:  # fmt: skip
+) -> MomentTable:
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
     What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from peftbook.memory.decoder import Context, Decoder, embed, mask_of, virtual_tokens
+from peftbook.memory.decoder import AttentionInputs, Decoder, embed, mask_of, virtual_tokens
 from peftbook.memory.loss import head
 from peftbook.memory.setup import Setup
-from peftbook.memory.shapes import Shape
+from peftbook.memory.shapes import DecoderShape
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, repeated
 
 __all__ = ["Walk", "alike", "layer_names", "layer_of", "walk"]
@@ -80,7 +80,7 @@ def layer_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def alike(shape: Shape, setup: Setup) -> Setup:
+def alike(shape: DecoderShape, setup: Setup) -> Setup:
     """The least set-up with the same tape: that does not depend on how many rows and tokens there are beyond one row
     and a full window.
     """
@@ -88,12 +88,12 @@ def alike(shape: Shape, setup: Setup) -> Setup:
     return replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1, labels=min(setup.labels, 1))
 
 
-def walk(shape: Shape, setup: Setup) -> Walk:
+def walk(shape: DecoderShape, setup: Setup) -> Walk:
     """Embedding, the layers, head and loss."""
     return walked(*without_sizes(shape, setup))
 
 
-def without_sizes(shape: Shape, setup: Setup) -> tuple[Shape, Setup]:
+def without_sizes(shape: DecoderShape, setup: Setup) -> tuple[DecoderShape, Setup]:
     """The least shape and set-up with the same tape, which knows symbols and how many heads, experts and layers.
 
     Of a window it matters alone whether it is full.
@@ -104,7 +104,7 @@ def without_sizes(shape: Shape, setup: Setup) -> tuple[Shape, Setup]:
 
 
 @functools.lru_cache(maxsize=512)
-def walked(shape: Shape, setup: Setup) -> Walk:
+def walked(shape: DecoderShape, setup: Setup) -> Walk:
     """`walk` of what is the same without sizes.
 
     The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
@@ -126,14 +126,14 @@ def walked(shape: Shape, setup: Setup) -> Walk:
     for name in sorted(kinds_of):
         sliding = kinds_of[name]
         with tape.at(name):
-            x = decoder.layer(x, Context(rotations[sliding], masks[sliding]))
+            x = decoder.layer(x, AttentionInputs(rotations[sliding], masks[sliding]))
     head(decoder, x)
     tables = (table for pair in pairs for table in pair)
     tape.touch(first, *tables, *(mask for mask in masks.values() if mask), *decoder.prefix, *tape.cached)
     return Walk(tape, Counter(names))
 
 
-def layer_names(shape: Shape) -> list[str]:
+def layer_names(shape: DecoderShape) -> list[str]:
     """For each layer the name of the one on the tape that stands for it.
 
     The first two stand for themselves, and so does the first of each kind, which may be the first to keep what its kind

@@ -20,8 +20,8 @@ __all__ = [
     "get",
     "kinds",
     "look_of",
-    "named",
     "preset",
+    "preset_method",
     "presets",
     "read",
     "usual",
@@ -98,7 +98,7 @@ def preset(name: str) -> Preset:
     return Preset(name, method, f"{method.label}, as it is named.", swept=like.swept, rate=like.rate)
 
 
-def named(name: str, **fields: Any) -> Method:
+def preset_method(name: str, **fields: Any) -> Method:
     """The method of a preset, with other fields. Raises InputError naming the bad value."""
     method = preset(name).method
     return method.changed(**fields) if fields else method

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.method import Look, Method, Preset
 
 
@@ -31,11 +31,11 @@ class Adapter(Method):
 
         return add_adapters(model.requires_grad_(False), self.width)
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         """Two adapters a layer, each 2 · width · hidden weights, width + hidden biases."""
         return 2 * shape.layers * (2 * self.width * shape.hidden + self.width + shape.hidden)
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         """As LoRA of its width after attention and MLP."""
         return {"method": "lora", "rank": self.width, "targets": ("o_proj", "down_proj")}
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from peftbook.core.canonical import build
 from peftbook.core.errors import InputError
-from peftbook.memory import TARGETS, Shape
+from peftbook.memory import TARGETS, DecoderShape
 from peftbook.memory.shapes import as_config
 from peftbook.methods.lora import LoRA
 from peftbook.methods.method import Method, parse
@@ -106,11 +106,11 @@ class PeftMethod(Method):
             raise InputError(f"{self.name} has a forward pass of its own, beside which this loop would train less.")
         return tuned
 
-    def parameters(self, shape: Shape) -> int:
-        """Counted, see `counted`."""
-        return counted(self, shape)
+    def parameters(self, shape: DecoderShape) -> int:
+        """Number of trained parameters, see `trainable_parameters`."""
+        return trainable_parameters(self, shape)
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         """Virtual tokens as those of a prompt or a prefix; else as LoRA of a rank that trains about as many numbers."""
         if self.config.is_prompt_learning:
             return {"method": "prefix" if self.name in CACHED else "prompt", "length": self.config.num_virtual_tokens}
@@ -161,23 +161,25 @@ def configuration(method: PeftMethod) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def counted(method: PeftMethod, shape: Shape) -> int:
-    """How many numbers peft lets train on a model of this shape, all of it without storage.
+def trainable_parameters(method: PeftMethod, shape: DecoderShape) -> int:
+    """Number of parameters that peft trains on a model of this shape, without allocating the whole model.
 
-    Some methods look at the weights: they are applied to one layer and to two that have some, and each of the others
-    counts as the second does.
+    Methods that read weights are applied to models of one and of two layers that have weights; each further layer
+    counts as the second.
     """
     try:
-        return counted_on(method, shape, stored=False)
+        return trainable_parameters_on(method, shape, stored=False)
     except InputError:
         one, two = (
-            counted_on(method, dataclasses.replace(shape, layers=layers, sliding=shape.sliding[:layers]), stored=True)
+            trainable_parameters_on(
+                method, dataclasses.replace(shape, layers=layers, sliding=shape.sliding[:layers]), stored=True
+            )
             for layers in (1, 2)
         )
         return one + (shape.layers - 1) * (two - one)
 
 
-def counted_on(method: PeftMethod, shape: Shape, stored: bool) -> int:
+def trainable_parameters_on(method: PeftMethod, shape: DecoderShape, stored: bool) -> int:
     """The same, for all layers of the shape. stored: whether the layers have weights, random ones."""
     import torch
     from transformers import AutoModelForCausalLM

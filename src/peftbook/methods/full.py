@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.method import TRAINED_WEIGHTS, Look, Method, Preset
 
 
@@ -24,10 +24,10 @@ class Full(Method):
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         return model.requires_grad_(True)
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         return shape.parameters
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         return {"method": "full"}
 
 

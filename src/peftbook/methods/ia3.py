@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.memory.setup import IA3_TARGETS
 from peftbook.methods.method import Look, Method, Preset
 
@@ -28,11 +28,11 @@ class IA3(Method):
         config = IA3Config(target_modules=list(IA3_TARGETS), feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         found = {name: shape.linears[name] for name in IA3_TARGETS if name in shape.linears}
         return shape.layers * sum(sides[name != "down_proj"] for name, sides in found.items())
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         return {"method": "ia3"}
 
 

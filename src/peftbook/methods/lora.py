@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from peftbook.memory import TARGETS, Shape
+from peftbook.memory import TARGETS, DecoderShape
 from peftbook.memory.architecture import unfused
 from peftbook.methods.method import Look, Method, Preset, check_targets
 
@@ -102,17 +102,21 @@ class LoRA(Method):
     def rate_factor(self, name: str) -> float:
         return self.b_rate_ratio if ".lora_B." in name else 1.0
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         """r (d_in + d_out) for each adapted matrix; DoRA's magnitudes add d_out, a frozen A takes r d_in off."""
         sides = [shape.linears[target] for target in shape.adapted(self.targets)]
         each = sum(self.rank * ((not self.freeze_a) * d_in + d_out) + self.dora * d_out for d_in, d_out in sides)
         return (len(self.layers) or shape.layers) * each
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         return {
-            "method": "lora", "rank": self.rank, "targets": unfused(self.targets), "dropout": self.dropout > 0,
-            "freeze_a": self.freeze_a, "dora": self.dora,
-        }  # fmt: skip
+            "method": "lora",
+            "rank": self.rank,
+            "targets": unfused(self.targets),
+            "dropout": self.dropout > 0,
+            "freeze_a": self.freeze_a,
+            "dora": self.dora,
+        }
 
     def sized(self, **sizes: int) -> Self:
         rank = sizes.get("rank") or self.rank

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from peftbook.core.canonical import Spec, build
 from peftbook.core.errors import InputError
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 
 TRAINED_WEIGHTS = "the model's own weights are trained, and in bfloat16 most of their steps are rounded away"
 ROUNDED = "a base that is rounded to 4 bits without bitsandbytes is rounded from float32"
@@ -83,46 +83,46 @@ class Method(Spec):
         return False
 
     def quantization(self, dtype: Any) -> Any:
-        """transformers' configuration of a base that is loaded in 4 bits and multiplied in dtype; None for no such."""
+        """transformers' configuration of a base loaded in 4 bits and computing in `dtype`; None if unquantised."""
         return None
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
-        """Make the method's parameters and freeze all others. torch's generator has the seed already."""
+        """Create the method's parameters and freeze all others. torch's generator is already seeded."""
         raise NotImplementedError
 
     def rate_factor(self, name: str) -> float:
-        """What multiplies the learning rate of the parameter with this name."""
+        """Factor on the learning rate of the parameter with this name."""
         return 1.0
 
-    def parameters(self, shape: Shape) -> int:
-        """How many numbers are trained on a decoder of this shape."""
+    def parameters(self, shape: DecoderShape) -> int:
+        """Number of trained parameters on a decoder of this shape."""
         raise NotImplementedError
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
-        """The fields of `memory.Setup` by which bytes and operations of a training step are counted.
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
+        """The fields of `memory.Setup` from which the byte model counts a training step's bytes and operations.
 
-        A method that the walk of a step does not know stands as the one that does most alike.
+        A method that the byte model does not know returns the fields of the most similar one that it knows.
         """
         raise NotImplementedError
 
     def sized(self, **sizes: int) -> Self:
-        """The same method with those of the sizes (rank, prompt_length, prefix_length) that it has and that are not 0.
+        """The same method with new sizes (rank, prompt_length, prefix_length); sizes of 0 or that it lacks are ignored.
 
-        An update keeps its scale, so that the learning rate still suits it.
+        The scale of an update does not change, so the learning rate still suits it.
         """
         return self
 
     def changed(self, **fields: Any) -> Self:
-        """The same method with other fields. Raises InputError for values that are none."""
+        """The same method with other fields. Raises InputError for invalid values."""
         return build(type(self), **(self.model_dump() | fields))
 
     @property
     def loading(self) -> str:
-        """How to load what was kept of it, in a sentence for a model card."""
+        """How to load the saved method: one sentence for a model card."""
         return "`PeftModel.from_pretrained(base, FOLDER)` loads it."
 
     def as_lora(self, model: Any) -> Any:
-        """The tuned model with its method converted to LoRA; None where that says nothing new, or cannot be done."""
+        """The tuned model with its method converted to LoRA; None if that says nothing new or is impossible."""
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from peftbook.core.errors import InputError
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.method import TRAINED_WEIGHTS, Look, Method, Preset
 
 
@@ -32,10 +32,10 @@ class NormTuning(Method):
             part.requires_grad_(True)
         return model
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         return (shape.layer_norms * shape.layers + 1) * shape.hidden + shape.layers * shape.head_gains
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         """As (IA)³."""
         return {"method": "ia3"}
 

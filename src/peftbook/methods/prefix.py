@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.method import Look, Method, Preset
 from peftbook.methods.prompt import UNCHECKPOINTED, UNSHARDED, common_tokens, virtual_tokens
 
@@ -46,10 +46,10 @@ class Prefix(Method):
         virtual_tokens(tuned).data.copy_(torch.cat(rows, dim=1))  # (length, layers · 2 · kv heads · head width)
         return tuned
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         return 2 * shape.layers * self.length * shape.kv_width
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         return {"method": "prefix", "length": self.length}
 
     def sized(self, **sizes: int) -> Self:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from peftbook.core.errors import InputError
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.method import Look, Method, Preset
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ class PromptTuning(Method):
         repeats = -(-self.length // len(ids))
         return table[torch.tensor((ids * repeats)[: self.length])]
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         return self.length * shape.hidden
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         return {"method": "prompt", "length": self.length}
 
     def sized(self, **sizes: int) -> Self:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from peftbook.core.errors import InputError
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.lora import LoRA
 from peftbook.methods.method import ROUNDED, Look, Preset
 
@@ -63,9 +63,11 @@ class QLoRA(LoRA):
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=self.quant, bnb_4bit_use_double_quant=self.double_quant,
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.quant,
+            bnb_4bit_use_double_quant=self.double_quant,
             bnb_4bit_compute_dtype=dtype,
-        )  # fmt: skip
+        )
 
     def apply(self, model: Any, seed: int, tokenizer: Any) -> Any:
         """LoRA on a 4-bit base as it was loaded, or on one that is rounded here and may have a corrected start."""
@@ -77,7 +79,7 @@ class QLoRA(LoRA):
         set_lora(tuned, starts)
         return tuned
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         packed = {"quantised": self.quant, "double": self.double_quant} if self.quant in ("nf4", "fp4") else {}
         return super().setup(shape) | packed
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.methods.method import ROUNDED, Look, Method, Preset
 
 
@@ -48,10 +48,10 @@ class Untuned(Method):
         model.requires_grad_(False)
         return quantise_dense(model, self.quant) if self.quant else model
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         return 0
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         """As the smallest LoRA."""
         return {"method": "lora", "rank": 1, "targets": ("q_proj",)}
 

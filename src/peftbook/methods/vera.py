@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from peftbook.memory import TARGETS, Shape
+from peftbook.memory import TARGETS, DecoderShape
 from peftbook.memory.architecture import unfused
 from peftbook.methods.method import Look, Method, Preset, check_targets
 
@@ -35,10 +35,10 @@ class VeRA(Method):
         )
         return get_peft_model(model, config)
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: DecoderShape) -> int:
         return shape.layers * sum(self.rank + shape.linears[target][1] for target in shape.adapted(self.targets))
 
-    def setup(self, shape: Shape) -> dict[str, Any]:
+    def setup(self, shape: DecoderShape) -> dict[str, Any]:
         """As LoRA of its rank."""
         return {"method": "lora", "rank": self.rank, "targets": unfused(self.targets)}
 

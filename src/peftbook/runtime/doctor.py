@@ -18,7 +18,14 @@ from peftbook.core import specs
 from peftbook.core.folders import DATA, cache_folder
 from peftbook.methods import usual
 from peftbook.runtime.hardware import cores, cpu_model, is_idle
-from peftbook.runtime.precision import Products, chosen_dtype, instruction_limits, keep, machine_file, products_here
+from peftbook.runtime.precision import (
+    Products,
+    chosen_dtype,
+    instruction_limits,
+    machine_file,
+    products_here,
+    write_cache,
+)
 from peftbook.runtime.threads import best_threads
 from peftbook.tasks import task_spec
 
@@ -34,11 +41,11 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dat
 class Examination:
     """What `peftbook doctor` finds.
 
-    instructions: what torch may use of the processor, and variables that keep libraries from more.  threads: of a run.
-    cache: the folder of prepared models, on a disk with so many bytes free.  gpu: its name and what runs on it compute
-    in, or empty.  dtype, why: what runs on the CPU compute in.  operations_per_second: of one thread in products, by
-    type.  tokens_per_second: by method, of training on docstrings, predicted from the machine's rates.
-    missing: extra or program → what is not installed.
+    instructions: the instruction sets that torch uses, and environment variables that limit them.  threads: of a run.
+    cache: the folder of prepared models.  gpu: its name and compute type, or empty.  dtype, why: the compute type of
+    CPU runs, and the reason.  operations_per_second: of one thread in products, by type.
+    tokens_per_second: by method, of training on docstrings, predicted from the machine's rates.
+    missing: extra or program → how to install it, or what needs it.
     """
 
     version: str
@@ -62,7 +69,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Look at this machine and keep what is found; its rates are measured once, when it is idle, in twenty seconds."""
+    """Examine this machine and cache the result. Its rates are measured once, while it is idle, in 20 seconds."""
     import torch
 
     memory, folder, threads, products = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
@@ -87,17 +94,17 @@ def examine() -> Examination:
         missing=missing_extras() | missing_programs(),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES if is_installed(name)},
     )
-    keep(kept_examination(), asdict(result))
+    write_cache(kept_examination(), asdict(result))
     return result
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(candidate for candidate in (folder, *folder.absolute().parents) if candidate.is_dir())
 
 
 def gpu_words() -> str:
-    """The GPU's name and the type that runs on it compute in; empty without one."""
+    """The GPU's name and compute type; empty without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -106,7 +113,7 @@ def gpu_words() -> str:
 
 
 def why(products: Products) -> str:
-    """Why runs compute in the type they do, in a sentence."""
+    """Why CPU runs compute in their type, in a sentence."""
     if products.native:
         return f"its products are {products.bf16 / products.fp32:.1f} times as fast as those of float32"
     return (
@@ -116,9 +123,9 @@ def why(products: Products) -> str:
 
 
 def tokens_per_second() -> dict[str, float]:
-    """Method → tokens of training a second that it will have here on docstrings with the embedded model.
+    """Method → predicted training tokens a second on this machine, on docstrings with the embedded model.
 
-    Empty where the machine's rates are not known and it does other work, beside which they would be wrong for good.
+    Empty if the machine's rates are unknown and it is busy: rates measured now would be wrong, and cached.
     """
     from peftbook.memory import read_shape
     from peftbook.runtime.resources import training_setup
@@ -145,7 +152,7 @@ def tokens_per_second() -> dict[str, float]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a distribution is."""
+    """Whether a distribution is installed."""
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -171,12 +178,12 @@ def missing_programs() -> dict[str, str]:
 
 
 def kept_examination() -> Path:
-    """The file in which the last examination of this machine is kept."""
+    """The cache file of this machine's last examination."""
     return machine_file("doctor")
 
 
 def last_examination() -> Examination | None:
-    """What was found last; None where this machine was never examined, or by another version."""
+    """The last examination; None if there is none, or another version wrote it."""
     try:
         return Examination(**json.loads(kept_examination().read_text()))
     except (OSError, ValueError, TypeError):
@@ -187,7 +194,7 @@ def last_examination() -> Examination | None:
 
 
 def book_machines() -> list[Examination]:
-    """What was found on machines of the book; the first made its runs."""
+    """Examinations of the book's machines; the first one made its runs."""
     return [Examination(**json.loads(path.read_text())) for path in sorted(MACHINES.glob("*.json"))]
 
 
@@ -232,7 +239,7 @@ def gib(size: float) -> str:
 
 
 def main() -> None:
-    """Examine this machine; what is found is kept."""
+    """Examine this machine and cache the result."""
     from peftbook.core.quiet import quieten_libraries
 
     quieten_libraries()

@@ -1,4 +1,4 @@
-"""Durations: how long a run takes, by what was seen here, else by the time model, else by what was seen elsewhere."""
+"""Durations of runs: by records made here, else by the time model, else by records made elsewhere."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Predict = Callable[[Sequence[Spec]], Sequence[float | None]]
 
 @dataclass
 class Estimates:
-    """How long a run takes, from the records made here and from what this queue has seen; else as predicted.
+    """How long a run takes, from the records made here and the runs of this queue, else predicted.
 
-    elsewhere: of runs on other machines, which say what to expect only where nothing better is known.
+    elsewhere: seconds on other machines, used only where nothing better is known.
     """
 
     seconds: dict[Hashable, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -35,20 +35,20 @@ class Estimates:
     asked: bool = False
 
     def note(self, spec: Spec, seconds: float, here: bool = True) -> None:
-        """One more run that took so long."""
+        """Add the duration of a finished run."""
         known = self.seconds if here else self.elsewhere
         known[kind_of_work(spec)].append(seconds)
         known[spec.platform].append(seconds)
 
     def read(self, store: Store) -> None:
-        """Note how long every record at hand took to make."""
+        """Add the duration of every record at hand."""
         for record in store.all():
             if (seconds := record.wall_seconds) is not None:
                 self.note(record.spec, seconds, made_here(record))
 
     def of(self, spec: Spec) -> float | None:
-        """Median seconds of runs with the same kind of work, else what is predicted for one of them, else the median
-        on other machines, else of all runs of the platform, else None."""
+        """Median seconds of runs of the same kind here; else predicted for the kind; else the median elsewhere; else
+        the median of all runs of the platform; else None."""
         kind = kind_of_work(spec)
         if seen := self.seconds.get(kind):
             return statistics.median(seen)
@@ -60,7 +60,7 @@ class Estimates:
         return None
 
     def slow_words(self, spec: Spec) -> str:
-        """That a run takes far longer here than it did on the machines of its kind's records; else empty."""
+        """A sentence if a run takes far longer here than on the machines of the records of its kind; else empty."""
         here, there = self.of(spec), statistics.median(self.elsewhere.get(kind_of_work(spec)) or [0.0])
         if not here or not there or here < SLOW * there:
             return ""
@@ -70,10 +70,10 @@ class Estimates:
         )
 
     def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
-        """Have one run of every kind predicted that was neither seen nor asked for.
+        """Predict one run of each kind that has neither a duration nor a prediction.
 
-        Where there are runs at all the first call asks, if for nothing: asking measures the machine, by whose rates
-        each record will say what was predicted.
+        If there are runs, the first call always asks for predictions, even for none: asking measures the machine, and
+        every record states the prediction at its rates.
         """
         new: dict[Hashable, Spec] = {}
         for spec in specs:
@@ -86,7 +86,7 @@ class Estimates:
 
 
 def kind_of_work(spec: Spec) -> Hashable:
-    """What makes two runs take about equally long: platform, task, method, tokens, texts; or the measure of a probe."""
+    """What determines a run's duration: platform, task, method, tokens, texts; or the measure of a probe."""
     if isinstance(spec, Probe):
         return spec.platform, spec.measure, len(spec.runs)
     tokens = spec.budget.tokens if spec.budget else 0
@@ -95,9 +95,9 @@ def kind_of_work(spec: Spec) -> Hashable:
 
 
 def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None]:
-    """Seconds that runs will take on this machine, by the time model; None for those that it does not know.
+    """Seconds of runs on this machine, predicted by the time model; None for runs that it does not cover.
 
-    Another process computes them, after measuring the machine if that was never done. threads: of each run.
+    A child process computes them, and first measures the machine if that was never done.  threads: of each run.
     """
     told = "".join(f"{spec.canonical()}\n" for spec in specs)
     try:
@@ -108,7 +108,7 @@ def predicted_here(specs: Sequence[Spec], threads: int = 1) -> list[float | None
 
 
 def made_here(record: Record) -> bool:
-    """Whether a record comes from a machine like this one: that processor, multiplying bfloat16 as this one does."""
+    """Whether a record comes from a machine like this one: the same processor, the same handling of bfloat16."""
     if record.spec.platform != "cpu":
         return True
     native = record.provenance.get("bf16_products", "native") == "native"

@@ -94,8 +94,11 @@ class ForkServer:
                 try:
                     self.process = subprocess.Popen(
                         [self.python, "-m", "peftbook.runtime.fork_server", *self.libraries],
-                        stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=env, start_new_session=True,
-                    )  # fmt: skip
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.DEVNULL,
+                        env=env,
+                        start_new_session=True,
+                    )
                 except OSError:
                     ours.close()
                     raise
@@ -120,9 +123,13 @@ class ForkServer:
         return [*command[:2]] == [self.python, "-m"] and all(name.startswith("PEFTBOOK_") for name in names)
 
     def fork(
-        self, words: Sequence[str], env: Mapping[str, str], stdout: IO[bytes] | None, stderr: IO[bytes] | None,
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        stdout: IO[bytes] | None,
+        stderr: IO[bytes] | None,
         folder: str = "",
-    ) -> Fork | None:  # fmt: skip
+    ) -> Fork | None:
         """Have the server, once it is ready, fork a process that runs a module with its words.
 
         folder: where it runs, by default here. Returns None where the system has no room for a process, or the server

@@ -1,4 +1,4 @@
-"""What this machine is: processor, cores, memory, how busy it is; every reading has its way without `/proc`."""
+"""This machine: processor, cores, memory, load; every reading also works without `/proc`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def peak_memory(platform_name: str) -> int:
 
 
 def free_memory(family: Iterable[psutil.Process] = ()) -> float:
-    """Bytes that are free now, and those that the processes in `family` have."""
+    """Bytes of memory that are free now, plus those that the processes in `family` hold."""
     memory = psutil.virtual_memory()
     free = float(memory.available)
     for process in family:
@@ -79,7 +79,7 @@ def waited() -> float:
 
 
 def platform_here(platform_name: str) -> str:
-    """Where what a run trained is loaded: on its platform, or on the CPU where its GPU was another machine's."""
+    """The platform on which to load trained weights: the run's own, or the CPU if this machine has no GPU."""
     if platform_name == "cuda":
         import torch
 
@@ -88,7 +88,7 @@ def platform_here(platform_name: str) -> str:
 
 
 def machine_name(platform_name: str = "cpu") -> str:
-    """What a timing record carries in its key: processor or GPU, and cores."""
+    """The machine's name in the key of a timing record: processor and cores, or GPU."""
     if platform_name == "cuda":
         import torch
 

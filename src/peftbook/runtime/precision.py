@@ -1,4 +1,4 @@
-"""In which type to compute: what the processor or GPU multiplies fastest, measured once and kept.
+"""The compute type: what the processor or GPU multiplies fastest, measured once and cached.
 
 Importing this loads no torch, so that pages and commands can ask what runs here will be computed in.
 """
@@ -30,10 +30,10 @@ __all__ = [
     "chosen_dtype",
     "gpu_dtype",
     "instruction_limits",
-    "keep",
-    "kept",
     "machine_file",
     "products_here",
+    "read_cache",
+    "write_cache",
 ]
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -86,19 +86,20 @@ def gpu_dtype(major: int, minor: int) -> str:
 
 @functools.cache
 def products_here() -> Products:
-    """What this machine's processor makes of products, measured at the first call on a machine and then kept."""
+    """This processor's rates in products, measured at the first call on a machine and then cached."""
     path = machine_file("products")
-    if (known := kept(path)) is not None:
+    if (known := read_cache(path)) is not None:
         return Products(**known)
     products = measure_products() if "torch" in sys.modules else Products(**call_in_child(measure_products))
-    keep(path, asdict(products))
+    write_cache(path, asdict(products))
     return products
 
 
 @functools.cache
 def gpu_capability() -> tuple[int, int]:
-    """Compute capability of the GPU, or of those elsewhere that a studio computes on, where `PEFTBOOK_GPU_CAPABILITY`
-    says it. Raises InputError where there is none.
+    """Compute capability of the GPU, or the one in `PEFTBOOK_GPU_CAPABILITY`, which a studio sets for a cluster's GPUs.
+
+    Raises InputError if there is neither.
     """
     if said := os.environ.get("PEFTBOOK_GPU_CAPABILITY"):
         major, minor = map(int, said.split("."))
@@ -109,41 +110,41 @@ def gpu_capability() -> tuple[int, int]:
 
 
 def capability() -> tuple[int, int] | None:
-    """What torch says of the GPU; None where there is none."""
+    """The GPU's compute capability by torch; None without a GPU."""
     import torch
 
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def machine_file(what: str, *more: str) -> Path:
-    """The file of what was measured of this processor, as far as its instructions may be used."""
+    """The cache file of a measurement of this processor, torch version and instruction limits."""
     name = " ".join((cpu_model(), instruction_limits(), importlib.metadata.version("torch"), str(VERSION), *more))
     return cache_folder() / what / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
-def kept(path: Path) -> Any | None:
-    """What was kept there; None where nothing was, or it is torn."""
+def read_cache(path: Path) -> Any | None:
+    """A cached measurement; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text())
     return None
 
 
-def keep(path: Path, measured: Any) -> None:
-    """Keep what was measured for later processes; where the cache cannot be written they measure again."""
+def write_cache(path: Path, measured: Any) -> None:
+    """Cache a measurement for later processes; where the cache is not writable, they measure again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(measured).encode())
 
 
 def instruction_limits() -> str:
-    """The variables that keep the libraries from some of the processor's instructions, as they are set."""
+    """The environment variables that limit the libraries' instruction sets, as they are set."""
     return " ".join(f"{name}={os.environ[name]}" for name in INSTRUCTION_SETS if os.environ.get(name))
 
 
 def measure_products() -> Products:
     """Measure products in bfloat16, as torch computes them, and in float32, in some 50 ms on any processor.
 
-    With one thread, by the time that it had the processor: what else runs here changes nothing.
+    One thread, timed in processor time, so that other work on the machine does not count.
     """
     import torch
 
@@ -156,7 +157,7 @@ def measure_products() -> Products:
 
 
 def products_of(dtypes: Mapping[str, Any]) -> Products:
-    """Operations a second at the largest size that no type takes long for."""
+    """Operations a second at the largest size that is quick in every type."""
     import torch
 
     rates: dict[str, float] = {}

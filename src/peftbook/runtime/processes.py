@@ -42,9 +42,13 @@ class Child:
     """
 
     def __init__(
-        self, *words: str, threads: int = 0, variables: Mapping[str, str] | None = None, show: bool = False,
+        self,
+        *words: str,
+        threads: int = 0,
+        variables: Mapping[str, str] | None = None,
+        show: bool = False,
         start: Callable[..., Any] = subprocess.Popen,
-    ):  # fmt: skip
+    ):
         """words: after the interpreter, like ("-m", module).  threads, variables: of its environment.
         show: pass its standard error on.  start: stands in for Popen.
         """
@@ -52,9 +56,13 @@ class Child:
         output, errors = self.streams
         try:
             self.process = start(
-                [sys.executable, *words], stdin=subprocess.PIPE, stdout=output, stderr=None if show else errors,
-                env=environment_of(threads, variables), start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, *words],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=None if show else errors,
+                env=environment_of(threads, variables),
+                start_new_session=True,
+            )
         except OSError:
             self.close_streams()
             raise

@@ -93,9 +93,12 @@ def run_subprocess(
     places = {} if folder is None else {"PEFTBOOK_RECORDS": str(folder)}
     forked = isinstance(run, Run) and (run.purpose, run.platform, processes) == ("quality", "cpu", 1)
     with Child(
-        *words, threads=threads or best_threads(), variables={**(variables or {}), **places}, show=show,
+        *words,
+        threads=threads or best_threads(),
+        variables={**(variables or {}), **places},
+        show=show,
         start=fork_server.start if forked and fork_server else subprocess.Popen,
-    ) as child:  # fmt: skip
+    ) as child:
         RUNNING.add(child)
         try:
             child.write(f"{run.canonical()}\n")
@@ -207,7 +210,7 @@ class Queue:
         return f"about {duration(alone + (sum(known) - alone) / self.workers)} left"
 
     def finish(self, outcome: Outcome) -> None:
-        """Keep what became of a run and say it."""
+        """Record the outcome of a run and report it."""
         self.outcomes.append(outcome)
         if outcome.ok:
             self.estimates.note(outcome.run, outcome.seconds)
@@ -224,7 +227,7 @@ class Queue:
 
 
 def print_line(line: str) -> None:
-    """To standard output at once, so that a log is never behind."""
+    """Print a line and flush, so that a log is current."""
     print(line, flush=True)
 
 
@@ -251,8 +254,8 @@ def run_studies(
     workers: runs side by side, each with its share of the cores; a timing run has the machine to itself.
     limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
     export: keep the records made by this call in this file too, after every run.
-    predict: seconds of runs of a kind that no record tells of.
-    refuse: what else is in the way of a run, in a sentence, for engines that cannot make every run.
+    predict: predicts the seconds of runs of which no record of their kind is at hand.
+    refuse: why an engine cannot make a run, in a sentence; empty if it can.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     asked = functools.cache(missing_data), functools.cache(this_machine)
@@ -289,7 +292,7 @@ def run_studies(
 
 @contextlib.contextmanager
 def ending_workers() -> Iterator[None]:
-    """On an error or Ctrl-C, end what runs, so that nothing is waited for."""
+    """On an error or Ctrl-C, end the running processes instead of waiting for them."""
     try:
         yield
     except BaseException:

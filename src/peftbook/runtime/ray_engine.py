@@ -31,7 +31,7 @@ from peftbook.core.records import Store
 from peftbook.runtime import queue
 from peftbook.runtime.processes import Child, lock_file
 from peftbook.runtime.ray_nodes import NodeMonitor, Nodes, code_mismatch, code_version, connected, error_line, this_node
-from peftbook.runtime.resources import Request, request_for
+from peftbook.runtime.resources import ResourceRequest, request_for
 
 RETRIES = 5  # of a run whose node died
 LOCK_SECONDS = 120  # that a run waits for the orphan of a dead node to release a shared checkpoint
@@ -47,11 +47,11 @@ PROGRESS = "progress.jsonl"
 
 
 class NodeLost(Exception):  # noqa: N818 — no error of the task
-    """The node that computed a task is gone, in words after the task's name."""
+    """The node that computed a task is gone; the message follows the task's name."""
 
 
 @dataclass(frozen=True)
-class Task:
+class NodeTask:
     """A process for a node to run.
 
     words: its command after the interpreter.  request: one line for its standard input.  variables: of its environment.
@@ -74,7 +74,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProgressLines:
     """Objects that the process has written to PROGRESS, a line each."""
 
     lines: tuple[Mapping[str, Any], ...]
@@ -97,14 +97,14 @@ class Ended:
     why: str
 
 
-Event = Started | Progress | Chunk | Ended
+Event = Started | ProgressLines | Chunk | Ended
 
 
 # ---- on a node
 
 
-def run_task(task: Task, files: Mapping[str, Sequence[Any]]) -> Iterator[Event]:
-    """The Ray task: run a process on this node in a new folder; what it writes, as it does, then how it ended.
+def run_task(task: NodeTask, files: Mapping[str, Sequence[Any]]) -> Iterator[Event]:
+    """The Ray task: run a process on this node in a new folder; yield its output as it is written, then its end.
 
     files: references to the chunks of each input, by its name.
     """
@@ -160,7 +160,7 @@ def lock_of(folder: Path) -> Path:
 
 @dataclass
 class Outbox:
-    """What a task's process has written and was not sent.
+    """What a task's process has written and this node has not sent yet.
 
     inputs: names of files that were there before.  offset: in PROGRESS.  sent: the checkpoint, as inode and time.
     next_checkpoint: no checkpoint is sent before.
@@ -175,7 +175,7 @@ class Outbox:
     def changes(self, *, last: bool = False) -> Iterator[Event]:
         """New progress, and the last checkpoint unless one was sent lately; if `last`, in any case."""
         if lines := self.lines():
-            yield Progress(tuple(map(json.loads, lines)))
+            yield ProgressLines(tuple(map(json.loads, lines)))
         if last or time.monotonic() >= self.next_checkpoint:
             began = time.monotonic()
             yield from self.checkpoint()
@@ -258,7 +258,7 @@ class Submission:
     node, ended: known once it has started and ended.  cancelled: by `terminate`.
     """
 
-    def __init__(self, task: Task, files: Mapping[str, Path], needs: Request, nodes: Nodes, staging: Path):
+    def __init__(self, task: NodeTask, files: Mapping[str, Path], needs: ResourceRequest, nodes: Nodes, staging: Path):
         import ray
 
         self.staging, self.node, self.cancelled = staging, "", False
@@ -267,9 +267,15 @@ class Submission:
         unfit = ",".join(node.id for node in nodes.unfit)
         selector = {"label_selector": {"ray.io/node-id": f"!in({unfit})"}} if unfit else {}
         remote = ray.remote(run_task).options(
-            name=task.name, num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory_bytes, max_retries=0,
-            num_returns="streaming", _generator_backpressure_num_objects=CHUNKS_AHEAD, **selector,
-        )  # fmt: skip
+            name=task.name,
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+            memory=needs.memory_bytes,
+            max_retries=0,
+            num_returns="streaming",
+            _generator_backpressure_num_objects=CHUNKS_AHEAD,
+            **selector,
+        )
         self.generator = remote.remote(task, {name: put_file(path) for name, path in files.items()})
 
     @property
@@ -277,7 +283,7 @@ class Submission:
         """The node in words."""
         return f"node {self.node}" if self.node else "a node"
 
-    def events(self, wait: Callable[[], object] = lambda: None) -> Iterator[Progress | str]:
+    def events(self, wait: Callable[[], object] = lambda: None) -> Iterator[ProgressLines | str]:
         """Progress, and the name of each file in `staging` once it is whole, until the process has ended.
 
         wait: called every LOOK_SECONDS in which nothing comes.
@@ -292,7 +298,7 @@ class Submission:
                 match event := ray.get(next(self.generator)):
                     case Started():
                         self.node = event.node
-                    case Progress():
+                    case ProgressLines():
                         yield event
                     case Chunk():
                         self.write(event)
@@ -388,7 +394,7 @@ class RayEngine:
         variables = {"PEFTBOOK_PATIENCE": str(LOCK_SECONDS)}
         if self.checkpoints is not None:
             variables["PEFTBOOK_CHECKPOINTS"] = str(self.checkpoints)
-        task = Task(spec.key[:12], queue.WORKER, spec.canonical(), variables=variables)
+        task = NodeTask(spec.key[:12], queue.WORKER, spec.canonical(), variables=variables)
         files = {f"records/{path.name}": path for path in paths}
         return Submission(task, files, request_for(spec), self.nodes, staging)
 

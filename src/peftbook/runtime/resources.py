@@ -11,7 +11,7 @@ from pathlib import Path
 from peftbook.core import specs
 from peftbook.core.base_models import SMALL_FOLDERS
 from peftbook.core.errors import InputError
-from peftbook.memory import Configuration, Setup, Shape, Step, read_shape, training_step
+from peftbook.memory import Configuration, DecoderShape, Setup, Step, read_shape, training_step
 from peftbook.memory.fit import largest
 from peftbook.memory.setup import BYTES
 from peftbook.runtime.threads import cores_gained
@@ -19,7 +19,7 @@ from peftbook.runtime.threads import cores_gained
 __all__ = [
     "PROCESS_BYTES",
     "WORKER_BYTES",
-    "Request",
+    "ResourceRequest",
     "cuda_micro_batch",
     "fitting_rows",
     "free_micro_batch",
@@ -51,7 +51,7 @@ CUDA_RESERVED_BYTES, CUDA_EXAMPLE_BYTES = 6e9, 1e9
 
 
 @dataclass(frozen=True)
-class Request:
+class ResourceRequest:
     """What a run asks a node for: cores, GPUs, bytes of memory."""
 
     cpus: int
@@ -59,8 +59,8 @@ class Request:
     memory_bytes: int
 
 
-def request_for(spec: specs.Run | specs.Probe, threads: int = 1) -> Request:
-    """What a run is placed by: `threads` cores, a GPU on that platform, and memory by the byte model, in bytes.
+def request_for(spec: specs.Run | specs.Probe, threads: int = 1) -> ResourceRequest:
+    """The resources of a run: `threads` cores, a GPU on that platform, and memory in bytes by the byte model.
 
     On a CPU: the peak of a process whose largest step is `setup_of`; a test holds it against the measured peak of every
     shipped record. Generation keeps no activations and takes less. On a GPU the run has the GPU to itself, and the host
@@ -71,23 +71,23 @@ def request_for(spec: specs.Run | specs.Probe, threads: int = 1) -> Request:
     gpus = int(spec.platform == "cuda")
     if isinstance(spec, specs.Probe):
         inner = [request_for(run, threads).memory_bytes for run in spec.runs]
-        return Request(threads, gpus, max([int(WORKER_BYTES), *inner]))
+        return ResourceRequest(threads, gpus, max([int(WORKER_BYTES), *inner]))
     shape = shape_of(spec.model)
     if gpus:
-        return Request(threads, gpus, int(HOST_BYTES + BYTES[spec.weights] * shape.parameters))
-    return Request(threads, gpus, int(cpu_peak(shape, setup_of(spec, shape))))
+        return ResourceRequest(threads, gpus, int(HOST_BYTES + BYTES[spec.weights] * shape.parameters))
+    return ResourceRequest(threads, gpus, int(cpu_peak(shape, setup_of(spec, shape))))
 
 
 def side_by_side(runs: Sequence[specs.Run], room: float) -> int:
-    """How many runs, from the first one on, are computed at once: as many as there are cores that add speed, and as
-    fit together in so many bytes of memory.
+    """How many of the first runs to compute at once: limited by the cores that add speed, and by `room` bytes of
+    memory.
     """
     most = min(len(runs), cores_gained())
     return next(many for many in range(most, 0, -1) if many == 1 or fit_together(runs[:many], room))
 
 
 def fit_together(runs: Sequence[specs.Run], room: float) -> bool:
-    """Whether runs may be computed side by side: on a CPU, in so many bytes of memory, by the byte model."""
+    """Whether all runs are on a CPU and fit into `room` bytes of memory together, by the byte model."""
     try:
         return all(run.platform == "cpu" for run in runs) and sum(request_for(run).memory_bytes for run in runs) <= room
     except InputError:  # a model whose shape is not known
@@ -95,12 +95,12 @@ def fit_together(runs: Sequence[specs.Run], room: float) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def cpu_peak(shape: Shape, setup: Setup) -> float:
+def cpu_peak(shape: DecoderShape, setup: Setup) -> float:
     """Bytes at the peak of a training on a CPU."""
     return process_peak(training_step(shape, setup), "cpu")
 
 
-def setup_of(run: specs.Run, shape: Shape) -> Setup:
+def setup_of(run: specs.Run, shape: DecoderShape) -> Setup:
     """The largest training step of a run on a CPU: rows as long as they may be, LABELS of their tokens with a label."""
     batch, seq = (run.budget.batch_size, run.budget.max_length) if run.budget else (8, 512)
     labels = max(1, int(LABELS * batch * seq))
@@ -108,7 +108,7 @@ def setup_of(run: specs.Run, shape: Shape) -> Setup:
     return replace(setup, padding=needs_mask(run), batch=batch, seq=seq, labels=labels, device="cpu")
 
 
-def shape_of(model: specs.Model) -> Shape:
+def shape_of(model: specs.Model) -> DecoderShape:
     """The shape of a run's model: an embedded one, a folder's, or the known one of a hub id.
 
     Raises InputError for another hub id.
@@ -117,41 +117,47 @@ def shape_of(model: specs.Model) -> Shape:
     return read_shape(folder if folder.is_dir() else model.name)
 
 
-def training_setup(run: specs.Run, shape: Shape) -> Setup:
+def training_setup(run: specs.Run, shape: DecoderShape) -> Setup:
     """How the book's own loop trains: float32 weights, with copies of frozen matrices in bfloat16 under autocast, or
-    weights in bfloat16 without; logits at labels alone. What the method adds it says itself.
+    weights in bfloat16 without; logits at labels alone. `Method.setup` adds the method's own fields.
     """
     method, autocast = run.method.setup(shape), run.dtype != "fp32" and run.weights == "fp32"
     return Setup(
-        **method, dtype=run.weights, autocast=autocast, held=autocast and method["method"] != "full", labels=1,
-        batch=run.budget.batch_size if run.budget else 1, device=run.platform, checkpointing=run.checkpointing,
+        **method,
+        dtype=run.weights,
+        autocast=autocast,
+        held=autocast and method["method"] != "full",
+        labels=1,
+        batch=run.budget.batch_size if run.budget else 1,
+        device=run.platform,
+        checkpointing=run.checkpointing,
         packed=run.packed,
-    )  # fmt: skip
+    )
 
 
 def needs_mask(run: specs.Run) -> bool:
-    """Whether attention is counted with a mask, as it has one where something cached stands before all rows.
+    """Whether the byte model counts an attention mask: there is one where a cache precedes the rows.
 
-    Padded rows of checkpointed layers take no cache, and right padding needs no mask.
+    Checkpointed layers of padded rows take no cache, and right padding needs no mask.
     """
     return not run.checkpointing or run.packed
 
 
 def process_peak(step: Step, platform: str) -> float:
-    """Bytes at the peak of a training: of the process, of what is there all the time, and of the rest with slack."""
+    """Bytes at the peak of a training: the process, the state of the step, and the rest with slack."""
     terms = step.peak().terms
     state = state_bytes(step)
     return PROCESS_BYTES[platform] + state + SLACK[platform] * (sum(terms.values()) - state)
 
 
 def step_room(step: Step, platform: str, room: float) -> float:
-    """Bytes that are left to a step's tensors in so much memory: `process_peak` the other way round."""
+    """Bytes left for a step's tensors in `room` bytes of memory: the inverse of `process_peak`."""
     state = state_bytes(step)
     return state + (room - PROCESS_BYTES[platform] - state) / SLACK[platform]
 
 
 def state_bytes(step: Step) -> float:
-    """Bytes of a step's peak that are there all the time."""
+    """Bytes of a step's peak that are allocated throughout training."""
     terms = step.peak().terms
     return sum(terms.get(name, 0.0) for name in STATE)
 
@@ -160,7 +166,7 @@ def cuda_micro_batch(batch_size: int, free_bytes: float, most: int | None = None
     """Examples at a time on a GPU: the largest of batch, batch/2, batch/4, … whose bytes fit into what is free.
 
     It changes memory and speed, never what is computed, and is written into the record's provenance.
-    most: that fit by the byte model, which knows a large model's weights.
+    most: upper bound by the byte model, which counts the weights of a large model.
     """
     fits = max(1, int((free_bytes - CUDA_RESERVED_BYTES) // CUDA_EXAMPLE_BYTES))
     if most is not None:
@@ -171,9 +177,9 @@ def cuda_micro_batch(batch_size: int, free_bytes: float, most: int | None = None
 
 
 def fitting_rows(run: specs.Run, free_bytes: float) -> int | None:
-    """The most rows of the run's longest kind that fit by the byte model, beside gradients of others; 0 if not one.
+    """The most rows of the run's maximal length that fit by the byte model with accumulated gradients; 0 if none fits.
 
-    None where the model's shape is not known, or not what a GPU takes.
+    None if the model's shape is unknown, or the byte model does not cover the run on a GPU.
     """
     with contextlib.suppress(InputError):
         shape = shape_of(run.model)

@@ -1,4 +1,4 @@
-"""How many threads a run gets, by what more of them gain here: cores that a system counts may be halves or slow ones.
+"""How many threads a run gets, by the measured gain: some of the system's cores may be hyperthreads or slow.
 
 Importing this loads no torch.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from peftbook.runtime.hardware import cores, is_idle
-from peftbook.runtime.precision import chosen_dtype, keep, kept, machine_file
+from peftbook.runtime.precision import chosen_dtype, machine_file, read_cache, write_cache
 from peftbook.runtime.processes import call_in_child
 
 __all__ = ["best_threads", "cores_gained", "slower_with", "step_seconds", "threads_beside"]
@@ -33,14 +33,14 @@ def best_threads(most: int | None = None) -> int:
 
 
 def cores_gained() -> int:
-    """How many threads' worth of work the processor does at most: so many runs are worth having side by side."""
+    """The largest speedup by threads: the number of single-threaded runs that are worth having side by side."""
     if cores() == 1 or not (known := step_seconds()):
         return cores()
     return max(1, round(known[1] / min(known.values())))
 
 
 def threads_beside(jobs: int) -> int:
-    """The threads of each of so many jobs at a time."""
+    """Threads for each of `jobs` concurrent jobs."""
     return best_threads(max(1, cores() // jobs))
 
 
@@ -51,17 +51,17 @@ def slower_with(threads: int) -> float:
 
 
 def step_seconds() -> dict[int, float]:
-    """Threads → seconds of a layer's large and small products; measured once, when the machine is idle, and kept.
+    """Threads → seconds of a layer's large and small products; measured once, when the machine is idle, and cached.
 
-    Empty before: beside other work more threads look slow.
+    Empty until then: beside other work more threads look slow.
     """
     path = machine_file("threads", str(cores()))
-    if (found := kept(path)) is None:
+    if (found := read_cache(path)) is None:
         if not is_idle():
             return {}
         measured = measure(cores()) if "torch" in sys.modules else call_in_child(measure, cores())
         found = {str(count): seconds for count, seconds in measured.items()}
-        keep(path, found)
+        write_cache(path, found)
     return {int(count): seconds for count, seconds in found.items()}
 
 

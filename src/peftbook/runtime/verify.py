@@ -49,7 +49,7 @@ def compare(shipped: Record, again: Record) -> Verified:
 def verify_sample(store: Store, sample: int, seed: int) -> Iterator[Verified]:
     """Repeat `sample` random quality runs made on a CPU and compare each, as it is done.
 
-    First said, and never sampled: what is left out, by name. Probes hold many numbers of many kinds and no common
+    The kinds of records that are never sampled are yielded first. Probes hold many numbers of many kinds and no common
     tolerance; runs whose data is not at hand cannot be repeated.
     """
     quality = [record for record in store.all() if record.spec.purpose == "quality" and record.spec.platform == "cpu"]

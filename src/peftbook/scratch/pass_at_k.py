@@ -15,7 +15,7 @@ def pass_at_k(samples: int, right: np.ndarray, k: int) -> np.ndarray:
     Raises ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
     Source: Chen et al. 2021, Codex, arXiv:2107.03374, equation 1 and figure 3.
     """
-    counts = checked(samples, right, k)
+    counts = check_counts(samples, right, k)
     draws = np.arange(1, samples + 1)
     factors = np.where(draws > samples - counts[:, None], 1 - k / draws, 1.0)  # (questions, n)
     return 1 - factors.prod(axis=1)
@@ -26,7 +26,7 @@ def plug_in(samples: int, right: np.ndarray, k: int) -> np.ndarray:
 
     The bias is about −k (k − 1) / 2 · p (1 − p)^(k − 1) / n.   Arguments and errors as of `pass_at_k`.
     """
-    return 1 - (1 - checked(samples, right, k) / samples) ** k
+    return 1 - (1 - check_counts(samples, right, k) / samples) ** k
 
 
 def reliability(samples: int, right: np.ndarray, k: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def reliability(samples: int, right: np.ndarray, k: int) -> np.ndarray:
     return 1 - pass_at_k(samples, samples - np.asarray(right), k)
 
 
-def checked(samples: int, right: np.ndarray, k: int) -> np.ndarray:
+def check_counts(samples: int, right: np.ndarray, k: int) -> np.ndarray:
     """c as an array. Raises ValueError for what no set of answers has."""
     counts = np.asarray(right)
     if not 1 <= k <= samples:

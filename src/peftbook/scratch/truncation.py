@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-__all__ = ["graded_share", "kept", "upper_bound"]
+__all__ = ["graded_share", "remaining_tokens", "upper_bound"]
 
 
-def kept(context: int, target: int, limit: int, side: str = "right") -> tuple[int, int]:
+def remaining_tokens(context: int, target: int, limit: int, side: str = "right") -> tuple[int, int]:
     """Tokens of context and of target that are left after a cut at `limit`.
 
     right: the end is cut, so the target loses max(0, context + target − limit) tokens, at most all.   left: the
@@ -23,7 +23,7 @@ def kept(context: int, target: int, limit: int, side: str = "right") -> tuple[in
 def graded_share(lengths: Iterable[tuple[int, int]], limit: int, side: str = "right") -> float:
     """Share of the target tokens of many examples that a cut leaves. lengths: (context, target) of each."""
     pairs = list(lengths)
-    return sum(kept(*pair, limit, side)[1] for pair in pairs) / sum(target for _, target in pairs)
+    return sum(remaining_tokens(*pair, limit, side)[1] for pair in pairs) / sum(target for _, target in pairs)
 
 
 def upper_bound(looks: int, level: float = 0.05) -> float:

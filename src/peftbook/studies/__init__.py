@@ -54,9 +54,14 @@ class Quantity:
 
     @classmethod
     def of(
-        cls, interval: Interval, unit: str, runs: tuple[str, ...], digits: int = 3, note: str = "",
+        cls,
+        interval: Interval,
+        unit: str,
+        runs: tuple[str, ...],
+        digits: int = 3,
+        note: str = "",
         among: tuple[float, float] = (-math.inf, math.inf),
-    ) -> Quantity:  # fmt: skip
+    ) -> Quantity:
         """An interval as a named quantity; where its error is over groups, the note has the one over examples.
 
         among: what the truth lies between, whatever is measured, like 0 and 1 of a share. The interval ends there, and
@@ -138,7 +143,7 @@ class Study:
         return determined(self.measure, store)
 
     def verdict(self, store: Store) -> Verdict:
-        """What the records decided; or that there are too few, or that one of them is of a run that failed."""
+        """What the records decide; `undecided` if one of the runs failed, `not yet run` if records are missing."""
         try:
             verdict = self.judge(store)
             if verdict.outcome == "refuted" and self.regime:
@@ -161,12 +166,12 @@ class Study:
 
 
 def determined(measure: Callable[[Store], Mapping[str, Quantity]], store: Store) -> Mapping[str, Quantity]:
-    """What of the named values the records at hand determine."""
+    """The named values that the records at hand determine."""
     return gathered(measure, [store])
 
 
 def gathered(measure: Callable[[Item], Mapping[str, Quantity]], items: Iterable[Item]) -> dict[str, Quantity]:
-    """The named values of each item, of those whose records are there."""
+    """The named values of all items whose records are at hand; the others are skipped."""
     out: dict[str, Quantity] = {}
     for item in items:
         with suppress(Missing):

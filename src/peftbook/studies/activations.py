@@ -25,7 +25,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence.comparison import keys_of
-from peftbook.memory import Configuration, Setup, Shape
+from peftbook.memory import Configuration, DecoderShape, Setup
 from peftbook.memory.shapes import FAMILIES
 from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.memory import SCRATCH
@@ -83,12 +83,12 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
 }
 
 
-def shape_of(family: str) -> Shape:
+def shape_of(family: str) -> DecoderShape:
     """The shrunk decoder of a family."""
-    return Shape(*SIZES[family], **(FAMILIES[family] | {"family": family} | TRAITS.get(family, {})))
+    return DecoderShape(*SIZES[family], **(FAMILIES[family] | {"family": family} | TRAITS.get(family, {})))
 
 
-def drawn() -> Iterator[tuple[str, str, Configuration]]:
+def draw_grid() -> Iterator[tuple[str, str, Configuration]]:
     """(name, part, configuration) of the whole grid; what is drawn hangs on the name alone."""
     for family in SIZES:
         for way, (fixed, dtypes) in WAYS.items():
@@ -117,7 +117,7 @@ def drawn() -> Iterator[tuple[str, str, Configuration]]:
 
 
 GRID: dict[str, dict[str, Configuration]] = {part: {} for part in PARTS}
-for _name, _part, _one in drawn():
+for _name, _part, _one in draw_grid():
     GRID[_part][_name] = _one
 
 
@@ -186,7 +186,7 @@ def configurations(record: Record) -> list[Configuration]:
     return [Configuration.parse(text) for text in record.spec.words("configurations")]
 
 
-def compared(record: Record) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+def predicted_and_measured(record: Record) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
     """(predicted, measured) bytes by module of every configuration of a record."""
     for index, one in enumerate(configurations(record)):
         measured = {module: float(sizes[index]) for module, sizes in record.per_example.items()}
@@ -209,7 +209,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each half: how many configurations, in how many every module's bytes are exact, the ratios of the sums."""
     out: dict[str, Quantity] = {}
     for name, keys, records in halves_at_hand(probe, store):
-        pairs = [pair for record in records for pair in compared(record)]
+        pairs = [pair for record in records for pair in predicted_and_measured(record)]
         exact = sum(one == other for one, other in pairs)
         out[f"{name}_configurations"] = Quantity(len(pairs), "configurations", keys, digits=0)
         out[f"{name}_modules"] = Quantity(sum(len(other) for _, other in pairs), "modules", keys, digits=0)
@@ -233,7 +233,7 @@ def peak_quantities(store: Store) -> Mapping[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Are the bytes of every module exact in every held-out configuration?"""
     records = half(probe, "held-out", store)
-    known, pairs = quantities(store), [pair for record in records for pair in compared(record)]
+    known, pairs = quantities(store), [pair for record in records for pair in predicted_and_measured(record)]
     off = sum(one != other for one, other in pairs)
     far = sum(abs(sum(one.values()) / sum(other.values()) - 1) > MARGIN for one, other in pairs)
     sentence = (

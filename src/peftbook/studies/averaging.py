@@ -39,14 +39,25 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
-__all__ = ["CELLS", "PAIRS", "SWEEPS", "TASKS", "WAYS", "MergeCase", "cells_of", "kept", "probe", "scale_curve"]
+__all__ = [
+    "CELLS",
+    "PAIRS",
+    "SWEEPS",
+    "TASKS",
+    "WAYS",
+    "MergeCase",
+    "cells_of",
+    "probe",
+    "scale_curve",
+    "share_replicates",
+]
 
 SEEDS = (1, 2, 3, 4, 5)
 ROWS = 60  # test rows of each task
@@ -143,7 +154,7 @@ def gain(records: Sequence[Record], task: str, state: str) -> stats.Interval:
     return stats.paired_interval(untuned, tuned, tokens, test_groups(task, ROWS))
 
 
-def kept(records: Sequence[Record], task: str, state: str) -> np.ndarray:
+def share_replicates(records: Sequence[Record], task: str, state: str) -> np.ndarray:
     """The share of the gain of the task's own adapter that a state has, (1 + replicates, seeds)."""
     counts = resampling.replicates(ROWS, test_groups(task, ROWS))
     untuned, single = nats(records, task, "untuned"), nats(records, task, f"by_{task}")
@@ -152,7 +163,7 @@ def kept(records: Sequence[Record], task: str, state: str) -> np.ndarray:
 
 def share(records: Sequence[Record], task: str, state: str) -> stats.Interval:
     """The same over seeds and test rows."""
-    return resampling.statistic_interval(kept(records, task, state), ROWS, test_groups(task, ROWS))
+    return resampling.statistic_interval(share_replicates(records, task, state), ROWS, test_groups(task, ROWS))
 
 
 def cell_share(records: Sequence[Record], cell: MergeCase, way: str) -> stats.Interval:
@@ -208,14 +219,16 @@ def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[
     """
     cells, keys = cells_of(count), keys_of(records)
     shares = [cell_share(records, cell, way) for cell in cells]
-    single = np.array([kept(records, cell.task, f"{'+'.join(cell.subset)}_{way}")[0] for cell in cells])
+    single = np.array([share_replicates(records, cell.task, f"{'+'.join(cell.subset)}_{way}")[0] for cell in cells])
     mean = merging.percent(stats.seed_interval(single.mean(axis=0)), keys, 0, "interval over seeds alone")
     note = f"of {len(cells)}, at the level of one of {len(CELLS)}"
     ends = {"least": min(shares, key=lambda one: one.mean), "most": max(shares, key=lambda one: one.mean)}
     out = {f"{name}_{end}": merging.percent(corrected(one), keys, 0, f"{end} {note}") for end, one in ends.items()}
     out[f"{name}_mean"] = mean
     for task in TASKS:
-        tables = [kept(records, task, f"{'+'.join(cell.subset)}_{way}") for cell in cells if cell.task == task]
+        tables = [
+            share_replicates(records, task, f"{'+'.join(cell.subset)}_{way}") for cell in cells if cell.task == task
+        ]
         interval = resampling.statistic_interval(np.mean(tables, axis=0), ROWS, test_groups(task, ROWS))
         out[f"{name}_{task}"] = merging.percent(interval, keys, 0)
     if way in SCALES:
@@ -226,12 +239,12 @@ def summary(records: Sequence[Record], name: str, way: str, count: int) -> dict[
 
 
 def parabola(records: Sequence[Record], cell: MergeCase) -> np.ndarray:
-    """What an average of two would keep if losses were parabolas with their least at the own adapter, as `kept`.
+    """What an average of two would keep if losses were parabolas with minimum at the own adapter.
 
     Halfway between D_i, which keeps 1, and D_j, which alone keeps s, a parabola that is 0 at D = 0 keeps (3 + s) / 4.
     """
     (other,) = set(cell.subset) - {cell.task}
-    return (3 + kept(records, cell.task, f"by_{other}")) / 4
+    return (3 + share_replicates(records, cell.task, f"by_{other}")) / 4
 
 
 def parabola_quantities(records: Sequence[Record]) -> dict[str, Quantity]:
@@ -242,7 +255,7 @@ def parabola_quantities(records: Sequence[Record]) -> dict[str, Quantity]:
         expected = parabola(records, cell)
         interval = resampling.statistic_interval(expected, ROWS, test_groups(cell.task, ROWS))
         out[f"{cell.name}_parabola"] = merging.percent(interval, keys, 0)
-        measured = kept(records, cell.task, f"{'+'.join(cell.subset)}_average")
+        measured = share_replicates(records, cell.task, f"{'+'.join(cell.subset)}_average")
         distances.append(np.abs(measured[0] - expected[0]))
     return out | {"parabola_distance": merging.percent(stats.seed_interval(np.mean(distances, axis=0)), keys, 0)}
 
@@ -266,7 +279,7 @@ def outcome_of(records: Sequence[Record], cell: MergeCase) -> str:
     """The verdict on one of the sixteen shares, any of which may refute."""
     if gain(records, cell.task, f"by_{cell.task}").low <= FLOOR:
         return "undecided"
-    return judged(cell_share(records, cell, "average"), MARGIN, (LEAST, math.inf), len(CELLS))[0]
+    return judge_claim(cell_share(records, cell, "average"), MARGIN, (LEAST, math.inf), len(CELLS))[0]
 
 
 def moves(records: Sequence[Record], subset: tuple[str, ...]) -> bool:

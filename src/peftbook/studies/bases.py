@@ -24,7 +24,7 @@ from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.evidence.planning import Judged, judged
+from peftbook.evidence.planning import Judged, judge_claim
 from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
@@ -164,7 +164,7 @@ def mxfp4_verdict(store: Store) -> Verdict:
     """Is the output error of MXFP4 that of NVFP4 times more than the bits between them explain?"""
     found = records(store)
     apart, alone = ratio(found, "mxfp4", "nvfp4"), ratio(found, "mxfp4", "e2m1_half")
-    outcome, part = judged(apart, math.log1p(MARGIN), (math.log(EXPLAINED), math.inf))
+    outcome, part = judge_claim(apart, math.log1p(MARGIN), (math.log(EXPLAINED), math.inf))
     low, high = math.exp(apart.low), math.exp(apart.high)
     sentence = (
         f"The squared output error of MXFP4 is {math.exp(apart.mean):.2f} times that of NVFP4 (95 % interval {low:.2f} "

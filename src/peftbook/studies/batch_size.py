@@ -65,10 +65,17 @@ def comparison(batch: int, tokens: int, middle: int, *, untuned: bool = False) -
     methods = {"full": Full(), "r16": LoRA(rank=16)}
     arms = tuple(Arm(name, ARMS[name], methods[name], grids[name]) for name in ARMS)
     return TunedComparison(
-        task="e2e", tokens=tokens, arms=(*arms, *([Arm("untuned", "Untuned", Untuned())] if untuned else [])),
-        train_examples=EXAMPLES, batch_size=batch, bearable=BEARABLE, refine=True, seeds=(1, 2, 3, 4, 5), dtype="fp32",
+        task="e2e",
+        tokens=tokens,
+        arms=(*arms, *([Arm("untuned", "Untuned", Untuned())] if untuned else [])),
+        train_examples=EXAMPLES,
+        batch_size=batch,
+        bearable=BEARABLE,
+        refine=True,
+        seeds=(1, 2, 3, 4, 5),
+        dtype="fp32",
         model=specs.SMALL_LLAMA,
-    )  # fmt: skip
+    )
 
 
 COMPARISONS = {batch: comparison(batch, TOKENS, MIDDLES[batch], untuned=batch == SMALLEST) for batch in BATCHES}

@@ -91,7 +91,7 @@ def blind(found: Mapping[str, stats.Interval]) -> list[str]:
     return [name for name, one in found.items() if one.half95 > MARGIN]
 
 
-def judged(found: Mapping[str, stats.Interval]) -> Iterator[Judged]:
+def judgements(found: Mapping[str, stats.Interval]) -> Iterator[Judged]:
     """What each arm is decided on: to be borne out its interval must be as narrow as `blind` asks, too."""
     for one in found.values():
         low = max(-MARGIN, one.mean - MARGIN)
@@ -135,7 +135,7 @@ def verdict_over(names: Sequence[str]) -> Callable[[Store], Verdict]:
         found = differences(names, store)
         ordered = sorted(found, key=lambda name: found[name].mean)
         named = tuple(f"{name}_minus_lora_loss" for name in ordered)
-        return Verdict(outcome(found), sentence(found), named, tuple(judged(found)))
+        return Verdict(outcome(found), sentence(found), named, tuple(judgements(found)))
 
     return verdict
 

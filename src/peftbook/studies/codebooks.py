@@ -52,7 +52,7 @@ def runs(store: Store) -> list[specs.Probe]:
     return [one for source in SOURCES for one in probes(source)]
 
 
-def found(source: str, store: Store) -> list[Record]:
+def records_of(source: str, store: Store) -> list[Record]:
     """The records of a source. Raises Missing."""
     return store.need_all(probes(source))
 
@@ -73,21 +73,21 @@ def unevenness(records: list[Record]) -> stats.Interval:
     return stats.seed_interval([at_block(one, "nf4_fullest_over_emptiest") - 1 for one in records])
 
 
-def named(interval: stats.Interval, unit: str, records: list[Record], digits: int) -> Quantity:
+def interval_quantity(interval: stats.Interval, unit: str, records: list[Record], digits: int) -> Quantity:
     keys = keys_of(records)
     return Quantity(interval.mean, unit, keys, interval.low, interval.high, len(records), digits=digits)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each source: error and entropy of every codebook at block 64 and 4096; NF4 against its rivals."""
-    out = gathered(lambda source: source_quantities(source, found(source, store)), SOURCES)
+    out = gathered(lambda source: source_quantities(source, records_of(source, store)), SOURCES)
     with suppress(Missing):
-        records = found("normal", store)
+        records = records_of("normal", store)
         for rival in ("lloyd", "lloyd_pinned", "l1_pinned", "af4"):
             for measure in ("mse", "mae"):
                 interval = excess(records, rival, measure)
-                out[f"nf4_excess_{measure}_over_{rival}"] = named(interval, "", records, 4)
-        out["nf4_unevenness"] = named(unevenness(records), "", records, 2)
+                out[f"nf4_excess_{measure}_over_{rival}"] = interval_quantity(interval, "", records, 4)
+        out["nf4_unevenness"] = interval_quantity(unevenness(records), "", records, 2)
     return out
 
 
@@ -97,8 +97,11 @@ def source_quantities(source: str, records: list[Record]) -> dict[str, Quantity]
     for block in (block for block in (64, 256, 4096) if float(block) in records[0].curve["block"]):
         for name in CODEBOOKS:
             for measure, unit, digits in (
-                ("mse", "", 5), ("mae", "", 4), ("entropy_bits", "bits", 3), ("fullest_over_emptiest", "", 1),
-            ):  # fmt: skip
+                ("mse", "", 5),
+                ("mae", "", 4),
+                ("entropy_bits", "bits", 3),
+                ("fullest_over_emptiest", "", 1),
+            ):
                 value = math.fsum(at_block(record, f"{name}_{measure}", block) for record in records) / seeds
                 out[f"{source}_{name}_{measure}_{block}"] = Quantity(value, unit, keys, seeds=seeds, digits=digits)
     for measure, digits in (("mse", 5), ("mae", 4)):
@@ -112,7 +115,7 @@ def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdic
     """The verdict: is NF4's error above that of the best codebook under its constraints?"""
 
     def verdict(store: Store) -> Verdict:
-        interval = excess(found("normal", store), rival, measure)
+        interval = excess(records_of("normal", store), rival, measure)
         sentence = (
             f"NF4's {words} at block {BLOCK} is {interval.mean:+.2%} above that of the best codebook with −1, 0 and 1 "
             f"(95 % interval {interval.low:+.2%} to {interval.high:+.2%}; margin {MARGIN:.0%})."
@@ -126,7 +129,7 @@ def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdic
 @study("codebooks_bins", runs, quantities, most=1 + MARGIN_RATIO)
 def bins_verdict(store: Store) -> Verdict:
     """Do NF4's codes hold equal numbers of weights?"""
-    records = found("normal", store)
+    records = records_of("normal", store)
     uneven = unevenness(records)
     entropy = math.fsum(at_block(record, "nf4_entropy_bits") for record in records) / len(records)
     sentence = (

@@ -31,14 +31,25 @@ ARMS = (
     Arm("full", "Full fine-tuning", Full(), rates(-4, 0, 2), 5e-5),
 )
 COMPARISONS = {
-    size: TunedComparison(task="e2e", tokens=E2E_TOKENS, arms=ARMS, factor=4, bearable=MARGIN / 2, train_examples=size,
-                          generate=200, max_new_tokens=64)
+    size: TunedComparison(
+        task="e2e",
+        tokens=E2E_TOKENS,
+        arms=ARMS,
+        factor=4,
+        bearable=MARGIN / 2,
+        train_examples=size,
+        generate=200,
+        max_new_tokens=64,
+    )
     for size in SIZES
-}  # fmt: skip
+}
 FEWSHOT = TunedComparison(
-    task="e2e", tokens=E2E_TOKENS, arms=(Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),),
-    generate=200, max_new_tokens=64,
-)  # fmt: skip
+    task="e2e",
+    tokens=E2E_TOKENS,
+    arms=(Arm("fewshot", "Five examples in the prompt", Untuned(shots=5)),),
+    generate=200,
+    max_new_tokens=64,
+)
 
 
 def runs(store: Store) -> list[Run]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.weight_error import TEXTS, task_error, weights_of
 
@@ -119,7 +119,7 @@ def loss_verdict(store: Store) -> Verdict:
     record, outcomes, parts, said = store.need(probe("small")), set(), [], []
     for block in BLOCKS:
         added, own = cost(record, block), nf4_cost(record, block)
-        outcome, part = judged(beyond_margin(record, block), 0.0, (-math.inf, 0.0))  # the claim holds the margin
+        outcome, part = judge_claim(beyond_margin(record, block), 0.0, (-math.inf, 0.0))  # the claim holds the margin
         outcomes.add(outcome)
         parts.append(part)
         said.append(

@@ -34,7 +34,7 @@ from peftbook.core.records import Record, Store
 from peftbook.core.specs import Probe
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 
 __all__ = ["ARMS", "DEPTHS", "SEEDS", "depths_at_hand", "probe"]
@@ -188,14 +188,16 @@ def verdict(store: Store) -> Verdict:
     found = accuracy(1, arm, store)
     said = f"With one layer the better of prompt and prefix ({arm}) sorts {describe(found)} of the lists downwards"
     named = (f"depth1_{arm}_accuracy", "depth1_lora4_accuracy", "depth1_prompt_ascending_accuracy")
-    outcome, part = judged(found, 0.0, (-math.inf, SOLVED))
+    outcome, part = judge_claim(found, 0.0, (-math.inf, SOLVED))
     if outcome != "refuted" and (reason := unusable(1, store)):  # a prompt that solves it refutes without a control
         return Verdict("undecided", f"{said}; but {reason}.", named, held=BLIND)
     controls = [describe(accuracy(1, name, store)) for name in ("lora4", "prompt_ascending")]
     return Verdict(
-        outcome, f"{said}, LoRA of rank 4 {controls[0]}; a prompt brings ascending order back in {controls[1]}.", named,
+        outcome,
+        f"{said}, LoRA of rank 4 {controls[0]}; a prompt brings ascending order back in {controls[1]}.",
+        named,
         (part,),
-    )  # fmt: skip
+    )
 
 
 @study("expressiveness_depth", runs, quantities, least=GAIN - MARGIN)
@@ -214,7 +216,7 @@ def verdict_on_depth(store: Store) -> Verdict:
         reason = f"with one layer the {arm} is not surely below {SOLVED:.0%}, so that depth has nothing to give"
     if reason:
         return Verdict("undecided", f"{said}; but {reason}.", named, held=BLIND)
-    outcome, part = judged(found, MARGIN, (GAIN, math.inf))
+    outcome, part = judge_claim(found, MARGIN, (GAIN, math.inf))
     return Verdict(outcome, f"{said}.", named, (part,))
 
 

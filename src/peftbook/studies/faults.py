@@ -26,7 +26,7 @@ import numpy as np
 from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import comparison, resampling, stats
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -34,7 +34,7 @@ from peftbook.scratch.checks import means
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "BOUNDS", "GalleryRun", "found", "probe"]
+__all__ = ["ARMS", "BOUNDS", "GalleryRun", "probe", "records_of"]
 
 SEEDS = (1, 2, 3)
 ROWS = 60  # test rows that are asked, all there are
@@ -120,7 +120,7 @@ def runs(store: Store) -> list[specs.Probe]:
     return [probe(name, seed) for seed in SEEDS for name in ARMS]
 
 
-def found(name: str, store: Store) -> list[Record]:
+def records_of(name: str, store: Store) -> list[Record]:
     """The records of a run by seed. Raises Missing."""
     return store.need_all(probe(name, seed) for seed in SEEDS)
 
@@ -137,7 +137,7 @@ def last_losses(records: list[Record]) -> list[float]:
 
 def excess(name: str, store: Store) -> stats.Interval:
     """By how much the training loss ends above its twin's, paired by seed. Raises Missing."""
-    ends, twin = (last_losses(found(one, store)) for one in (name, ARMS[name].twin))
+    ends, twin = (last_losses(records_of(one, store)) for one in (name, ARMS[name].twin))
     return stats.seed_interval(np.subtract(ends, twin))
 
 
@@ -145,12 +145,12 @@ def cost(name: str, store: Store) -> stats.Interval:
     """The share of right answers that a fault takes from its twin's, or that a leak adds. Raises Missing."""
     if name == "leak":
         return flattery(store)
-    return comparison.paired(found(ARMS[name].twin, store), found(name, store), "exact_match", groups())
+    return comparison.paired(records_of(ARMS[name].twin, store), records_of(name, store), "exact_match", groups())
 
 
 def flattery(store: Store) -> stats.Interval:
     """Right answers to test rows that were trained on, less those to the others. Raises Missing."""
-    records = found("leak", store)
+    records = records_of("leak", store)
     right, known = (comparison.table(records, name).T for name in ("exact_match", "in_training"))  # (examples, seeds)
     counts = resampling.replicates(len(right), groups())
     leaked, clean = ((counts @ (right * of)) / (counts @ of) for of in (known, 1 - known))
@@ -169,7 +169,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def arm_quantities(name: str, store: Store) -> dict[str, Quantity]:
     """Of one run. Raises Missing."""
-    records = found(name, store)
+    records = records_of(name, store)
     keys = comparison.keys_of(records)
     score = comparison.score(records, "exact_match", groups())
     stopped, tokens = (
@@ -186,7 +186,7 @@ def arm_quantities(name: str, store: Store) -> dict[str, Quantity]:
         values = comparison.measured(records, check)
         out[f"{name}_{check}"] = Quantity.middle(values, UNITS.get(check, ""), keys, seeds=len(SEEDS), digits=2)
     if ARMS[name].check:
-        both = comparison.keys_of(records, found(ARMS[name].twin, store))
+        both = comparison.keys_of(records, records_of(ARMS[name].twin, store))
         out[f"{name}_cost"] = percent(cost(name, store), keys if name == "leak" else both, -100)
         out[f"{name}_excess"] = Quantity.of(excess(name, store), "nats per token", both)
     return out
@@ -203,7 +203,7 @@ def percent(share: stats.Interval, keys: tuple[str, ...], least: float) -> Quant
 UNITS = {"risen": "nats per token"}
 
 
-def named(record: Record, check: str) -> str:
+def check_label(record: Record, check: str) -> str:
     """A check of a run, in words."""
     fault = next(name for name in ARMS if probe(name, record.spec.seed).key == record.key)
     return f"{check} of “{ARMS[fault].label.lower()}”, seed {record.spec.seed}"
@@ -212,11 +212,16 @@ def named(record: Record, check: str) -> str:
 @study("faults", runs, quantities, many=len(FAULTY))
 def verdict(store: Store) -> Verdict:
     """Does each fault's own check see it with every seed, and do the healthy runs pass all checks?"""
-    records = {name: found(name, store) for name in ARMS}
+    records = {name: records_of(name, store) for name in ARMS}
     missed = [
-        named(one, ARMS[name].check) for name in FAULTY for one in records[name] if not sees(one, ARMS[name].check)
+        check_label(one, ARMS[name].check)
+        for name in FAULTY
+        for one in records[name]
+        if not sees(one, ARMS[name].check)
     ]
-    alarms = [named(one, check) for name in SOUND for one in records[name] for check in BOUNDS if sees(one, check)]
+    alarms = [
+        check_label(one, check) for name in SOUND for one in records[name] for check in BOUNDS if sees(one, check)
+    ]
     trials, healthy = len(FAULTY) * len(SEEDS), len(SOUND) * len(SEEDS) * len(BOUNDS)
     said = "".join(f" {what}: {', '.join(which)}." for what, which in (("Missed", missed), ("False", alarms)) if which)
     return Verdict(
@@ -233,7 +238,10 @@ def verdict_on_losses(store: Store) -> Verdict:
     halves, said = [], []
     for name in SILENT:
         lost, above = cost(name, store), excess(name, store)
-        halves += [judged(lost, 0.0, (COST, math.inf), HALVES), judged(above, 0.0, (-math.inf, MARGIN_LOSS), HALVES)]
+        halves += [
+            judge_claim(lost, 0.0, (COST, math.inf), HALVES),
+            judge_claim(above, 0.0, (-math.inf, MARGIN_LOSS), HALVES),
+        ]
         said.append(
             f"{ARMS[name].label.lower()} {lost:.0%} at {above.mean:+.3f} nats "
             f"per token ({above.low:+.3f} to {above.high:+.3f})"

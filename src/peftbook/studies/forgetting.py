@@ -27,7 +27,7 @@ from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -220,7 +220,7 @@ def forgetting_verdict(store: Store) -> Verdict:
         f"fine-tuning, {said} nats per token (95 % intervals); the lowest target loss has {ARMS[full][1]:g}; margin "
         f"{MARGIN}"
     )
-    (outcome, part), reason, held = judged(chosen, MARGIN, (0.0, math.inf)), "", ""
+    (outcome, part), reason, held = judge_claim(chosen, MARGIN, (0.0, math.inf)), "", ""
     turns = any(one.mean * chosen.mean <= 0 for one in found.values())
     if turns and outcome != "equivalent":
         outcome, reason = "undecided", "; the sign changes with the rate"
@@ -255,7 +255,7 @@ def intruder_verdict(store: Store) -> Verdict:
     )
     if max(pairs[EPSILON]) == 0:
         return Verdict("undecided", f"{sentence}; the training is too short to bring any.", named, held=BLIND)
-    (outcome, part), reason, held = judged(found, LEAST, (0.0, math.inf)), "", ""
+    (outcome, part), reason, held = judge_claim(found, LEAST, (0.0, math.inf)), "", ""
     signs = [b - a for a, b in pairs.values() if max(a, b) > 0]
     if outcome in ("reproduced", "refuted") and any(one * found.mean <= 0 for one in signs):
         outcome, reason = "undecided", "; the sign changes with ε"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence.sweep import validation_loss
-from peftbook.methods import named, preset, usual
+from peftbook.methods import preset, preset_method, usual
 from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.tasks import task_spec
@@ -30,7 +30,7 @@ SHORT_TOKENS = 6_000
 def probe(method: str) -> specs.Probe:
     """The first steps of a method's training on docstrings, three ways."""
     budget = specs.Budget(tokens=TOKENS, learning_rate=learning_rate_for(method))
-    run = specs.Run(task=task_spec("docstrings"), method=named(method), budget=budget, seed=SEED)
+    run = specs.Run(task=task_spec("docstrings"), method=preset_method(method), budget=budget, seed=SEED)
     return specs.Probe(measure="products.first_losses", settings={"steps": STEPS}, runs=(run,))
 
 
@@ -38,7 +38,7 @@ def short_run() -> specs.Run:
     """A LoRA training of a few steps, with few examples and answers: to be repeated anywhere."""
     return specs.Run(
         task=task_spec("docstrings"),
-        method=named("lora"),
+        method=preset_method("lora"),
         budget=specs.Budget(tokens=SHORT_TOKENS, learning_rate=learning_rate_for("lora")),
         evaluation=specs.Evaluation(n_loss=32, n_generate=32, generation_dtype="bf16"),
         seed=SEED,
@@ -92,9 +92,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         if found:
             values, keys = [value for value, _ in found], tuple(key for _, some in found for key in some)
             out[f"largest_{way}"] = Quantity(
-                max(values), "nats per token", keys, min(values), max(values), seeds=1, n=STEPS, digits=3,
+                max(values),
+                "nats per token",
+                keys,
+                min(values),
+                max(values),
+                seeds=1,
+                n=STEPS,
+                digits=3,
                 note="largest and range over methods",
-            )  # fmt: skip
+            )
     for name, run in (("short_run", short_run()), ("small_run", small_run())):
         if (record := store.get(run)) is not None:
             out[f"{name}_loss"] = Quantity(

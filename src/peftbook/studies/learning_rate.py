@@ -26,7 +26,7 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -352,7 +352,7 @@ def ratio_verdict(store: Store) -> Verdict:
 def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> Verdict:
     """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
     claim = (math.log(RATIO[0]), math.log(RATIO[1]))
-    outcome, part = judged(ratio, 0.0, claim)
+    outcome, part = judge_claim(ratio, 0.0, claim)
     mean, low, high = ratio.exp
     return Verdict(
         outcome,
@@ -385,12 +385,12 @@ def reuse_verdict(reuses: Iterable[Reuse]) -> Verdict:
     outcomes, said, named, parts = set(), [], [], []
     for cost, moved, costs, same, names in reuses:
         if cost.half95 or cost.mean:
-            outcome, part = judged(cost, 0.0, (-math.inf, REGRET_MARGIN))
+            outcome, part = judge_claim(cost, 0.0, (-math.inf, REGRET_MARGIN))
             ends = f"95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN}"
             said.append(f"{costs.format(f'{cost.mean:+.3f} nats per token')} ({ends})")
         else:
             ratio = moved()
-            outcome, part = judged(ratio, 0.0, SAME)
+            outcome, part = judge_claim(ratio, 0.0, SAME)
             mean, low, high = ratio.exp
             ends = f"{low:.2f} to {high:.2f}; claim within a factor of {STEP:g}"
             said.append(f"{same.format(f'{mean:.2f} times')} ({ends})")

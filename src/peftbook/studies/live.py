@@ -32,7 +32,7 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "SEEDS", "PageMethod", "budget", "found", "probe"]
+__all__ = ["ARMS", "SEEDS", "PageMethod", "budget", "probe", "records_of"]
 
 TASK = "tickets"
 SEEDS = (1, 2, 3)
@@ -91,15 +91,10 @@ def probe(name: str, rate: float, seed: int) -> specs.Probe:
 
 def runs(store: Store) -> list[specs.Probe]:
     """The middle rate of every method first, seed by seed; then the other rates."""
-    return [
-        probe(name, arm.rates[which], seed)
-        for which in range(3)
-        for name, arm in ARMS.items()
-        for seed in SEEDS
-    ]  # fmt: skip
+    return [probe(name, arm.rates[which], seed) for which in range(3) for name, arm in ARMS.items() for seed in SEEDS]
 
 
-def found(name: str, rate: float, store: Store) -> list[Record]:
+def records_of(name: str, rate: float, store: Store) -> list[Record]:
     """The records of a method at a rate by seed. Raises Missing."""
     return store.need_all(probe(name, rate, seed) for seed in SEEDS)
 
@@ -111,7 +106,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def arm_quantities(name: str, store: Store) -> dict[str, Quantity]:
     """Of one method. Raises Missing."""
-    records = found(name, ARMS[name].rates[0], store)
+    records = records_of(name, ARMS[name].rates[0], store)
     keys, groups = comparison.keys_of(records), test_groups(TASK, ROWS)
     loss, right = (comparison.score(records, column, groups) for column in ("loss_nats", "exact_match"))
     trained = float(records[0].measurements["trainable_parameters"] or 0)
@@ -127,11 +122,11 @@ def verdict(store: Store) -> Verdict:
     """What the recorded trainings came to; no claim is on trial."""
     made = quantities(store)
     for name in ARMS:
-        found(name, ARMS[name].rates[0], store)
+        records_of(name, ARMS[name].rates[0], store)
     said = "; ".join(
-        f"{arm.label} {made[f'{name}_test_loss'].value:.2f} nats per token and "
-        f"{made[f'{name}_right'].value:.0%} right" for name, arm in ARMS.items()
-    )  # fmt: skip
+        f"{arm.label} {made[f'{name}_test_loss'].value:.2f} nats per token and {made[f'{name}_right'].value:.0%} right"
+        for name, arm in ARMS.items()
+    )
     return Verdict(
         "measured", f"On test rows, at the middle rate: {said}.", tuple(f"{name}_test_loss" for name in ARMS)
     )

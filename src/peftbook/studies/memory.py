@@ -198,8 +198,11 @@ def large_quantities(store: Store) -> Mapping[str, Quantity]:
     """Peaks of tensors and of the process, and QLoRA's tensors over LoRA's."""
     known, (small, large) = quantities(store), LARGE_RIVALS
     keys = keys_of(store.need_all(large_runs(store)))
-    out = {f"{name}_{term}": known[f"{name}_{term}_measured"] for name in LARGE_RIVALS
-           for term in ("tensor_peak", "process_peak")}  # fmt: skip
+    out = {
+        f"{name}_{term}": known[f"{name}_{term}_measured"]
+        for name in LARGE_RIVALS
+        for term in ("tensor_peak", "process_peak")
+    }
     ratio = out[f"{small}_tensor_peak"].value / out[f"{large}_tensor_peak"].value
     return {"qlora_over_lora_peak": Quantity(ratio, "×", keys, digits=2, note="bytes, counted")} | out
 
@@ -209,8 +212,9 @@ def large_verdict(store: Store) -> Verdict:
     """Is the peak of QLoRA's tensors below half of LoRA's?"""
     known = large_quantities(store)
     ratio, (small, large) = known["qlora_over_lora_peak"].value, LARGE_RIVALS
-    tensors, process = ([known[f"{name}_{term}"].value / 1e9 for name in (small, large)]
-                        for term in ("tensor_peak", "process_peak"))  # fmt: skip
+    tensors, process = (
+        [known[f"{name}_{term}"].value / 1e9 for name in (small, large)] for term in ("tensor_peak", "process_peak")
+    )
     sentence = (
         f"A QLoRA step of Llama-2-7B's shape has {tensors[0]:.1f} GB of tensors at its peak, {ratio:.2f} times the "
         f"{tensors[1]:.1f} GB of a LoRA step over bfloat16 weights ({process[0]:.1f} and {process[1]:.1f} GB with the "

@@ -59,7 +59,7 @@ EACH = 4  # ways that are drawn for a shape
 SPLIT_SHA256 = "0caf3423d7175a0c6e898dc10b930bc0c45e7a7969a4998befcc2c6fcbf649d7"
 
 
-def drawn() -> Iterator[tuple[str, Configuration]]:
+def draw_cases() -> Iterator[tuple[str, Configuration]]:
     """The held-out cases: four ways for each shape, and for each way what else there is to choose."""
     for label, shape in OTHERS.items():
         for way in random.Random(label).sample(sorted(WAYS), EACH):
@@ -83,7 +83,7 @@ def drawn() -> Iterator[tuple[str, Configuration]]:
 HALVES: dict[str, dict[str, Configuration]] = {
     "open": {name: Configuration(SMALL, setup) for name, setup in SMALL_CASES.items()}
     | {name: Configuration(LARGE, setup) for name, setup in LARGE_CASES.items()},
-    "held-out": dict(drawn()),
+    "held-out": dict(draw_cases()),
 }
 CASES = HALVES["open"] | HALVES["held-out"]
 

@@ -123,7 +123,7 @@ def false_promises(record: Record, part: str) -> int:
     return sum(least < size for least, size in zip(promised, measured, strict=True))
 
 
-def counted(part: str, store: Store) -> dict[str, Quantity]:
+def part_quantities(part: str, store: Store) -> dict[str, Quantity]:
     """Of a part: rows, those within the margin, predicted over measured, and promises that do not hold."""
     if (record := store.get(probe(part))) is None:
         return {}
@@ -142,7 +142,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """What is counted of both parts; of both together, figures above the upper end of `fit`'s reserve as it is now."""
     out: dict[str, Quantity] = {}
     for part in FIRST:
-        out |= counted(part, store)
+        out |= part_quantities(part, store)
     records = [store.get(probe(part)) for part in FIRST]
     known = [record for record in records if record is not None]
     if len(known) == len(FIRST):
@@ -159,7 +159,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def judged(part: str, searched: str, store: Store) -> Verdict:
+def part_verdict(part: str, searched: str, store: Store) -> Verdict:
     """Are as many rows of a part within the margin as is claimed, and none promised to fit that did not?"""
     record = store.need(probe(part))
     found, broken = errors(record, part), false_promises(record, part)
@@ -175,10 +175,10 @@ def judged(part: str, searched: str, store: Store) -> Verdict:
 @study("memory_elsewhere", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Of the rows that were searched for when the model stood."""
-    return judged("judged", "not looked for until the model stood", store)
+    return part_verdict("judged", "not looked for until the model stood", store)
 
 
-@study("memory_elsewhere_again", lambda store: [probe("again")], lambda store: counted("again", store))
+@study("memory_elsewhere_again", lambda store: [probe("again")], lambda store: part_quantities("again", store))
 def second_verdict(store: Store) -> Verdict:
     """Of the rows that were searched for when the model knew what the first had taught."""
-    return judged("again", "searched for after that", store)
+    return part_verdict("again", "searched for after that", store)

@@ -66,9 +66,17 @@ def timing(measure: str, seed: int, machine: str, model: specs.Model | None = No
 def latency_probe(dtype: str, batch: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process of one condition."""
     return timing(
-        "serving.latency", seed, machine, dtype=dtype, batch=batch, tokens=TOKENS, decode_steps=DECODE_STEPS,
-        trials=CONDITIONS[dtype, batch][0], rank=RANK, width=WIDTH,
-    )  # fmt: skip
+        "serving.latency",
+        seed,
+        machine,
+        dtype=dtype,
+        batch=batch,
+        tokens=TOKENS,
+        decode_steps=DECODE_STEPS,
+        trials=CONDITIONS[dtype, batch][0],
+        rank=RANK,
+        width=WIDTH,
+    )
 
 
 def latency_probes(store: Store) -> list[specs.Probe]:

@@ -151,8 +151,16 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             finals[arm] = final_records(arm, store)
             out |= arm_quantities(arm, finals[arm])
     pairs = [(arm, "untuned") for arm in finals if arm != "untuned"]
-    for first, second in (*pairs, ("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"),
-                          ("lora", "fewshot"), ("qlora", "full"), ("prompt", "full")):  # fmt: skip
+    for first, second in (
+        *pairs,
+        ("lora", "full"),
+        ("qlora", "lora"),
+        ("prompt", "lora"),
+        ("prompt", "fewshot"),
+        ("lora", "fewshot"),
+        ("qlora", "full"),
+        ("prompt", "full"),
+    ):
         if first in finals and second in finals:
             both = finals[first], finals[second]
             each = functools.partial(comparison.paired, *both, groups=groups())

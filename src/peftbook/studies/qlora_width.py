@@ -42,7 +42,7 @@ from peftbook.core.records import Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table, weights
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
@@ -69,14 +69,19 @@ def comparison_on(model: specs.Model, width: int) -> TunedComparison:
     """Untuned and tuned, on sixteen bits and on fewer, adapters in proportion to the width."""
     size: dict[str, Any] = {"rank": width // SHARE, "alpha": 2 * width // SHARE}
     return TunedComparison(
-        task="docstrings", tokens=TOKENS, bearable=BEARABLE, seeds=(1, 2, 3, 4, 5), test_examples=EXAMPLES, model=model,
+        task="docstrings",
+        tokens=TOKENS,
+        bearable=BEARABLE,
+        seeds=(1, 2, 3, 4, 5),
+        test_examples=EXAMPLES,
+        model=model,
         arms=(
             Arm("before", "16 bit, untuned", Untuned()),
             *(Arm(f"{quant}_before", f"{quant.upper()}, untuned", Untuned(quant=quant)) for quant in QUANTS),
             Arm("lora", "16 bit, LoRA", LoRA(**size), GRID),
             *(Arm(quant, f"{quant.upper()}, LoRA", QLoRA(quant=quant, **size), GRID) for quant in QUANTS),
         ),
-    )  # fmt: skip
+    )
 
 
 PLANS = {f"w{width}": comparison_on(model, width) for width, model in specs.SMALL_LLAMAS.items()}
@@ -106,7 +111,7 @@ def gap(name: str, store: Store, *, tuned: bool = True) -> np.ndarray:
     return table(few, "loss_nats") - table(full, "loss_nats")
 
 
-def compared(gaps: np.ndarray, names: Sequence[str], store: Store) -> Quantity:
+def gap_difference(gaps: np.ndarray, names: Sequence[str], store: Store) -> Quantity:
     """A difference of two gaps as a quantity; what finer grids of these models might gain counts. Raises Missing."""
     tuned = [comparisons(store)[name] for name in names]
     finals = [one.finals(arm, store) for one in tuned for arm in ("nf4", "lora")]
@@ -119,13 +124,13 @@ def narrow_minus_wide(store: Store) -> dict[str, Quantity]:
     """NF4's cost at the narrowest width minus that at the widest, paired by seed and example. Raises Missing."""
     ends = (NARROWEST, WIDEST)
     narrow, wide = (gap(name, store) for name in ends)
-    return {"narrow_minus_wide": compared(narrow - wide, ends, store)}
+    return {"narrow_minus_wide": gap_difference(narrow - wide, ends, store)}
 
 
 def added_by_tuning(name: str, store: Store) -> dict[str, Quantity]:
     """NF4's cost after tuning minus that before it, paired by example. Raises Missing."""
     change = gap(name, store) - gap(name, store, tuned=False)
-    return {f"{name}_nf4_added_by_tuning": compared(change, [name], store)}
+    return {f"{name}_nf4_added_by_tuning": gap_difference(change, [name], store)}
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -158,7 +163,7 @@ def verdict(store: Store) -> Verdict:
         )
     outcomes, parts = [], []
     for found, control in costs.values():
-        outcome, part = judged(found, 0.0, (-math.inf, MARGIN), len(costs))  # the claim holds the margin already
+        outcome, part = judge_claim(found, 0.0, (-math.inf, MARGIN), len(costs))  # the claim holds the margin already
         outcomes.append(outcome if outcome == "refuted" or shows(control) else "undecided")
         parts.append(part)
     named = tuple(f"{name}_{quant}_minus_lora_loss" for name in costs for quant in QUANTS)

@@ -29,7 +29,7 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, weights
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
@@ -197,7 +197,7 @@ def merged_verdict(store: Store) -> Verdict:
             said.append(f"{name}: {share:+.1%}")
     cost = rounding_cost(records)
     said.append(f"NF4 itself costs the small Llama {cost.mean:+.4f} nats ({cost.low:+.4f} to {cost.high:+.4f})")
-    outcome, part = judged(lost, 0.0, (MARGIN_MERGED, math.inf))
+    outcome, part = judge_claim(lost, 0.0, (MARGIN_MERGED, math.inf))
     names = ("small_nf4_requantised_lost", "small_nf4_cost")
     if outcome == "refuted" and cost.low <= FLOOR:
         blunt = f"That is not surely above {FLOOR}, so this model cannot tell; the other rows say what others lose."

@@ -32,7 +32,7 @@ from peftbook.core.specs import RANDOM_LLAMA, Probe
 from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, paired, score, table
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, study
@@ -165,7 +165,7 @@ def start_quantities(store: Store) -> dict[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Does rank 1 sort at most MARGIN fewer of the test lists than full fine-tuning, where that learned something?"""
     found, learned = difference("rank1", "full", store), gain("full", store)
-    outcome, part = judged(found, 0.0, (-MARGIN, math.inf))  # the claim holds the margin already
+    outcome, part = judge_claim(found, 0.0, (-MARGIN, math.inf))  # the claim holds the margin already
     named = ("rank1_minus_full", "full_gain")
     said = (
         f"The share of test lists that LoRA of rank 1 sorts, minus that of full fine-tuning, is {found.mean:+.3f} "

@@ -24,7 +24,7 @@ from peftbook.core.specs import Probe, Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.studies import Quantity, Verdict, available, gathered, methods, study
 from peftbook.tasks import task_spec, test_groups
 
@@ -182,7 +182,7 @@ def settings_verdict(store: Store) -> Verdict:
         f"{lead[0]:+.3f} by default and {lead.min():+.3f} to {lead.max():+.3f} over the settings; spread minus lead "
         f"{found.mean:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}; margin {MARGIN_ROUGE})."
     )
-    outcome, part = judged(found, MARGIN_ROUGE, (0.0, math.inf))
+    outcome, part = judge_claim(found, MARGIN_ROUGE, (0.0, math.inf))
     return Verdict(outcome, sentence, ("spread_minus_gap", "lora_spread"), (part,))
 
 
@@ -272,7 +272,7 @@ def negation_verdict(store: Store) -> Verdict:
     added, replaced = (paraphrase_minus_negated(store.need(paraphrase_probe(kind))) for kind in PARAPHRASES)
     encoder = record.metrics_info.get("bertscore", {}).get("name", "the encoder")
     claim = (-math.inf, MARGIN_PARAPHRASE)
-    outcomes, parts = zip(*(judged(difference, 0.0, claim) for difference in (added, replaced)), strict=True)
+    outcomes, parts = zip(*(judge_claim(difference, 0.0, claim) for difference in (added, replaced)), strict=True)
     sentence = (
         f"By BERTScore with {encoder}, paraphrases score, against opposites as many words from the reference, "
         f"{added.mean:+.3f} where words are added (95 % interval {added.low:+.3f} to {added.high:+.3f}; {outcomes[0]}) "

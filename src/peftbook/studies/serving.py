@@ -37,9 +37,17 @@ MARGIN = 0.05  # a share of the time
 def probe(adapters: int, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that serves a batch over so many adapters."""
     return timing(
-        "serving.many_adapters", seed, machine, adapters=adapters, batch=BATCH, tokens=TOKENS, new_tokens=NEW_TOKENS,
-        trials=TRIALS, rank=RANK, dtype="fp32",
-    )  # fmt: skip
+        "serving.many_adapters",
+        seed,
+        machine,
+        adapters=adapters,
+        batch=BATCH,
+        tokens=TOKENS,
+        new_tokens=NEW_TOKENS,
+        trials=TRIALS,
+        rank=RANK,
+        dtype="fp32",
+    )
 
 
 def runs(store: Store) -> list[specs.Probe]:

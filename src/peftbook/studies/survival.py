@@ -39,7 +39,7 @@ from peftbook.core import specs
 from peftbook.core.records import Missing, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import measured, weights
-from peftbook.evidence.planning import Judged, judged
+from peftbook.evidence.planning import Judged, judge_claim
 from peftbook.methods.qlora import QLoRA
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import nats, percent, ratio_quantity
@@ -234,7 +234,7 @@ def correlation_part(model: str, found: Sequence[MergedAdapter]) -> tuple[str, s
     if len(found) < FEWEST:
         return "undecided", f"{len(found)} adapters that gain are too few on {LABELS[model]}", []
     interval = correlation(found)
-    outcome, part = judged(interval, MARGIN, (LEAST, math.inf), PARTS)
+    outcome, part = judge_claim(interval, MARGIN, (LEAST, math.inf), PARTS)
     said = (
         f"{interval.mean:.2f} on {LABELS[model]} (95 % interval {interval.low:.2f} to {min(interval.high, 1):.2f}; "
         f"{len(found)} adapters)"
@@ -249,7 +249,7 @@ def scale_part(found: Mapping[str, Sequence[MergedAdapter]]) -> tuple[str, str, 
     apart = scale(found) if enough(found) else None
     if apart is None:
         return "undecided", "No size is found at which each model keeps half", []
-    outcome, part = judged(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE)), PARTS)
+    outcome, part = judge_claim(apart, math.log(SCALE_MARGIN), (-math.log(SCALE), math.log(SCALE)), PARTS)
     ratio, low, high = apart.exp
     said = (
         f"Half of the gain is kept at sizes whose ratio, the small Llama's over SmolLM2's, is {ratio:.2f} (95 % "

@@ -20,7 +20,7 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
@@ -228,9 +228,16 @@ class TunedComparison:
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(
-                math.fsum(ratios) / len(ratios), "", keys, min(ratios), max(ratios), len(ratios), n, 2,
+                math.fsum(ratios) / len(ratios),
+                "",
+                keys,
+                min(ratios),
+                max(ratios),
+                len(ratios),
+                n,
+                2,
                 note="words written over words of the nearest references; mean and range of the seeds",
-            )  # fmt: skip
+            )
         if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
             share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
             out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
@@ -269,10 +276,12 @@ class TunedComparison:
         with suppress(Missing):
             records = self.finals_of((first, second), store)
             return score_quantities(
-                f"{prefix}{first}_minus_{second}", records[first],
+                f"{prefix}{first}_minus_{second}",
+                records[first],
                 lambda column: self.difference(first, second, column, store),
-                comparison.keys_of(*records.values()), least=-1.0,
-            )  # fmt: skip
+                comparison.keys_of(*records.values()),
+                least=-1.0,
+            )
         return {}
 
 
@@ -319,7 +328,7 @@ def length_ratio(record: Record) -> float:
 
 def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, quantity: str, unit: str) -> Verdict:
     """The one rule applied to a difference, with its sentence."""
-    outcome, part = judged(interval, margin, claim)
+    outcome, part = judge_claim(interval, margin, claim)
     reason = ""
     if outcome == "undecided":
         reason = f"; {half_width_of(interval)}"

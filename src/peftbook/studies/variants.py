@@ -106,7 +106,7 @@ def outcome_alone(name: str, found: stats.Interval) -> str:
     return stats.judge(found, margin, claim)
 
 
-def judged(name: str, found: stats.Interval) -> Judged:
+def judgement(name: str, found: stats.Interval) -> Judged:
     """What the claim is decided on; each outcome at the level of the first of six by Holm, which is the hardest."""
     margin, claim = rule(name)
     level = 0.05 / len(CLAIMS)
@@ -169,11 +169,11 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
                 f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
                 f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})."
             )
-            alone = Verdict(outcome_alone(name, found), said, (f"{name}_steps",), (judged(name, found),))
+            alone = Verdict(outcome_alone(name, found), said, (f"{name}_steps",), (judgement(name, found),))
         else:
             what, quantity = f"Test loss of {label} minus LoRA", f"{name}_minus_lora_loss"
             alone = decide(found, margin, claim, what, quantity, "nats per token")
-            alone = dataclasses.replace(alone, judged=(judged(name, found),))
+            alone = dataclasses.replace(alone, judged=(judgement(name, found),))
         if alone.outcome not in ("reproduced", "refuted", "equivalent"):
             return alone
         said = alone.sentence.removesuffix(".")
@@ -186,6 +186,11 @@ def variant_verdict(name: str) -> Callable[[Store], Verdict]:
 
 
 for _study, _arm in {
-    "lora_plus": "plus16", "pissa": "pissa", "olora": "olora", "dora": "dora", "vera": "vera", "lora_fa": "frozen_a"
-}.items():  # fmt: skip
+    "lora_plus": "plus16",
+    "pissa": "pissa",
+    "olora": "olora",
+    "dora": "dora",
+    "vera": "vera",
+    "lora_fa": "frozen_a",
+}.items():
     study(_study, COMPARISON.runs, quantities, label=COMPARISON.arm(_arm).label)(variant_verdict(_arm))

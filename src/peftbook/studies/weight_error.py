@@ -24,7 +24,7 @@ from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of
-from peftbook.evidence.planning import judged
+from peftbook.evidence.planning import judge_claim
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
 
@@ -292,7 +292,7 @@ def order_verdict(store: Store) -> Verdict:
     """
     found, pairs = store.need_all(probes("small")), list(itertools.pairwise(ORDER))
     apart = [neighbours(found, *pair) for pair in pairs]
-    outcomes, parts = zip(*(judged(one, MARGIN, (-math.inf, 0.0), len(pairs)) for one in apart), strict=True)
+    outcomes, parts = zip(*(judge_claim(one, MARGIN, (-math.inf, 0.0), len(pairs)) for one in apart), strict=True)
     said = [f"{LABELS[better]} − {LABELS[worse]} {one:+.4f}" for (better, worse), one in zip(pairs, apart, strict=True)]
     sentence = (
         f"{'; '.join(said)} nats per token at block {BLOCK} (95 % intervals over {len(found)} copies and texts; margin "

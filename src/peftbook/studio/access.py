@@ -45,17 +45,17 @@ HEADERS = {
 
 
 def relative(path: str, address: str) -> str:
-    """An address of the studio as an answer to a request for `path` writes it: without the prefix of any proxy, of
-    which the studio knows nothing, and right behind all of them.
+    """A studio address as a link relative to `path`, the address of the page that holds it.
+
+    The studio does not know a proxy's path prefix; a relative link works behind any.
     """
     return "../" * (path.count("/") - 1) + address[1:] or "./"
 
 
 def is_ours(headers: dict[str, str], hosts: Iterable[str]) -> bool:
-    """Whether a request was made by a page of ours, or by no browser.
+    """Whether a request comes from one of the studio's own pages, or from a client that is not a browser.
 
-    A browser says where a request comes from: `Origin` with everything that can change something, `Sec-Fetch-Site`
-    with everything.
+    A browser sends `Origin` with every request that can change something, and `Sec-Fetch-Site` with every request.
     """
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     named = None if origin is None else origin.partition("://")[2]
@@ -65,7 +65,7 @@ def is_ours(headers: dict[str, str], hosts: Iterable[str]) -> bool:
 
 
 def host_of(value: str) -> str:
-    """The name in a Host header, without its port; nothing where that is no header of the kind."""
+    """The host name in a Host header, without its port; empty for a malformed header."""
     found = HOST.fullmatch(value)
     return found[1].lower() if found else ""
 

@@ -120,13 +120,15 @@ def rows_of(studio: Studio, project_id: str) -> Rows:
     db = studio._connection()
     db.execute("BEGIN")
     try:
-        return Rows.model_validate({
-            table: [
-                {name: row[name] for name in moved(db, table)}
-                for row in db.execute(f"SELECT * FROM {table} WHERE {mine}", (project_id,))
-            ]
-            for table, mine in TABLES.items()
-        })  # fmt: skip
+        return Rows.model_validate(
+            {
+                table: [
+                    {name: row[name] for name in moved(db, table)}
+                    for row in db.execute(f"SELECT * FROM {table} WHERE {mine}", (project_id,))
+                ]
+                for table, mine in TABLES.items()
+            }
+        )
     finally:
         db.execute("COMMIT")
 
@@ -151,7 +153,7 @@ def load_project(studio: Studio, source: Path, caps: Caps) -> Project:
         work = Path(tempfile.mkdtemp(dir=projects, prefix=".taken-in-"))
         try:
             rows, project = opened(source, work, caps)
-            keep(studio, project, rows, work / "made")
+            store_project(studio, project, rows, work / "made")
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return studio.project(project.id)
@@ -167,7 +169,7 @@ def opened(source: Path, work: Path, caps: Caps) -> tuple[Rows, Project]:
     try:
         names = unpack(source, sent, lambda name: next(count) <= MOST_FILES and MEMBER.fullmatch(name) is not None)
         rows = Rows.model_validate_json((sent / ROWS).read_bytes())
-        project = checked(rows, sent / DATA, caps)
+        project = check_project(rows, sent / DATA, caps)
         made.mkdir()
         (sent / DATA).replace(made / DATA)
         expected = {ROWS, DATA, *(name for row in rows.jobs for name in files_of(row, names, sent, made))}
@@ -185,7 +187,7 @@ def opened(source: Path, work: Path, caps: Caps) -> tuple[Rows, Project]:
     return rows, project
 
 
-def checked(rows: Rows, data: Path, caps: Caps) -> Project:
+def check_project(rows: Rows, data: Path, caps: Caps) -> Project:
     """The project, if its rows and its data are what they say. Raises ValueError, or InputError with a sentence."""
     (row,) = rows.projects
     row |= {"name": Studio._name(str(row["name"])), "filename": plain_name(str(row["filename"]))}
@@ -205,15 +207,17 @@ def checked(rows: Rows, data: Path, caps: Caps) -> Project:
     for plan in rows.plans:
         if plan["tuning"]:
             Tuning.read(str(plan["tuning"]))
-    if not all([
-        hashlib.sha256(content).hexdigest() == project.sha256,
-        all(ID.fullmatch(one) for one in (project.id, *jobs, *plans)),
-        all(one["project"] == project.id for one in (*rows.plans, *rows.jobs)),
-        all(one["job"] in jobs for one in (*rows.plan_jobs, *rows.points)),
-        all(one["plan"] in plans for one in rows.plan_jobs),
-        all(run.key == key and run.task.data_sha256 == task.data_sha256 for run, key in runs),
-        all(len(str(value)) <= TEXT_CHARS for name, value in texts if name not in UNREAD),
-    ]):  # fmt: skip
+    if not all(
+        [
+            hashlib.sha256(content).hexdigest() == project.sha256,
+            all(ID.fullmatch(one) for one in (project.id, *jobs, *plans)),
+            all(one["project"] == project.id for one in (*rows.plans, *rows.jobs)),
+            all(one["job"] in jobs for one in (*rows.plan_jobs, *rows.points)),
+            all(one["plan"] in plans for one in rows.plan_jobs),
+            all(run.key == key and run.task.data_sha256 == task.data_sha256 for run, key in runs),
+            all(len(str(value)) <= TEXT_CHARS for name, value in texts if name not in UNREAD),
+        ]
+    ):
         raise ValueError("the rows do not fit together")
     return project
 
@@ -244,7 +248,7 @@ def received(key: str, names: Collection[str], sent: Path, made: Path) -> tuple[
     return (receive_record(Store(made / "records"), key, content) if found else None), found
 
 
-def keep(studio: Studio, project: Project, rows: Rows, made: Path) -> None:
+def store_project(studio: Studio, project: Project, rows: Rows, made: Path) -> None:
     """Files before the row, as for an upload. Raises Conflict where there is such a project."""
     target = studio.home / "projects" / project.id
     here = Conflict(f"Project {project.name!r} is here already, with the same id: open it, or delete it first.")

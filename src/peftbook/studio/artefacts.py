@@ -149,12 +149,21 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     short, licence = LICENCES.get(run.model.name, ("other", f"that of {run.model.name!r}: see where it came from"))
     sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
     card = fill(
-        "model_card.md", short=short, licence=licence, base=json.dumps(base_id(run.model)), merged=merged, run=run,
-        title=inline(project.name), loading=MERGED if merged else run.method.loading, pinned=pinned(run.model),
-        rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "", project=project,
-        sizes=", ".join(f"{count:,} {name}" for name, count in sizes.items()), measured=measured(record),
+        "model_card.md",
+        short=short,
+        licence=licence,
+        base=json.dumps(base_id(run.model)),
+        merged=merged,
+        run=run,
+        title=inline(project.name),
+        loading=MERGED if merged else run.method.loading,
+        pinned=pinned(run.model),
+        rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "",
+        project=project,
+        sizes=", ".join(f"{count:,} {name}" for name, count in sizes.items()),
+        measured=measured(record),
         command=command_line(studio, job),
-    )  # fmt: skip
+    )
     return f"{card}\n"
 
 
@@ -179,6 +188,7 @@ def measured(record: Record) -> list[str]:
     lines += [f"- {name}: {found[name]:.4g}{notes.get(name, '')}" for name in SHOWN if name in found]
     lines += [
         f"- {name}: {found[name]:,.4g}" if isinstance(found[name], float) else f"- {name}: {found[name]:,}"
-        for name in ("trainable_parameters", "train_seconds", "peak_memory_bytes") if found.get(name) is not None
-    ]  # fmt: skip
+        for name in ("trainable_parameters", "train_seconds", "peak_memory_bytes")
+        if found.get(name) is not None
+    ]
     return [*lines, f"- on {record.hardware}"]

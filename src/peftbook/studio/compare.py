@@ -18,7 +18,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.options import read_options, words_of
 from peftbook.core.records import write_atomically
 from peftbook.decision import check_choices
-from peftbook.studio.decisions import compared, whole_report
+from peftbook.studio.decisions import project_comparison, whole_report
 from peftbook.studio.foreground import COMPARE, note, noted_failures
 from peftbook.studio.own_file import OwnFile, compute, dry_run
 from peftbook.studio.plan import plan
@@ -54,7 +54,7 @@ def compare_file(args: argparse.Namespace) -> int:
         note("No run has finished: there is nothing to compare.")
         return 1
     own = judging.metrics
-    comparison = compared(studio, project.id, judged, judging.measure, margin=judging.margin, metrics=own)
+    comparison = project_comparison(studio, project.id, judged, judging.measure, margin=judging.margin, metrics=own)
     if args.json:
         body = as_json(comparison) | {"project": project.id, "jobs": [job.id for job in jobs]}
         print(to_json(body, indent=1, inf_nan_mode="null").decode())

@@ -25,7 +25,7 @@ from peftbook.studio.store import Project, Studio, link
 from peftbook.tasks import TaskData
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table, usable_rows
-from peftbook.tasks.table import Table, read_table
+from peftbook.tasks.table import TextTable, read_table
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def continue_job(
     return Continued(project, plan, more, len(later) - more + faults, tokens)
 
 
-def written(table: Table, columns: Columns) -> tuple[list[str], int]:
+def written(table: TextTable, columns: Columns) -> tuple[list[str], int]:
     """The usable rows of a table as lines of JSON with the columns that are read, and how many are not usable."""
     usable, faults = usable_rows(table, columns)
     names = [one for one in table.columns if one in asdict(columns).values()]

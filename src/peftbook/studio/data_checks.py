@@ -13,8 +13,8 @@ from peftbook.studio.settings import MOST_GENERATED, Reading
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Findings, Split, examine
-from peftbook.tasks.table import Table
+from peftbook.tasks.files import Split, TableFindings, examine
+from peftbook.tasks.table import TextTable
 
 MOST_SHARE = 30  # per cent of the rows that are offered for the test
 SPREAD = 0.11  # of one row's difference in ROUGE-L: the median of the pairs of methods in our own runs on docstrings
@@ -35,12 +35,12 @@ def split_of(validation: float, test: float, seed: float) -> Split:
 
 
 @functools.lru_cache(8)
-def examined(found: Table, columns: Columns, split: Split) -> Findings:
+def examined(found: TextTable, columns: Columns, split: Split) -> TableFindings:
     """`examine`, cached."""
     return examine(found, columns, split)
 
 
-def notes_of(seen: Findings) -> list[tuple[str, str]]:
+def notes_of(seen: TableFindings) -> list[tuple[str, str]]:
     """Repetition, conflict and leakage in words, each with its kind: info, good or warn."""
     if not seen.splits:
         return []

@@ -44,10 +44,15 @@ def name_of(job: Job) -> str:
     return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"
 
 
-def compared(
-    studio: Studio, project_id: str, jobs: list[Job] | None, measure: str = FIRST_MEASURE, cost: str = FIRST_COST,
-    margin: float | None = None, metrics: Sequence[Metric] | None = None,
-) -> Comparison:  # fmt: skip
+def project_comparison(
+    studio: Studio,
+    project_id: str,
+    jobs: list[Job] | None,
+    measure: str = FIRST_MEASURE,
+    cost: str = FIRST_COST,
+    margin: float | None = None,
+    metrics: Sequence[Metric] | None = None,
+) -> Comparison:
     """The comparison of what has finished. metrics: the user's own, if not those that the project has.
 
     Raises Conflict where there is nothing to compare.
@@ -59,11 +64,11 @@ def compared(
     are_tuned = None if len(raced) == 2 else raced == {True}
     own = metrics_of(studio, project_id) if metrics is None else metrics
     said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
-    return _compared(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
+    return _project_comparison(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
 
 
 @functools.lru_cache(32)
-def _compared(
+def _project_comparison(
     home: str,
     project_id: str,
     runs: tuple[specs.Run, ...],

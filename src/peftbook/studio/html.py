@@ -34,9 +34,12 @@ def own_file(name: str) -> tuple[bytes, str]:
 def environment() -> Environment:
     """The templates, with the formats as filters."""
     found = Environment(
-        loader=FileSystemLoader([HERE / "templates", HERE]), autoescape=lambda name: not str(name).endswith(".md"),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader([HERE / "templates", HERE]),
+        autoescape=lambda name: not str(name).endswith(".md"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     found.filters |= FILTERS
     return found
 

@@ -134,9 +134,13 @@ class Jobs(Database):
         return self.home / "projects" / project_id
 
     def submit(
-        self, project_id: str, runs: Sequence[specs.Run], name: str = "", labels: Mapping[str, str] | None = None,
+        self,
+        project_id: str,
+        runs: Sequence[specs.Run],
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
         tuning: Tuning | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Queue runs and return the id of their plan. One whose record is at hand is done at once; one that the project
         has already is shared, and queued again if it failed or was cancelled. Where a plan of just these runs is under
         way, as when two tabs queue what both checked, that is the plan.
@@ -198,9 +202,19 @@ class Jobs(Database):
                 db.execute(
                     "INSERT INTO jobs (id, project, key, run, label, state, queued, created, finished, error) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (job, project_id, key, run.canonical(), labels.get(key) or describe(run), state, now, now,
-                     None if record is None else now, "" if record is None else record.failure),
-                )  # fmt: skip
+                    (
+                        job,
+                        project_id,
+                        key,
+                        run.canonical(),
+                        labels.get(key) or describe(run),
+                        state,
+                        now,
+                        now,
+                        None if record is None else now,
+                        "" if record is None else record.failure,
+                    ),
+                )
             else:
                 job = found["id"]
                 if record is None and found["state"] in ("failed", "cancelled"):

@@ -18,7 +18,7 @@ from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
 from peftbook.tasks import TaskData
 from peftbook.tasks.files import describe_reading, read_file, task_from_table
-from peftbook.tasks.table import Table
+from peftbook.tasks.table import TextTable
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OwnFile:
     path: Path
     reading: Reading
     content: bytes
-    table: Table
+    table: TextTable
     task: TaskData
 
     @classmethod

@@ -115,18 +115,33 @@ def run_of(
     if choice.method.trains:
         rate = settings.learning_rates.get(choice.name) or learning_rate_for(choice.name)
         budget = build(
-            specs.Budget, tokens=tokens, batch_size=settings.batch_size, learning_rate=rate,
+            specs.Budget,
+            tokens=tokens,
+            batch_size=settings.batch_size,
+            learning_rate=rate,
             max_length=settings.max_length,
-        )  # fmt: skip
+        )
     tests = len(task.splits["test"])
     generated = min(tests, settings.test_examples)
     evaluation = build(
-        specs.Evaluation, split="test", n_loss=min(tests, MOST_LOSS), n_generate=generated,
-        max_new_tokens=settings.max_new_tokens, generation_dtype=dtype if generated else "fp32",
-    )  # fmt: skip
+        specs.Evaluation,
+        split="test",
+        n_loss=min(tests, MOST_LOSS),
+        n_generate=generated,
+        max_new_tokens=settings.max_new_tokens,
+        generation_dtype=dtype if generated else "fp32",
+    )
     method = choice.method.sized(**{name: getattr(settings, name) or 0 for name in SIZES})
     return build(
-        specs.Run, model=model, task=task.spec, method=method, budget=budget, evaluation=evaluation, seed=seed,
-        dtype=dtype, platform=settings.platform, weights=settings.weights,
+        specs.Run,
+        model=model,
+        task=task.spec,
+        method=method,
+        budget=budget,
+        evaluation=evaluation,
+        seed=seed,
+        dtype=dtype,
+        platform=settings.platform,
+        weights=settings.weights,
         checkpointing=settings.checkpointing and method.trains,
-    )  # fmt: skip
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from peftbook.core import specs
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.store import Studio, keeps_trained
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 
 TYPED_CHARS = 20_000
 MAX_NEW_TOKENS = 1024
@@ -69,7 +69,7 @@ def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: 
     return studio.ask("generate", asked)
 
 
-def row_after(studio: Studio, project_id: str, text: str) -> Example:
+def row_after(studio: Studio, project_id: str, text: str) -> TaskExample:
     """The test row after the one with this input; the first where there is none."""
     rows = studio.task(project_id).splits["test"]
     at = next((place for place, row in enumerate(rows) if row.input == text), -1)

@@ -19,7 +19,7 @@ from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import TaskData
 
 if TYPE_CHECKING:
-    from peftbook.training.preflight import Subject
+    from peftbook.training.preflight import TokenizedTask
 
 UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training.execute has it
 
@@ -70,9 +70,9 @@ def preflight_steps(
 
     Whoever asks for the next may do something else before, or ask no more.
     """
-    from peftbook.training.preflight import Subject, rates_beside
+    from peftbook.training.preflight import TokenizedTask, rates_beside
 
-    models: dict[specs.Model, Subject | str] = {}
+    models: dict[specs.Model, TokenizedTask | str] = {}
     rates: dict[str, Rates | None] = {}
     known: dict[str, Check] = {}
     beside = side_by_side(runs, memory_bytes) if runs else 1
@@ -80,7 +80,7 @@ def preflight_steps(
         yield None
         if run.model not in models:
             try:
-                models[run.model] = Subject(task, run)
+                models[run.model] = TokenizedTask(task, run)
             except InputError as error:
                 models[run.model] = str(error)
         alike = run.model_copy(update={"seed": 0}).key
@@ -111,7 +111,7 @@ def coverage_words(checks: Sequence[Check]) -> str:
 
 
 def check_steps(
-    subject: Subject, run: specs.Run, memory_bytes: float, rates: Rates | None
+    subject: TokenizedTask, run: specs.Run, memory_bytes: float, rates: Rates | None
 ) -> Generator[None, None, Check]:
     """The check of one run, after small pieces of work."""
     rows = len(subject.task.splits["train"])

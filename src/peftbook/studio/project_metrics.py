@@ -9,7 +9,7 @@ from typing import Any
 from peftbook.core.errors import InputError
 from peftbook.core.records import write_atomically
 from peftbook.decision.own_metrics import Metric, own_scores, read_metrics
-from peftbook.decision.own_metrics.declaration import checked, declared
+from peftbook.decision.own_metrics.declaration import check_metrics, declared
 from peftbook.studio.database import clear_failures
 from peftbook.studio.store import Studio
 
@@ -21,7 +21,7 @@ def declare(studio: Studio, project_id: str, said: Sequence[Mapping[str, Any]]) 
 
     Raises InputError for a declaration that is none, and where a test row's own target would be wrong by it.
     """
-    metrics = checked([declared(one) for one in said])
+    metrics = check_metrics([declared(one) for one in said])
     targets = [example.target for example in studio.task(project_id).splits["test"]]
     for metric in metrics:
         own_scores(metric, [targets], targets)
@@ -39,4 +39,4 @@ def metrics_of(studio: Studio, project_id: str, more: Sequence[str] = ()) -> tup
     except (ValueError, TypeError, AttributeError) as error:
         why = str(error).splitlines()[0][:200]
         raise InputError(f"The project's own metrics cannot be read ({why}): declare them again.") from None
-    return checked([*once, *(one for one in kept if one.name not in {each.name for each in once})])
+    return check_metrics([*once, *(one for one in kept if one.name not in {each.name for each in once})])

@@ -37,7 +37,7 @@ def compare_on_server(args: argparse.Namespace) -> int:
     judging = judging_of(args)
     settings, reading = body_of(args), read_options(Reading, args)
     try:
-        return compared(Client(args.server, args.token or ""), args, settings, reading, judging)
+        return run_comparison(Client(args.server, args.token or ""), args, settings, reading, judging)
     except Refused as error:
         raise InputError(str(error)) from None
 
@@ -46,12 +46,10 @@ def body_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, as the API takes them; models by name, as the server knows them."""
     convert: dict[str, Any] = {"models": listed, "methods": listed, "learning_rates": rates_named}
     given = {name: getattr(args, name) for name in options_of(Settings)}
-    return {
-        name: convert.get(name, lambda value: value)(value) for name, value in given.items() if value is not None
-    }  # fmt: skip
+    return {name: convert.get(name, lambda value: value)(value) for name, value in given.items() if value is not None}
 
 
-def compared(
+def run_comparison(
     studio: Client, args: argparse.Namespace, settings: dict[str, Any], reading: Reading, judging: Judging
 ) -> int:
     """Project, check, plan, decision."""

@@ -51,13 +51,29 @@ def to_html(
     """
     runs = [one.spec for one in records if isinstance(one.spec, specs.Run)]
     page = fill(
-        "report.html", found=found, told=found.recommendation, short=short(found), legend=FORGOTTEN,
-        title=project.name if project is not None else "Comparison", version=__version__, day=when(records),
-        style=Markup((Path(__file__).parent / "report.css").read_text()), plots=list(plots(found)),
-        examples=found.differences(EXAMPLES), text_chars=TEXT_CHARS, data=data(project, splits),
-        settings=settings(found, records, runs), runs=[(run.key[:12], describe(run)) for run in runs],
-        commands=commands, digits=digits, ends=ends, forgotten=forgotten, halves=halves, marks=marks, seeds=seeds,
-    )  # fmt: skip
+        "report.html",
+        found=found,
+        told=found.recommendation,
+        short=short(found),
+        legend=FORGOTTEN,
+        title=project.name if project is not None else "Comparison",
+        version=__version__,
+        day=when(records),
+        style=Markup((Path(__file__).parent / "report.css").read_text()),
+        plots=list(plots(found)),
+        examples=found.differences(EXAMPLES),
+        text_chars=TEXT_CHARS,
+        data=data(project, splits),
+        settings=settings(found, records, runs),
+        runs=[(run.key[:12], describe(run)) for run in runs],
+        commands=commands,
+        digits=digits,
+        ends=ends,
+        forgotten=forgotten,
+        halves=halves,
+        marks=marks,
+        seeds=seeds,
+    )
     return str(page)
 
 
@@ -88,14 +104,17 @@ def data(project: Project | None, splits: Mapping[str, int] | None) -> list[tupl
     shares = ", ".join(f"{100 * part:g} %" for part in split.fractions)
     later = f"the first {split.first:,} are split, those behind them are for training alone"
     return [
-        ("File", project.filename or "pasted text"), ("SHA-256 of the file", project.sha256),
-        ("Input", columns.input), ("Target", columns.target), ("Instruction column", columns.instruction),
+        ("File", project.filename or "pasted text"),
+        ("SHA-256 of the file", project.sha256),
+        ("Input", columns.input),
+        ("Target", columns.target),
+        ("Instruction column", columns.instruction),
         ("Never divided by a split", columns.group),
         ("Instruction", project.instruction if project.instruction != "{input}" else ""),
         ("Split", f"training, validation, test: {shares}, by seed {split.seed}"),
         ("Later rows", later if split.first else ""),
         ("Rows", ", ".join(f"{name} {count:,}" for name, count in (splits or {}).items())),
-    ]  # fmt: skip
+    ]
 
 
 def settings(found: Comparison, records: Sequence[Record], runs: Sequence[specs.Run]) -> list[tuple[str, str]]:
@@ -112,10 +131,12 @@ def settings(found: Comparison, records: Sequence[Record], runs: Sequence[specs.
     )
     has_rouge = any(one.metrics_info.get("rouge") for one in records)
     return [
-        ("Models", "; ".join(models)), ("Scored on", scored if runs else ""),
+        ("Models", "; ".join(models)),
+        ("Scored on", scored if runs else ""),
         ("Decides", f"{found.measure.label}; differences below {margin} do not matter"),
         *((f"Own metric {one.name}", f"{one.words}: {clipped(one.text(), TEXT_CHARS)}") for one in found.metrics),
         ("ROUGE", "rouge_score, F-measure, no stemming" if has_rouge else ""),
-        ("BERTScore's encoder", found.encoder), ("Machine", "; ".join(found.hardware)),
+        ("BERTScore's encoder", found.encoder),
+        ("Machine", "; ".join(found.hardware)),
         ("Versions", "; ".join(filter(None, versions))),
-    ]  # fmt: skip
+    ]

@@ -42,9 +42,15 @@ class Reading:
     @classmethod
     def of(cls, columns: Columns, split: Split, instruction: str) -> Reading:
         return cls(
-            columns.input, columns.target, columns.group, instruction, columns.instruction, split.seed,
-            split.fractions, split.first,
-        )  # fmt: skip
+            columns.input,
+            columns.target,
+            columns.group,
+            instruction,
+            columns.instruction,
+            split.seed,
+            split.fractions,
+            split.first,
+        )
 
     @property
     def columns(self) -> Columns:
@@ -152,10 +158,17 @@ class Settings(Training):
     methods: Annotated[tuple[str, ...], Option(
         f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,lora,prompt",
     )] = ("untuned", "lora", "prompt")  # fmt: skip
-    learning_rates: Annotated[Mapping[str, float], Option(
-        "of a method, instead of what the book's sweeps chose", "Learning rates", convert=rates_named, repeated=True,
-        metavar="METHOD=RATE", flag="--learning-rate",
-    )] = field(default_factory=dict)  # fmt: skip
+    learning_rates: Annotated[
+        Mapping[str, float],
+        Option(
+            "of a method, instead of what the book's sweeps chose",
+            "Learning rates",
+            convert=rates_named,
+            repeated=True,
+            metavar="METHOD=RATE",
+            flag="--learning-rate",
+        ),
+    ] = field(default_factory=dict)
     tune: Annotated[bool, Option(
         "race rates around each method's on the validation rows first, and take the best: about four trainings more",
         "Tune learning rates",
@@ -166,9 +179,14 @@ class Settings(Training):
 class Single(Training):
     """What one training is made of: of the plan with the same settings, one method and one seed."""
 
-    model: Annotated[specs.Model, Option(
-        "embedded model, a folder, or a hub id", convert=model_named, usual=specs.EMBEDDED_MODEL,
-    )] = specs.Model()  # noqa: RUF009  # fmt: skip
+    model: Annotated[
+        specs.Model,
+        Option(
+            "embedded model, a folder, or a hub id",
+            convert=model_named,
+            usual=specs.EMBEDDED_MODEL,
+        ),
+    ] = specs.Model()  # noqa: RUF009
     method: Annotated[str, Option(f"one of {NAMES}, or peft:NAME:argument=value")] = "lora"
     seed: Annotated[int, Option("of the training", type=int)] = 0
     learning_rate: Annotated[float | None, Option("if not what the book's sweeps chose", type=float)] = None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from peftbook.tasks import TaskData
     from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
-    from peftbook.tasks.table import Caps, Table
+    from peftbook.tasks.table import Caps, TextTable
 
 ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left by a process that died
 KEPT_SECONDS = 24 * 3600.0  # downloads
@@ -175,7 +175,7 @@ class Studio(WorkerQueue, Requests):
                 if now - path.stat().st_mtime > limit:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def table(self, project_id: str) -> Table:
+    def table(self, project_id: str) -> TextTable:
         """The project's upload as rows and columns."""
         return table_of(self.folder(project_id), self.project(project_id))
 
@@ -198,8 +198,10 @@ class Studio(WorkerQueue, Requests):
 
         row = self._row(
             "SELECT project FROM jobs JOIN projects ON projects.id = project AND NOT removed "
-            "WHERE key = ? AND state = 'done' AND project != ?", run.key, project_id,
-        )  # fmt: skip
+            "WHERE key = ? AND state = 'done' AND project != ?",
+            run.key,
+            project_id,
+        )
         store = self.records(project_id)
         if row is None or run in store:
             return
@@ -261,7 +263,7 @@ def project_of(row) -> Project:
 
 
 @functools.lru_cache(4)
-def table_of(folder: Path, project: Project) -> Table:
+def table_of(folder: Path, project: Project) -> TextTable:
     """A project's upload in its folder as rows and columns."""
     from peftbook.tasks.table import read_table
 

@@ -104,7 +104,7 @@ def to_csv(found: Comparison) -> str:
     writer.writerow(headers)
     for row in found.rows:
         cells: list[object] = [row.label, row.model, row.method.full_kind, max(len(row.seeds), 1)]
-        cells += [said(row.may_be_best), said(row.beats_untuned), row.failure]
+        cells += [yes_or_no(row.may_be_best), yes_or_no(row.beats_untuned), row.failure]
         for one in found.measures:
             for which in (row.scores, row.against_untuned, row.against_leader):
                 value = which.get(one.name)
@@ -116,5 +116,5 @@ def to_csv(found: Comparison) -> str:
     return stream.getvalue()
 
 
-def said(value: bool | None) -> str:
+def yes_or_no(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"

@@ -111,36 +111,57 @@ def as_json(found: Comparison) -> dict[str, Any]:
     """The comparison as plain values: `rows`, `pairs`, `recommendation`, what they depend on; some may be infinite."""
     told = found.recommendation
     return {
-        "measure": found.measure.name, "margin": found.margin, "family_wise_level": found.level,
-        "test_examples": found.test_examples, "seeds": found.seeds, "encoder": found.encoder,
+        "measure": found.measure.name,
+        "margin": found.margin,
+        "family_wise_level": found.level,
+        "test_examples": found.test_examples,
+        "seeds": found.seeds,
+        "encoder": found.encoder,
         "hardware": list(found.hardware),
         "recommendation": {
-            "kind": told.kind, "words": told.words, "take": told.row.label if told.row else None,
-            "equals": list(told.equals), "most_given_up": told.loss, "examples_needed": told.examples,
+            "kind": told.kind,
+            "words": told.words,
+            "take": told.row.label if told.row else None,
+            "equals": list(told.equals),
+            "most_given_up": told.loss,
+            "examples_needed": told.examples,
             "seeds_needed": told.seeds,
         },
         "continued": list(found.continued),
         "rows": [
             {
-                "label": row.label, "model": row.model, "method": row.method.full_kind, "seeds": list(row.seeds),
-                "scores": intervals(row.scores), "minus_untuned": intervals(row.against_untuned),
-                "minus_best": intervals(row.against_leader), "may_be_best": row.may_be_best,
-                "before": row.before, "minus_before": intervals(row.against_before),
-                "beats_untuned": row.beats_untuned, **{name: row.cost(name) for name in COSTS},
+                "label": row.label,
+                "model": row.model,
+                "method": row.method.full_kind,
+                "seeds": list(row.seeds),
+                "scores": intervals(row.scores),
+                "minus_untuned": intervals(row.against_untuned),
+                "minus_best": intervals(row.against_leader),
+                "may_be_best": row.may_be_best,
+                "before": row.before,
+                "minus_before": intervals(row.against_before),
+                "beats_untuned": row.beats_untuned,
+                **{name: row.cost(name) for name in COSTS},
                 "forgotten": None if row.forgotten is None else intervals({"prose": row.forgotten})["prose"],
-                "runs": list(row.runs), "failure": row.failure,
+                "runs": list(row.runs),
+                "failure": row.failure,
             }
             for row in found.rows
         ],
         "pairs": [
-            {"first": one.first, "second": one.second, "p": one.p, "detected": one.detected,
-             "first_minus_second": intervals(one.differences)}
+            {
+                "first": one.first,
+                "second": one.second,
+                "p": one.p,
+                "detected": one.detected,
+                "first_minus_second": intervals(one.differences),
+            }
             for one in found.pairs
         ],
         "metrics": [json.loads(one.text()) | {"words": one.words} for one in found.metrics],
         "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
-    }  # fmt: skip
+    }
 
 
 def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

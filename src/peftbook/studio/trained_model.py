@@ -15,7 +15,7 @@ from peftbook.runtime.hardware import platform_here
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.studio.playground import Sampling
 from peftbook.studio.store import Job, Studio
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 from peftbook.training.encode import encode_prompt
 from peftbook.training.execute import few_shots
 from peftbook.training.forward import apply_method
@@ -83,7 +83,7 @@ def answer_ids(
     """
     pick = sampler(how.temperature, how.top_p, how.seed)
     shots, dtype = (few_shots(task, run), run.evaluation.generation_dtype) if run else ((), "fp32")
-    prompt = encode_prompt(loaded.tokenizer, task, Example("typed", text, ""), shots)
+    prompt = encode_prompt(loaded.tokenizer, task, TaskExample("typed", text, ""), shots)
     positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
     most = min(MAX_PROMPT_TOKENS, positions - how.max_new_tokens)
     if len(prompt) > most:

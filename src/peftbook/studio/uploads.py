@@ -24,7 +24,7 @@ from peftbook.core.records import write_atomically
 from peftbook.studio.database import clear_failures
 
 if TYPE_CHECKING:
-    from peftbook.tasks.table import Caps, Table
+    from peftbook.tasks.table import Caps, TextTable
 
 KEPT = 12
 KEPT_SECONDS = 24 * 3600.0
@@ -160,7 +160,7 @@ class UploadStore:
             raise Conflict(f"Of this upload {upload.offset:,}{said} bytes are here: send the rest first.")
         return upload
 
-    def table(self, upload_id: str) -> Table:
+    def table(self, upload_id: str) -> TextTable:
         """Read a complete upload as a table. Raises Conflict for an incomplete one, InputError for no table."""
         return _table(self.whole(upload_id), self.caps)
 
@@ -184,7 +184,7 @@ class UploadStore:
 
 
 @functools.lru_cache(4)
-def _table(upload: Upload, caps: Caps) -> Table:
+def _table(upload: Upload, caps: Caps) -> TextTable:
     from peftbook.tasks.table import read_table
 
     return read_table(upload.path.read_bytes(), upload.filename, caps)

@@ -130,9 +130,14 @@ def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], repor
     watch = Watch(reporter.phase, reporter.step, keep)
     try:
         execute(
-            run, store, task=task(), quiet=True, micro_batch=free_micro_batch(run), watch=watch,
+            run,
+            store,
+            task=task(),
+            quiet=True,
+            micro_batch=free_micro_batch(run),
+            watch=watch,
             start=start_of(folder, run),
-        )  # fmt: skip
+        )
     except BaseException:
         tidy(folder, run)
         raise
@@ -199,15 +204,22 @@ class Reporter:
             return
         self.name = phase.name
         at, points = self.last, self.points
-        fields = {} if at is None else {
-            "step": at.step, "steps": at.steps, "loss": at.loss, "tokens_per_second": at.tokens_per_second
-        }  # fmt: skip
+        fields = (
+            {}
+            if at is None
+            else {"step": at.step, "steps": at.steps, "loss": at.loss, "tokens_per_second": at.tokens_per_second}
+        )
         self.written = self.clock()
         with contextlib.suppress(sqlite3.Error, InputError):
             self.write(
-                phase=phase.name, done=phase.done, total=phase.total, seconds=phase.seconds, seconds_left=phase.left,
-                points=points, **fields,
-            )  # fmt: skip
+                phase=phase.name,
+                done=phase.done,
+                total=phase.total,
+                seconds=phase.seconds,
+                seconds_left=phase.left,
+                points=points,
+                **fields,
+            )
             self.points = []
 
 

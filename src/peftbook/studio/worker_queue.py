@@ -73,8 +73,9 @@ class WorkerQueue(Jobs):
             )
             found = db.execute(
                 "SELECT jobs.id FROM jobs JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
-                "WHERE state = 'queued' AND ? IN ('', jobs.id) ORDER BY queued, number LIMIT 1", (job_id,),
-            ).fetchone()  # fmt: skip
+                "WHERE state = 'queued' AND ? IN ('', jobs.id) ORDER BY queued, number LIMIT 1",
+                (job_id,),
+            ).fetchone()
             if found is None:
                 return None
             db.execute(
@@ -170,8 +171,9 @@ class WorkerQueue(Jobs):
         with self._write() as db:
             row = db.execute(
                 "UPDATE jobs SET deaths = deaths + 1 WHERE id = ? AND attempt = ? AND state = 'running' "
-                "RETURNING deaths", (job_id, attempt),
-            ).fetchone()  # fmt: skip
+                "RETURNING deaths",
+                (job_id, attempt),
+            ).fetchone()
             if row is not None and row["deaths"] < RETRIES:
                 db.execute("UPDATE jobs SET state = 'queued', child = 0, worker = '' WHERE id = ?", (job_id,))
                 return True
@@ -194,8 +196,9 @@ class WorkerQueue(Jobs):
         row = self._row(
             "SELECT 1 FROM jobs JOIN projects ON projects.id = project AND NOT removed "
             "WHERE jobs.id = ? AND attempt = ? AND state = 'running' AND wanted = ''",
-            job_id, attempt,
-        )  # fmt: skip
+            job_id,
+            attempt,
+        )
         return row is not None
 
     def release(self, mine: str = "", busy: Collection[str] = ()) -> list[str]:

@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Example:
+class TaskExample:
     """One pair: what the model reads and what it should write. `group` is the unit that a split never divides."""
 
     id: str
@@ -46,11 +46,11 @@ class TaskData:
     name: str
     version: int
     instruction: str
-    splits: dict[str, tuple[Example, ...]]
+    splits: dict[str, tuple[TaskExample, ...]]
     metrics: tuple[str, ...]
     data_sha256: str
     all_references: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    judge: Callable[[Sequence[str], Sequence[Example]], list[float]] | None = field(default=None, repr=False)
+    judge: Callable[[Sequence[str], Sequence[TaskExample]], list[float]] | None = field(default=None, repr=False)
     judge_name: str = ""
 
     @property
@@ -58,7 +58,7 @@ class TaskData:
         """The pinned spec of this task."""
         return specs.Task(name=self.name, data_sha256=self.data_sha256, version=self.version)
 
-    def messages(self, example: Example, shots: Sequence[Example] = ()) -> list[dict[str, str]]:
+    def messages(self, example: TaskExample, shots: Sequence[TaskExample] = ()) -> list[dict[str, str]]:
         """The chat turns that end with the question: solved `shots` first, each a user and an assistant turn."""
         turns: list[dict[str, str]] = []
         for shot in shots:
@@ -126,7 +126,7 @@ def get_task(name: str) -> TaskData:
     return task
 
 
-def groups_of(examples: Sequence[Example]) -> list[str]:
+def groups_of(examples: Sequence[TaskExample]) -> list[str]:
     """What each example shares with others: its group, without one an input that comes again, else "".
 
     A split divides neither; an error over the rows of an input that comes again would be as if they were unrelated.

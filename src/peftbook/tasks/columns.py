@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from peftbook.core.errors import InputError
-from peftbook.tasks.table import Table
+from peftbook.tasks.table import TextTable
 
 __all__ = ["Columns", "guess_columns"]
 
@@ -37,16 +37,16 @@ class Columns:
     group: str | None = None
 
 
-def guess_columns(table: Table) -> tuple[Columns, str]:
+def guess_columns(table: TextTable) -> tuple[Columns, str]:
     """Which columns are probably input and target, and why, in one sentence. Raises InputError for a single column."""
     if len(table.columns) < 2:
         raise InputError(
             f"The file has only the column {table.columns[0]!r}: it needs one for the input and one for the target."
         )
-    instruction, group = named(table, INSTRUCTION_NAMES), named(table, GROUP_NAMES)
+    instruction, group = find_column(table, INSTRUCTION_NAMES), find_column(table, GROUP_NAMES)
     if group is not None and not repeats(table, group):
         group = None  # each row would be a group of its own, which groups nothing
-    source, target = named(table, INPUT_NAMES), named(table, TARGET_NAMES)
+    source, target = find_column(table, INPUT_NAMES), find_column(table, TARGET_NAMES)
     if instruction is not None and (source is None or len(table.columns) == 2):
         source, instruction = instruction, None
     if source is not None and target is not None:
@@ -65,20 +65,20 @@ def guess_columns(table: Table) -> tuple[Columns, str]:
     return Columns(source, target, instruction, group), why
 
 
-def named(table: Table, names: tuple[str, ...]) -> str | None:
+def find_column(table: TextTable, names: tuple[str, ...]) -> str | None:
     """The column whose name stands first in a list of likely ones, or None."""
     plain = {re.sub(r"[\W_]+", "_", name.lower()).strip("_"): name for name in reversed(table.columns)}
     return next((plain[name] for name in names if name in plain), None)
 
 
-def repeats(table: Table, name: str) -> bool:
+def repeats(table: TextTable, name: str) -> bool:
     """Whether a column has a value twice."""
     place = table.columns.index(name)
     cells = [row[place] for row in table.rows if row[place]]
     return len(set(cells)) < len(cells)
 
 
-def mean_length(table: Table, name: str) -> float:
+def mean_length(table: TextTable, name: str) -> float:
     """Mean characters of a column's first cells."""
     place, rows = table.columns.index(name), table.rows[:1000]
     return sum(len(row[place]) for row in rows) / max(1, len(rows))

@@ -7,7 +7,7 @@ import re
 
 from peftbook.core.errors import InputError
 
-__all__ = ["FIX", "decode", "is_markup", "shown", "what_it_is"]
+__all__ = ["FIX", "decode", "display_name", "is_markup", "what_it_is"]
 
 FIX = "save the data as plain .csv, .tsv, .jsonl or .parquet"
 # Beginnings of files that hold no table, or none that is opened here.
@@ -54,7 +54,7 @@ BINARY_SHARE, LEAST_BINARY = 0.05, 8  # control characters of a text that is non
 SAMPLE = 65_536
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """A file's name as messages print it: one line, not too long."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in name.replace("\\", "/").rsplit("/", 1)[-1])
     return (plain if len(plain) <= 80 else f"{plain[:60]}…{plain[-16:]}") or "The file"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, Example, TaskData, check_pinned, how_to_restore
+from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned, how_to_restore
 
 __all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "SPEC", "load"]
 
@@ -48,11 +48,11 @@ def load() -> TaskData:
     import pyarrow.parquet as pq
 
     check_pinned(PATH, DATA_SHA256, how_to_restore("docstrings"))
-    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
     with pq.ParquetFile(PATH) as file:  # `read_table` would import pandas
         rows = file.read(["id", "input", "target", "group", "split"]).to_pylist()
     for row in rows:
-        splits[row["split"]].append(Example(row["id"], row["input"], row["target"], row["group"]))
+        splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
     return TaskData(
         name="docstrings",
         version=SPEC.version,

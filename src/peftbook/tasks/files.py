@@ -15,17 +15,17 @@ from pathlib import Path
 
 from peftbook.core.errors import InputError
 from peftbook.core.specs import OWN_ROWS
-from peftbook.tasks import SPLITS, Example, TaskData
+from peftbook.tasks import SPLITS, TaskData, TaskExample
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
 from peftbook.tasks.similarity import count_near_duplicates
 from peftbook.tasks.splitting import check_fractions, split_examples
-from peftbook.tasks.table import Table, read_table
+from peftbook.tasks.table import TextTable, read_table
 
 __all__ = [
     "MIN_ROWS",
-    "Findings",
     "Split",
+    "TableFindings",
     "describe_reading",
     "examine",
     "read_file",
@@ -53,7 +53,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Findings:
+class TableFindings:
     """What is in a table, as these columns and this split make it a task.
 
     rows: of the file.  usable: without those in `faults`.  duplicates: rows that repeat the input and the target of one
@@ -77,14 +77,14 @@ class Findings:
 # --- a table as a task -----------------------------------------------------------------------------------------
 
 
-def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fault, ...]]:
+def usable_rows(table: TextTable, columns: Columns) -> tuple[list[TaskExample], tuple[Fault, ...]]:
     """The table's rows as examples, and the faults of all others, the reader's included, in the order of the file.
 
     Raises InputError for columns that the table lacks, or one that is both input and target.
     """
     for name in (columns.input, columns.target, columns.instruction, columns.group):
         if name is not None and name not in table.columns:
-            raise InputError(f"There is no column {shown(name)}: {describe_columns(table.columns)}.")
+            raise InputError(f"There is no column {quoted_name(name)}: {describe_columns(table.columns)}.")
     if columns.input == columns.target or columns.instruction in (columns.input, columns.target):
         twice = columns.target if columns.input == columns.target else columns.instruction
         raise InputError(
@@ -101,22 +101,22 @@ def usable_rows(table: Table, columns: Columns) -> tuple[list[Example], tuple[Fa
         if empty:
             faults.append(Fault(number, empty, "is empty: fill it, or remove the row"))
             continue
-        examples.append(Example(f"row-{number:06d}", text, row[target], "" if group is None else row[group]))
+        examples.append(TaskExample(f"row-{number:06d}", text, row[target], "" if group is None else row[group]))
     return examples, tuple(sorted(faults, key=lambda fault: fault.row))
 
 
 def describe_columns(columns: Sequence[str]) -> str:
     """The first columns of a table, in words."""
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
-    return f"the columns are {', '.join(map(shown, columns[:SHOWN_COLUMNS]))}{more}"
+    return f"the columns are {', '.join(map(quoted_name, columns[:SHOWN_COLUMNS]))}{more}"
 
 
-def shown(name: str) -> str:
+def quoted_name(name: str) -> str:
     """A column's name in quotes, or its beginning."""
     return repr(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…")
 
 
-def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
+def examine(table: TextTable, columns: Columns, split: Split = Split()) -> TableFindings:
     """Count what is wrong, repeated or leaking. Raises InputError for columns or fractions that cannot be."""
     check_fractions(split.fractions)
     examples, faults = usable_rows(table, columns)
@@ -134,12 +134,12 @@ def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
         check_enough(examples, faults)
         splits = split_rows(examples, split)
     except InputError as error:
-        return Findings(**counts, splits={}, shared_targets=0, near_duplicates=0, obstacle=str(error))  # type: ignore[arg-type]
+        return TableFindings(**counts, splits={}, shared_targets=0, near_duplicates=0, obstacle=str(error))  # type: ignore[arg-type]
     learned = {example.target for example in splits["train"]}
     near, compared = count_near_duplicates(
         [example.input for example in splits["test"]], [example.input for example in splits["train"]]
     )
-    return Findings(
+    return TableFindings(
         **counts,  # type: ignore[arg-type]
         splits={name: len(splits[name]) for name in SPLITS},
         shared_targets=sum(example.target in learned for example in splits["test"]),
@@ -148,14 +148,16 @@ def examine(table: Table, columns: Columns, split: Split = Split()) -> Findings:
     )
 
 
-def check_enough(examples: Sequence[Example], faults: Sequence[Fault]) -> None:
+def check_enough(examples: Sequence[TaskExample], faults: Sequence[Fault]) -> None:
     """Raises InputError for fewer rows than a split needs."""
     if len(examples) < MIN_ROWS:
         first = f"; the first of {len(faults)} rows left out is row {faults[0].row}" if faults else ""
         raise InputError(f"There are {len(examples)} usable rows: a split needs at least {MIN_ROWS}{first}.")
 
 
-def task_from_table(table: Table, columns: Columns, split: Split = Split(), instruction: str = "{input}") -> TaskData:
+def task_from_table(
+    table: TextTable, columns: Columns, split: Split = Split(), instruction: str = "{input}"
+) -> TaskData:
     """The usable rows as a task named OWN_ROWS; its `data_sha256` is that of their texts and of all that is given here.
 
     instruction: the user turn, with `{input}` where the input goes. Raises InputError where that is no task.
@@ -174,7 +176,7 @@ def task_from_table(table: Table, columns: Columns, split: Split = Split(), inst
     return TaskData(OWN_ROWS, 1, instruction, split_rows(examples, split), METRICS, digest.hexdigest())
 
 
-def split_rows(examples: Sequence[Example], split: Split) -> dict[str, tuple[Example, ...]]:
+def split_rows(examples: Sequence[TaskExample], split: Split) -> dict[str, tuple[TaskExample, ...]]:
     """The splits of the first rows, with the later ones behind their training rows.
 
     Raises InputError for a number of first rows that cannot be, and as `split_examples` does.
@@ -200,7 +202,7 @@ def check_instruction(instruction: str) -> None:
 # --- a file on the command line --------------------------------------------------------------------------------
 
 
-def read_file(path: Path, caps: Caps = Caps()) -> tuple[bytes, Table]:  # noqa: B008
+def read_file(path: Path, caps: Caps = Caps()) -> tuple[bytes, TextTable]:  # noqa: B008
     """A file's bytes and the table in them. Raises InputError where there is none."""
     if not path.is_file():
         raise InputError(f"{str(path)!r} is not a file: check the path.")
@@ -213,7 +215,7 @@ def read_file(path: Path, caps: Caps = Caps()) -> tuple[bytes, Table]:  # noqa: 
     return content, read_table(content, path.name, caps)
 
 
-def describe_reading(name: str, table: Table, columns: Columns, task: TaskData) -> list[str]:
+def describe_reading(name: str, table: TextTable, columns: Columns, task: TaskData) -> list[str]:
     """What was read of a file and what was left out, a line each."""
     counts = ", ".join(f"{split} {len(examples):,}" for split, examples in task.splits.items())
     examples, faults = usable_rows(table, columns)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.core.errors import InputError, need
-from peftbook.tasks import SPLITS, Example, TaskData, check_pinned
+from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned
 
 __all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "load_hub"]
 
@@ -137,16 +137,16 @@ def _loaded(name: str, path: Path | None, revision: str) -> Mapping:
 
 def _one_example_a_test_input(
     pairs: Mapping[str, Iterable[tuple[str, str]]],
-) -> tuple[dict[str, tuple[Example, ...]], dict[str, tuple[str, ...]]]:
+) -> tuple[dict[str, tuple[TaskExample, ...]], dict[str, tuple[str, ...]]]:
     """Examples of each split: all pairs, but in test one per input, whose other answers become references."""
-    splits: dict[str, tuple[Example, ...]] = {}
+    splits: dict[str, tuple[TaskExample, ...]] = {}
     known: dict[str, tuple[str, ...]] = {}
     for split, rows in pairs.items():
         answers = _by_input(rows)
         examples = []
         for mr, targets in answers.items():
             for number, target in enumerate(targets[:1] if split == "test" else targets):
-                example = Example(f"{split}-{_short_hash(mr)}-{number}", mr, target, mr)
+                example = TaskExample(f"{split}-{_short_hash(mr)}-{number}", mr, target, mr)
                 examples.append(example)
                 known[example.id] = tuple(targets)
         splits[split] = tuple(sorted(examples, key=lambda example: _short_hash(example.id)))
@@ -167,7 +167,7 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _task(name: str, splits: dict[str, tuple[Example, ...]], known: dict[str, tuple[str, ...]]) -> TaskData:
+def _task(name: str, splits: dict[str, tuple[TaskExample, ...]], known: dict[str, tuple[str, ...]]) -> TaskData:
     """The task, pinned by the hash of everything that was loaded."""
     content = {split: [(each.input, *known[each.id]) for each in rows] for split, rows in splits.items()}
     sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -177,7 +177,7 @@ def _task(name: str, splits: dict[str, tuple[Example, ...]], known: dict[str, tu
 # --- E2E as the LoRA paper's code ships it ---------------------------------------------------------------------
 
 
-def _e2e(folder: Path) -> tuple[dict[str, tuple[Example, ...]], dict[str, tuple[str, ...]]]:
+def _e2e(folder: Path) -> tuple[dict[str, tuple[TaskExample, ...]], dict[str, tuple[str, ...]]]:
     """Train on 90 % of the development inputs, validate on 10 %, test on the official test inputs.
 
     The official training file is not part of the copy. Inputs (meaning representations) are never divided: the tenth

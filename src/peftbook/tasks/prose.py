@@ -7,7 +7,7 @@ Built by tests/tools/prose_build.py.
 from __future__ import annotations
 
 from peftbook.core.folders import DATA
-from peftbook.tasks import Example, check_pinned, how_to_restore
+from peftbook.tasks import TaskExample, check_pinned, how_to_restore
 
 __all__ = ["ARCHIVES", "DATA_SHA256", "PATH", "load"]
 
@@ -20,7 +20,7 @@ ARCHIVES = {
 }
 
 
-def load() -> list[Example]:
+def load() -> list[TaskExample]:
     """The texts, each whole: `input` is empty, `target` the text, `group` its source.
 
     Raises InputError if the data file is missing or not the pinned one.
@@ -29,4 +29,4 @@ def load() -> list[Example]:
 
     check_pinned(PATH, DATA_SHA256, how_to_restore("prose"))
     with pq.ParquetFile(PATH) as file:  # `read_table` would import pandas
-        return [Example(row["id"], "", row["text"], row["source"]) for row in file.read().to_pylist()]
+        return [TaskExample(row["id"], "", row["text"], row["source"]) for row in file.read().to_pylist()]

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 
 __all__ = ["BITS_PER_PAIR", "DATA_SHA256", "INSTRUCTION", "PAIRS", "SEED", "SPEC", "content_sha256", "load", "make"]
 
@@ -46,12 +46,12 @@ def make(n: int, seed: int) -> TaskData:
         key = "".join(string.ascii_lowercase[int(rng.random() * 26)] for _ in range(KEY_LETTERS))
         value = "".join(str(int(rng.random() * 10)) for _ in range(VALUE_DIGITS))
         pairs.setdefault(key, value)
-    train = tuple(Example(f"train-{at}", key, value) for at, (key, value) in enumerate(pairs.items()))
+    train = tuple(TaskExample(f"train-{at}", key, value) for at, (key, value) in enumerate(pairs.items()))
     held = min(HELD, n // 2)
     splits = {
         "train": train,
-        "validation": tuple(Example(f"validation-{at}", e.input, e.target) for at, e in enumerate(train[:held])),
-        "test": tuple(Example(f"test-{at}", e.input, e.target) for at, e in enumerate(train[held : 2 * held])),
+        "validation": tuple(TaskExample(f"validation-{at}", e.input, e.target) for at, e in enumerate(train[:held])),
+        "test": tuple(TaskExample(f"test-{at}", e.input, e.target) for at, e in enumerate(train[held : 2 * held])),
     }
     return TaskData(
         name="recall" if (n, seed) == (PAIRS, SEED) else f"recall-{n}-{seed}",
@@ -63,7 +63,7 @@ def make(n: int, seed: int) -> TaskData:
     )
 
 
-def content_sha256(instruction: str, splits: Mapping[str, Sequence[Example]]) -> str:
+def content_sha256(instruction: str, splits: Mapping[str, Sequence[TaskExample]]) -> str:
     """SHA-256 of a generated task: its instruction and the id, input and target of each example, as JSON."""
     rows = {
         split: [[example.id, example.input, example.target] for example in examples]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from peftbook.core import specs
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 from peftbook.tasks.recall import content_sha256
 
 __all__ = ["DATA_SHA256", "INSTRUCTION", "SIZES", "SPEC", "load", "make"]
@@ -27,16 +27,16 @@ def make(seed: int) -> TaskData:
     """The task from a seed: lists of three to six different numbers from 10 to 99, equally many of each length."""
     rng = random.Random(f"sort {seed}")  # only random(), whose sequence Python promises to keep
     seen: set[frozenset[int]] = set()
-    splits: dict[str, tuple[Example, ...]] = {}
+    splits: dict[str, tuple[TaskExample, ...]] = {}
     for split, size in SIZES.items():
-        examples: list[Example] = []
+        examples: list[TaskExample] = []
         while len(examples) < size:
             length = LENGTHS[len(examples) % len(LENGTHS)]
             numbers = [SMALLEST + int(rng.random() * (LARGEST - SMALLEST + 1)) for _ in range(length)]
             if len(set(numbers)) == length and frozenset(numbers) not in seen:
                 seen.add(frozenset(numbers))
                 question, answer = (" ".join(map(str, each)) for each in (numbers, sorted(numbers, reverse=True)))
-                examples.append(Example(f"{split}-{len(examples)}", question, answer))
+                examples.append(TaskExample(f"{split}-{len(examples)}", question, answer))
         splits[split] = tuple(examples)
     return TaskData(
         name="sort" if seed == 0 else f"sort-{seed}",

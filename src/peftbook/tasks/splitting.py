@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from peftbook.core.errors import InputError
-from peftbook.tasks import SPLITS, Example
+from peftbook.tasks import SPLITS, TaskExample
 
 __all__ = ["check_fractions", "split_examples"]
 
@@ -21,8 +21,8 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 
 def split_examples(
-    examples: Sequence[Example], *, seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
-) -> dict[str, tuple[Example, ...]]:
+    examples: Sequence[TaskExample], *, seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
+) -> dict[str, tuple[TaskExample, ...]]:
     """Splits that divide neither a group nor a set of rows with the same input.
 
     Units (groups joined by shared inputs) are visited in an order that depends on the seed and on their text alone;
@@ -36,7 +36,7 @@ def split_examples(
             "splits need at least 3: choose a finer group column or add rows."
         )
     wanted = {split: fraction * len(examples) for split, fraction in zip(SPLITS, fractions, strict=True)}
-    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
     for place, name in enumerate(sorted(units, key=lambda unit: _rank(seed, unit))):
         lacking = {split: wanted[split] - len(splits[split]) for split in SPLITS}
         split = SPLITS[-1 - place] if place < len(SPLITS) else max(SPLITS, key=lambda each: lacking[each])
@@ -51,7 +51,7 @@ def _rank(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}\n{text}".encode()).hexdigest()
 
 
-def _units(examples: Sequence[Example]) -> dict[str, list[Example]]:
+def _units(examples: Sequence[TaskExample]) -> dict[str, list[TaskExample]]:
     """Examples joined by group or by input (union-find), each unit under its alphabetically first key."""
     parent: dict[str, str] = {}
 
@@ -66,7 +66,7 @@ def _units(examples: Sequence[Example]) -> dict[str, list[Example]]:
         by_input = root(f"input {example.input}")
         by_group = root(f"group {example.group}") if example.group else by_input
         parent[max(by_input, by_group)] = min(by_input, by_group)
-    units: dict[str, list[Example]] = defaultdict(list)
+    units: dict[str, list[TaskExample]] = defaultdict(list)
     for example in examples:
         units[root(f"input {example.input}")].append(example)
     return dict(units)

@@ -20,7 +20,7 @@ from typing import Any
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, Example, TaskData, how_to_restore
+from peftbook.tasks import SPLITS, TaskData, TaskExample, how_to_restore
 
 __all__ = [
     "DATA_SHA256",
@@ -28,7 +28,7 @@ __all__ = [
     "PATH",
     "SPEC",
     "TABLES_PATH",
-    "Table",
+    "SqlTable",
     "connect",
     "execution_match",
     "extract_query",
@@ -65,7 +65,7 @@ RELATIVE, ABSOLUTE = 1e-6, 1e-9
 
 
 @dataclass(frozen=True)
-class Table:
+class SqlTable:
     """A table as it is shipped. columns: (name, SQLite type) pairs; rows: values in that order."""
 
     name: str
@@ -82,7 +82,7 @@ class Table:
         return f"{self.name}({'; '.join(parts)})"
 
 
-def connect(*tables: Table) -> sqlite3.Connection:
+def connect(*tables: SqlTable) -> sqlite3.Connection:
     """An in-memory database that holds the tables and from now on only answers SELECT, within fixed limits."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     for table in tables:
@@ -153,7 +153,7 @@ def same_result(rows: Sequence[Row], gold: Sequence[Row], ordered: bool) -> bool
     return True
 
 
-def execution_match(texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
+def execution_match(texts: Sequence[str], examples: Sequence[TaskExample]) -> list[float]:
     """1 where the query in the text gives the result of the example's own query on its table, else 0.
 
     The order of rows counts where the example's query sorts, because then its question asks for an order. A text
@@ -163,7 +163,7 @@ def execution_match(texts: Sequence[str], examples: Sequence[Example]) -> list[f
     return [float(answers(text, example)) for text, example in zip(texts, examples, strict=True)]
 
 
-def answers(text: str, example: Example) -> bool:
+def answers(text: str, example: TaskExample) -> bool:
     gold = gold_result(example.group, example.target)
     with closing(connect(load_tables()[example.group])) as connection:
         try:
@@ -195,16 +195,16 @@ def read_checked() -> tuple[bytes, bytes]:
     return tables, questions
 
 
-def parse_tables(raw: bytes) -> dict[str, Table]:
+def parse_tables(raw: bytes) -> dict[str, SqlTable]:
     """The tables in the bytes of sql.json, by name."""
     return {
-        name: Table(name, tuple(map(tuple, each["columns"])), tuple(map(tuple, each["rows"])))
+        name: SqlTable(name, tuple(map(tuple, each["columns"])), tuple(map(tuple, each["rows"])))
         for name, each in json.loads(raw)["tables"].items()
     }
 
 
 @functools.cache
-def load_tables() -> dict[str, Table]:
+def load_tables() -> dict[str, SqlTable]:
     """The shipped tables by name. Raises InputError if a data file is missing or not the pinned one."""
     return parse_tables(read_checked()[0])
 
@@ -216,10 +216,10 @@ def load() -> TaskData:
 
     raw_tables, raw_questions = read_checked()
     schemas = {name: table.schema for name, table in parse_tables(raw_tables).items()}
-    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
     for row in pq.ParquetFile(pa.BufferReader(raw_questions)).read().to_pylist():  # `read_table` would import pandas
         text = f"{schemas[row['table']]}\nQuestion: {row['question']}"
-        splits[row["split"]].append(Example(row["id"], text, row["sql"], row["table"]))
+        splits[row["split"]].append(TaskExample(row["id"], text, row["sql"], row["table"]))
     return TaskData(
         name="sql",
         version=SPEC.version,

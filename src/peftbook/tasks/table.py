@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftbook.core.errors import InputError
-from peftbook.tasks.content import FIX, decode, is_markup, shown, what_it_is
+from peftbook.tasks.content import FIX, decode, display_name, is_markup, what_it_is
 from peftbook.tasks.delimited import DELIMITERS, find_delimiter, records
 from peftbook.tasks.jsonlines import chat_fields, is_chat, looks_like_json, objects
 from peftbook.tasks.parquet import parquet_lines
 from peftbook.tasks.rows import QUOTE_CELLS, Caps, Fault, RowError, cell_fault, cell_text
 
-__all__ = ["Caps", "Fault", "Format", "Table", "read_table"]
+__all__ = ["Caps", "Fault", "Format", "TextTable", "read_table"]
 
 Format = Literal["csv", "tsv", "jsonl", "chat", "parquet"]
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Named columns of text.
 
     format: what the file was; encoding and delimiter: of its text, empty where it has none.
@@ -45,13 +45,13 @@ class Table:
     numbers: tuple[int, ...] = ()
 
 
-def read_table(content: bytes, name: str = "", caps: Caps = Caps()) -> Table:  # noqa: B008
+def read_table(content: bytes, name: str = "", caps: Caps = Caps()) -> TextTable:  # noqa: B008
     """The table in a file's bytes.
 
     name: of the file: what messages call it, and a hint where the content leaves two ways open. Raises InputError
     where no table can be had: a file of another kind, one beyond the caps, or one without a single row that is whole.
     """
-    what = shown(name)
+    what = display_name(name)
     if len(content) > caps.bytes:
         raise InputError(
             f"{what} has {len(content):,} bytes, more than the cap of {caps.bytes:,}: cut it, or raise the cap."
@@ -120,7 +120,7 @@ class Builder:
                 f"{self.what} has more than {self.caps.cells:,} cells, the cap: leave out columns or rows, or raise it."
             )
 
-    def table(self, names: Iterable[str], form: Format, encoding: str, delimiter: str, sha256: str) -> Table:
+    def table(self, names: Iterable[str], form: Format, encoding: str, delimiter: str, sha256: str) -> TextTable:
         """The table. Raises InputError if no row is whole."""
         if not self.rows:
             if not self.faults:
@@ -129,7 +129,7 @@ class Builder:
             where = f"column {first.column!r} " if first.column else ""
             raise InputError(f"{self.what} has no row that is whole; row {first.row}: {where}{first.problem}.")
         faults, numbers = tuple(self.faults), tuple(self.numbers)
-        return Table(tuple(names), tuple(self.rows), form, encoding, delimiter, sha256, faults, numbers)
+        return TextTable(tuple(names), tuple(self.rows), form, encoding, delimiter, sha256, faults, numbers)
 
 
 def check_width(what: str, count: int, caps: Caps) -> None:
@@ -151,7 +151,7 @@ def header_names(cells: list[str]) -> list[str]:
     return names
 
 
-def delimited_table(text: str, what: str, caps: Caps, sha256: str, encoding: str, ending: str) -> Table:
+def delimited_table(text: str, what: str, caps: Caps, sha256: str, encoding: str, ending: str) -> TextTable:
     """CSV and its kin; a first line such as `sep=;` says the delimiter."""
     said = re.match(r"sep=(.)\r?\n", text)
     if said and said[1] in DELIMITERS:
@@ -177,7 +177,7 @@ def delimited_table(text: str, what: str, caps: Caps, sha256: str, encoding: str
     return built.table(names, "tsv" if delimiter == "\t" else "csv", encoding, delimiter, sha256)
 
 
-def parquet_table(content: bytes, what: str, caps: Caps, sha256: str) -> Table:
+def parquet_table(content: bytes, what: str, caps: Caps, sha256: str) -> TextTable:
     """Parquet, flat or chats."""
     with contextlib.closing(parquet_lines(content, what)) as lines:
         names = next(lines)
@@ -189,9 +189,13 @@ def parquet_table(content: bytes, what: str, caps: Caps, sha256: str) -> Table:
 
 
 def table_of_rows(
-    found: Iterable[tuple[int, dict[str, Any] | str]], form: Format, what: str, caps: Caps, sha256: str,
+    found: Iterable[tuple[int, dict[str, Any] | str]],
+    form: Format,
+    what: str,
+    caps: Caps,
+    sha256: str,
     encoding: str = "",
-) -> Table:  # fmt: skip
+) -> TextTable:
     """A table of (line, values by name), or (line, problem); they are chats if the first row is one.
 
     A cell that a row lacks is empty.

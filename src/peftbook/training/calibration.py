@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peftbook.memory import Setup, Shape
+from peftbook.memory import DecoderShape, Setup
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
 from peftbook.runtime.hardware import is_idle, machine_name, waited
-from peftbook.runtime.precision import keep, kept, machine_file
+from peftbook.runtime.precision import machine_file, read_cache, write_cache
 from peftbook.training.products import TORCH_DTYPES, half_products
 
 __all__ = ["calibrate", "known_rates", "machine_rates"]
@@ -42,7 +42,7 @@ IN_TURN, MOST_IN_TURN, CACHES = 4, 64, 64_000_000
 TURNS_SECONDS = 0.25  # what they may take together
 FUSED = ((1, 9, 64, 64), (4, 9, 256, 64))  # rows, heads, tokens, width of a head
 MATRIX = (1536, 2048)
-TINY = Shape(layers=3, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
+TINY = DecoderShape(layers=3, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
 
 
 def machine_rates(platform: str = "cpu") -> Rates:
@@ -54,15 +54,15 @@ def machine_rates(platform: str = "cpu") -> Rates:
         return known
     path = rates_file(platform) if is_idle() else busy_rates_file(platform)
     rates = calibrate(platform)
-    keep(path, rates.as_json())
+    write_cache(path, rates.as_json())
     return rates
 
 
 def known_rates(platform: str = "cpu") -> Rates | None:
     """The rates that were measured on this machine before, or None; those of a busy machine hold only while it is."""
-    if (found := kept(rates_file(platform))) is not None:
+    if (found := read_cache(rates_file(platform))) is not None:
         return Rates.from_json(found)
-    found = kept(busy_rates_file(platform))
+    found = read_cache(busy_rates_file(platform))
     return None if found is None or is_idle() else Rates.from_json(found)
 
 
@@ -228,12 +228,12 @@ def curve(work: Callable[[Tensor], object], dtype: torch.dtype, device: torch.de
     """Seconds of an elementwise operation by number of elements."""
     elapsed = {}
     for count in while_time_lasts(ELEMENTS, float, seconds):
-        operands = functools.partial(drawn, count, dtype, device)
+        operands = functools.partial(random_elements, count, dtype, device)
         elapsed[float(count)] = seconds_each(work, operands, IN_TURN, device)
     return Curve(tuple(elapsed), tuple(elapsed.values()))
 
 
-def drawn(count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def random_elements(count: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """So many random elements, again and again the same where there are many."""
     return [torch.randn(min(count, DRAWN), dtype=dtype, device=device).repeat(max(1, count // DRAWN))]
 

@@ -29,13 +29,13 @@ __all__ = [
     "ALONE",
     "Processes",
     "freeze_in_bf16",
+    "full_tensor",
     "gathered",
     "is_sharded",
     "join",
     "saved_state",
     "shard",
     "share_like",
-    "whole",
 ]
 
 T = TypeVar("T")
@@ -185,7 +185,7 @@ def freeze_in_bf16(model: nn.Module) -> None:
             part.weight.data = part.weight.data.bfloat16()
 
 
-def whole(value: torch.Tensor) -> torch.Tensor:
+def full_tensor(value: torch.Tensor) -> torch.Tensor:
     """A tensor with its shards from all processes, each of which must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -200,4 +200,4 @@ def share_like(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that `save_pretrained` chooses from, whole: of a model that peft wrapped those of the adapter."""
     prefix = model.base_model.prefix if hasattr(model, "active_peft_config") else ""
-    return {name: whole(value) for name, value in model.state_dict().items() if prefix in name}
+    return {name: full_tensor(value) for name, value in model.state_dict().items() if prefix in name}

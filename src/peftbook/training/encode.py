@@ -11,7 +11,7 @@ import numpy as np
 
 from peftbook.core.errors import InputError
 from peftbook.core.specs import Budget
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 
 __all__ = [
     "Encoded",
@@ -89,13 +89,13 @@ def encode_plain(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-def encode_prompt(tokenizer, task: TaskData, example: Example, shots: Sequence[Example] = ()) -> list[int]:
+def encode_prompt(tokenizer, task: TaskData, example: TaskExample, shots: Sequence[TaskExample] = ()) -> list[int]:
     """Token ids of the question, ready for generation."""
     return [token for piece in encode_turns(tokenizer, task.messages(example, shots)) for token in piece]
 
 
 def encode_example(
-    tokenizer, task: TaskData, example: Example, max_length: int, shots: Sequence[Example] = ()
+    tokenizer, task: TaskData, example: TaskExample, max_length: int, shots: Sequence[TaskExample] = ()
 ) -> Encoded:
     """Prompt + target + end-of-turn. A pair that is too long loses the end of its *question*, never of its target."""
     pieces = encode_turns(tokenizer, task.messages(example, shots))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.memory import Setup, Shape, read_shape
+from peftbook.memory import DecoderShape, Setup, read_shape
 from peftbook.memory.time_model import Rates, Symbols, forward_seconds, layers_seconds, step_seconds
 from peftbook.runtime.processes import fast_exit
 from peftbook.runtime.resources import generation_batch, loss_batch, training_setup
@@ -42,7 +42,7 @@ def estimate(run: specs.Run) -> dict[str, float]:
 
 
 def predicted_seconds(
-    run: specs.Run, shape: Shape, task: TaskData, tokenizer, data: Sequence[Encoded], rates: Rates
+    run: specs.Run, shape: DecoderShape, task: TaskData, tokenizer, data: Sequence[Encoded], rates: Rates
 ) -> dict[str, float]:
     """Seconds of a run by part: train, loss, generate. data: its encoded training examples."""
     setup, parts = training_setup(run, shape), {}
@@ -68,7 +68,7 @@ def predicted_seconds(
 
 
 def budget_seconds(
-    shape: Shape, setup: Setup, rates: Rates, data: Sequence[Encoded], budget: specs.Budget, seed: int
+    shape: DecoderShape, setup: Setup, rates: Rates, data: Sequence[Encoded], budget: specs.Budget, seed: int
 ) -> float:
     """Seconds of training on a budget: whole epochs at the seconds of the first one, and the batches of what is left.
 
@@ -85,7 +85,7 @@ def budget_seconds(
     return (epochs * seconds(sum(lengths)) if epochs else 0.0) + (seconds(rest) if rest else 0.0)
 
 
-def training_seconds(shape: Shape, setup: Setup, rates: Rates, batches: Sequence[Sequence[Encoded]]) -> float:
+def training_seconds(shape: DecoderShape, setup: Setup, rates: Rates, batches: Sequence[Sequence[Encoded]]) -> float:
     """Seconds of all training steps, with padding or without, and with the attention that the loop chooses."""
     total = 0.0
     for attention, some in by_attention(setup, batches).items():
@@ -145,7 +145,7 @@ def width_of(batch: Sequence[Encoded]) -> int:
 
 
 def generation_seconds(
-    shape: Shape, run: specs.Run, rates: Rates, pairs: Sequence[tuple[int, int]], batch_size: int
+    shape: DecoderShape, run: specs.Run, rates: Rates, pairs: Sequence[tuple[int, int]], batch_size: int
 ) -> float:
     """Seconds of greedy generation. pairs: tokens of each prompt, and of its reference, which the answer is taken to be
     as long as.

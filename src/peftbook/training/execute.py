@@ -26,7 +26,7 @@ from peftbook.evidence import metrics
 from peftbook.memory import shape_from_config
 from peftbook.runtime.hardware import peak_memory
 from peftbook.runtime.resources import generation_batch, loss_batch
-from peftbook.tasks import Example, TaskData, get_task, references
+from peftbook.tasks import TaskData, TaskExample, get_task, references
 from peftbook.training.calibration import known_rates
 from peftbook.training.distributed import ALONE, Processes, freeze_in_bf16, saved_state, shard
 from peftbook.training.encode import (
@@ -113,11 +113,21 @@ class Trainee:
         data, plan = with_replay(self.encoded, plan, replay, share)
         with order_of(self.run, self.model):
             return train(
-                self.model, data, budget, plan=plan, seed=self.run.seed, pad_id=self.tokenizer.pad_token_id,
-                dtype=self.run.dtype, platform=self.run.platform, micro_batch=micro_batch,
-                checkpointing=self.run.checkpointing, checkpoint=checkpoint, on_step=on_step,
-                rate_factor=self.run.method.rate_factor, processes=self.processes,
-            )  # fmt: skip
+                self.model,
+                data,
+                budget,
+                plan=plan,
+                seed=self.run.seed,
+                pad_id=self.tokenizer.pad_token_id,
+                dtype=self.run.dtype,
+                platform=self.run.platform,
+                micro_batch=micro_batch,
+                checkpointing=self.run.checkpointing,
+                checkpoint=checkpoint,
+                on_step=on_step,
+                rate_factor=self.run.method.rate_factor,
+                processes=self.processes,
+            )
 
     def losses(self, rows: list[Encoded]) -> tuple[list[float], list[int]]:
         """Summed nats and label tokens of each row, in the type that the run computes in."""
@@ -350,9 +360,13 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
         arithmetic(model, dtype, run.platform),
     ):
         texts = generate(
-            model, tokenizer, prompts, max_new_tokens=wanted.max_new_tokens, batch_size=size,
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=wanted.max_new_tokens,
+            batch_size=size,
             on_batch=phases.count("generating", len(prompts)),
-        )  # fmt: skip
+        )
     measured["generate_seconds"] = round(time.monotonic() - began, 3)
     measured["generated_examples"] = len(texts)
     if trainee.processes.first:
@@ -366,9 +380,14 @@ def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[i
     size = loss_batch(run.method.examples_shown)
     with order_of(run, model):
         return losses(
-            model, trainee.graded,
-            pad_id=pad_id, dtype=run.dtype, platform=run.platform, batch_size=size, on_batch=on_batch,
-        )  # fmt: skip
+            model,
+            trainee.graded,
+            pad_id=pad_id,
+            dtype=run.dtype,
+            platform=run.platform,
+            batch_size=size,
+            on_batch=on_batch,
+        )
 
 
 def score_as_lora(trainee: Trainee, measured: dict) -> None:
@@ -388,7 +407,7 @@ def few_shots(task: TaskData, run: specs.Run):
     return tuple(train_split[index] for index in picks)
 
 
-def score_texts(texts: list[str], examples: Sequence[Example], task: TaskData, out: dict, phases: Phases) -> None:
+def score_texts(texts: list[str], examples: Sequence[TaskExample], task: TaskData, out: dict, phases: Phases) -> None:
     """The task's generation metrics, each example's score and the mean, 0–1; BLEU is of the corpus, 0–100."""
     phases("scoring texts")
     known = references(task)

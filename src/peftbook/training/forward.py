@@ -43,10 +43,11 @@ def apply_method(model: nn.Module, method: Method, seed: int, tokenizer=None) ->
 
 @contextlib.contextmanager
 def checkpointed_layers(model: nn.Module) -> Iterator[None]:
-    """Within it training keeps the input of each decoder layer alone, and computes the rest again in the backward pass.
+    """Inside, training keeps only each decoder layer's input and recomputes the rest in the backward pass.
 
-    The arithmetic is the same. A layer then takes no cache, so that nothing runs once for all rows of a padded batch.
-    Source: Chen et al. 2016, arXiv:1604.06174. Raises InputError for a prefix, and for a model that cannot do it.
+    The arithmetic is the same. Checkpointed layers take no cache, so tokens that all rows share run once per row.
+    Raises InputError for a prefix and for a model without checkpointing.
+    Source: Chen et al. 2016, arXiv:1604.06174.
     """
     if prompt_method(model) in CACHED:
         raise InputError("transformers drops a prefix where layers are checkpointed: choose no checkpointing.")
@@ -63,8 +64,10 @@ def checkpointed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def is_checkpointed(model: nn.Module) -> bool:
-    """Whether this model's layers are run again in the backward pass of what is computed now: as the first part says
-    that can, since all are switched together and transformers' own answer asks every one.
+    """Whether the next backward pass recomputes this model's layers.
+
+    Reads the flag of the first module that has one: all are switched together, and transformers' own property asks
+    every module.
     """
     base = causal_model(model)
     first = next((part for part in base.modules() if hasattr(part, "gradient_checkpointing")), None)
@@ -81,8 +84,7 @@ def hidden_states(model: nn.Module, input_ids: torch.Tensor, shared: int = 0) ->
 
     shared: leading ids that are the same in every row. They run once, at batch 1, and every row attends to their
     keys and values: attention is causal, so this changes nothing but the cost. Right padding needs no mask, because
-    the loss never looks at a padded position. In checkpointed layers nothing is shared, and a soft prompt stands before
-    every row.
+    the loss never reads a padded position. Checkpointed layers share nothing, and a soft prompt precedes every row.
     """
     base = causal_model(model)
     choose_attention(base, input_ids)

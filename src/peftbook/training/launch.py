@@ -154,9 +154,13 @@ def compute_together(
             if not locked:
                 processes.agree(lambda: held.enter_context(run_lock(spec.key)) if processes.first else None)
             execute(
-                spec, default_store(), quiet=quiet, adapter=adapter, processes=processes,
+                spec,
+                default_store(),
+                quiet=quiet,
+                adapter=adapter,
+                processes=processes,
                 micro_batch=free_micro_batch(spec, processes.count),
-            )  # fmt: skip
+            )
     except InputError as error:
         if processes.first:
             print(error, flush=True)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from peftbook.core import specs
 from peftbook.core.errors import Diverged, InputError
 from peftbook.core.records import write_atomically
-from peftbook.training.distributed import ALONE, Processes, gathered, is_sharded, share_like, whole
+from peftbook.training.distributed import ALONE, Processes, full_tensor, gathered, is_sharded, share_like
 from peftbook.training.encode import Encoded, batch_plan, shared_prefix, sorted_batches
 from peftbook.training.forward import (
     causal_model,
@@ -246,8 +246,10 @@ def train(
         groups.setdefault(rate_factor(name), []).append(value)
     optimizer = torch.optim.AdamW(
         [{"params": values, "factor": factor} for factor, values in groups.items()],
-        lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True,
-    )  # fmt: skip
+        lr=budget.learning_rate,
+        weight_decay=budget.weight_decay,
+        fused=True,
+    )
     scaler = torch.amp.GradScaler(platform, enabled=dtype == "fp16")
     result = Trained()
     end = steps_until(budget, [sum(len(data[index].ids) for index in batch) for batch in plan])
@@ -277,7 +279,7 @@ def train(
             loss, due = processes.sum(loss, late)
             processes.sum_gradients(parameters.values())
             scaler.unscale_(optimizer)
-            norm = whole(nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm)).item()
+            norm = full_tensor(nn.utils.clip_grad_norm_(parameters.values(), budget.max_grad_norm)).item()
             overflown = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() > LEAST_SCALE
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflown):
                 raise Diverged(f"Training diverged at step {step + 1} (loss {loss}): lower the learning rate.")
@@ -307,10 +309,10 @@ def save_checkpoint(folder: Path | None, parameters: dict, optimizer, scaler, re
     Whole tensors, however many processes there are, so that any number of them goes on from the file. folder: None
     where another process writes: this one gives its shards.
     """
-    tensors = {f"parameter.{name}": whole(value.detach()) for name, value in parameters.items()}
+    tensors = {f"parameter.{name}": full_tensor(value.detach()) for name, value in parameters.items()}
     for name, value in parameters.items():
         for part, moment in optimizer.state[value].items():
-            tensors[f"{part}.{name}"] = whole(moment)
+            tensors[f"{part}.{name}"] = full_tensor(moment)
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -359,9 +361,15 @@ def resume(folder: Path, parameters: dict, optimizer, scaler, result: Trained, e
 
 @torch.no_grad()
 def losses(
-    model: nn.Module, data: list[Encoded], *, pad_id: int, batch_size: int = 16, dtype="bf16", platform="cpu",
+    model: nn.Module,
+    data: list[Encoded],
+    *,
+    pad_id: int,
+    batch_size: int = 16,
+    dtype="bf16",
+    platform="cpu",
     on_batch: Callable[[int], None] | None = None,
-) -> tuple[list[float], list[int]]:  # fmt: skip
+) -> tuple[list[float], list[int]]:
     """Summed nats and label tokens of every example, in the order given; all processes compute the same batches.
 
     on_batch: is told after each batch how many examples it had.

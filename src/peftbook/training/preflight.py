@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.memory import Configuration, Setup, Shape, fit, shape_from_config
+from peftbook.memory import Configuration, DecoderShape, Setup, fit, shape_from_config
 from peftbook.memory.fit import Fit
 from peftbook.memory.setup import BYTES
 from peftbook.memory.time_model import Rates
@@ -29,7 +29,7 @@ from peftbook.runtime.resources import (
     training_setup,
 )
 from peftbook.runtime.threads import slower_with, threads_beside
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 from peftbook.training.calibration import known_rates
 from peftbook.training.encode import Encoded, encode_example, encode_plain, encode_prompt
 from peftbook.training.estimate import predicted_seconds
@@ -37,7 +37,7 @@ from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import check_reachable, resolve
 from peftbook.training.scoring import embedded_folder
 
-__all__ = ["Subject", "rates_beside"]
+__all__ = ["TokenizedTask", "rates_beside"]
 
 LOOK_SECONDS = 1.0  # at how busy the machine is, before it is measured
 SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
@@ -66,7 +66,7 @@ class CachedTokenizer:
         return len(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-class Subject:
+class TokenizedTask:
     """A model's tokenizer and shape, and the task's texts as it reads them."""
 
     def __init__(self, task: TaskData, run: specs.Run):
@@ -103,7 +103,7 @@ class Subject:
             yield
         self.encoded[max_length] = sample
 
-    def check_target(self, one: Example, max_length: int) -> None:
+    def check_target(self, one: TaskExample, max_length: int) -> None:
         """Raises InputError for a row whose target alone is too long."""
         half = max_length // 2  # a token is at least a byte: few targets need to be counted
         if len(one.target.encode()) > half and self.tokenizer.count(one.target) > half:
@@ -174,7 +174,7 @@ def measure_rates_in_child(platform: str) -> Rates | None:
     return known_rates(platform)
 
 
-def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
+def load_parts(model: specs.Model) -> tuple[Any, DecoderShape | None]:
     """A model's tokenizer, and its shape where its family is covered. Raises InputError for a model out of reach."""
     source, revision = resolve(model)
     check_reachable(model)
@@ -191,7 +191,7 @@ def load_parts(model: specs.Model) -> tuple[Any, Shape | None]:
         return CachedTokenizer(tokenizer), None
 
 
-def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -> Setup:
+def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: DecoderShape) -> Setup:
     """The step that needs most: the longest rows in one batch, as the training loop would run it."""
     assert run.budget is not None
     rows = min(run.budget.batch_size, len(data))
@@ -199,6 +199,10 @@ def training_step_setup(run: specs.Run, data: Sequence[Encoded], shape: Shape) -
     labels = sum(sorted((one.label_tokens for one in data), reverse=True)[:rows])
     eager = run.platform == "cpu" and longest[0] <= (FUSED_TOKENS if run.packed else SHORT_TOKENS)
     return replace(
-        training_setup(run, shape), batch=rows, seq=longest[0], labels=labels,
-        padding=needs_mask(run), attention="eager" if eager else "sdpa",
-    )  # fmt: skip
+        training_setup(run, shape),
+        batch=rows,
+        seq=longest[0],
+        labels=labels,
+        padding=needs_mask(run),
+        attention="eager" if eager else "sdpa",
+    )

@@ -55,8 +55,10 @@ def commit() -> dict[str, object]:
         revision = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         changed = subprocess.run(
             [*ask, "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent)],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": revision.strip(), "dirty": bool(changed.strip())}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peftbook.core.errors import InputError
-from peftbook.memory import Configuration, Setup, Shape, training_step
+from peftbook.memory import Configuration, DecoderShape, Setup, training_step
 from peftbook.memory.setup import IA3_TARGETS
 from peftbook.memory.shapes import as_config
 from peftbook.training.forward import causal_model, trainable_state
@@ -87,7 +87,7 @@ class Subject:
         return time.perf_counter() - began
 
 
-def subject(shape: Shape, setup: Setup, seed: int) -> Subject:
+def subject(shape: DecoderShape, setup: Setup, seed: int) -> Subject:
     """A random model with the set-up's method, dtype, attention and optimiser, in training mode."""
     if setup.labels and setup.method in ("prompt", "prefix"):
         raise InputError("The book's loop runs virtual tokens once for all rows: leave labels at 0 for a soft prompt.")
@@ -126,7 +126,7 @@ def step_in_backward(trained: Mapping[str, Tensor], setup: Setup) -> None:
         value.register_post_accumulate_grad_hook(move)
 
 
-def check_fits(shape: Shape, setup: Setup) -> None:
+def check_fits(shape: DecoderShape, setup: Setup) -> None:
     """Refuse a model whose weights alone do not fit: the system would end the process without a word."""
     terms = training_step(shape, setup).peak().terms
     needed = terms["weights"] + terms.get("quantisation constants", 0)
@@ -154,7 +154,7 @@ def optimiser(trained: Mapping[str, Tensor], setup: Setup) -> torch.optim.Optimi
     return kinds[setup.optimiser](trained.values(), lr=1e-4)
 
 
-def with_method(model: nn.Module, shape: Shape, setup: Setup) -> Any:
+def with_method(model: nn.Module, shape: DecoderShape, setup: Setup) -> Any:
     """The model with the parameters that the method trains; all others frozen."""
     import peft
 
@@ -187,7 +187,7 @@ def with_method(model: nn.Module, shape: Shape, setup: Setup) -> Any:
     return tuned
 
 
-def random_model(shape: Shape, setup: Setup, seed: int) -> Any:
+def random_model(shape: DecoderShape, setup: Setup, seed: int) -> Any:
     """A frozen model with random weights, its decoder's linear layers in 4 or 8 bits where the set-up says so.
 
     Tensors of one shape have equal values, so that each shape is drawn and quantised once; no more than one matrix is
@@ -280,7 +280,7 @@ def fill(model: nn.Module) -> None:
             setattr(part, name, nn.Parameter(fresh, requires_grad=False))
 
 
-def random_ids(shape: Shape, setup: Setup, seed: int) -> Tensor:
+def random_ids(shape: DecoderShape, setup: Setup, seed: int) -> Tensor:
     """Rows of random tokens, (batch, seq); the first three ids are left to padding and its kin."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, shape.vocab, (setup.batch, setup.seq), generator=generator)

@@ -64,7 +64,7 @@ def bertscore(
     if kept:
         texts, rights = [predictions[i] for i in kept], [known[i] for i in kept]
         different = len({*texts, *(text for right in rights for text in right)})
-        with warnings.catch_warnings(), counted(scorer()._model, different, on_batch):
+        with warnings.catch_warnings(), report_batches(scorer()._model, different, on_batch):
             warnings.simplefilter("ignore")
             _, _, f1 = scorer().score(texts, rights, batch_size=batch_size)
         for index, value in zip(kept, f1.tolist(), strict=True):
@@ -73,7 +73,7 @@ def bertscore(
 
 
 @contextlib.contextmanager
-def counted(encoder, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[None]:
+def report_batches(encoder, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[None]:
     """Tell how many texts an encoder has read, of how many, after each of its batches.
 
     bert_score sorts all texts and reads each once; to give it a part at a time would change batches and last bits.

@@ -20,8 +20,13 @@ TEMPLATES = Path(__file__).with_name("templates")
 @cache
 def environment() -> Environment:
     """The templates."""
-    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def fill(template: str, **values: object) -> Markup:

@@ -1,6 +1,6 @@
 // @ts-check
 // A question to the byte model and its answer, in a worker of the page or in Node. The script before this one has made
-// `told`, `Question` and `InputError` of the package's own code; see `peftbook.views.site.byte_model`.
+// `answer_fields`, `Question` and `InputError` of the package's own code; see `peftbook.views.site.byte_model`.
 /* global py, model, given */
 
 /**
@@ -13,7 +13,7 @@ function ask(question, text) {
   given.settings_text = (/** @type {string} */ source) => (source === "config.json" ? [source, text] : null);
   const asked = Object.fromEntries(Object.entries(question).filter(([, value]) => value !== null));
   try {
-    return { answer: py.plain(model.told(py.kw(model.Question, [], asked))) };
+    return { answer: py.plain(model.answer_fields(py.kw(model.Question, [], asked))) };
   } catch (error) {
     if (py.isinstance(error, model.InputError)) return { refused: error.message };
     return { refused: `These settings make no sense to the byte model (${error.message}): give the config.json of a model.` };

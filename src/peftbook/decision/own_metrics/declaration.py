@@ -249,10 +249,10 @@ def read_metrics(texts: Sequence[str], *, files: bool = True) -> tuple[Metric, .
             found += map(declared, each)
         else:
             found.append(parse_metric(text, files=files))
-    return checked(found)
+    return check_metrics(found)
 
 
-def checked(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+def check_metrics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     """The metrics. Raises InputError for two of one name and for too many."""
     names = [one.name for one in metrics]
     if twice := next((name for name in names if names.count(name) > 1), ""):

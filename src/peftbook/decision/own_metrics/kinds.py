@@ -137,7 +137,7 @@ def fold(text: str, ignore: tuple[str, ...]) -> str:
 
 def by_query(metric: Sql) -> Score:
 
-    tables = [sql.Table(name, tuple(table.columns.items()), table.rows) for name, table in metric.tables.items()]
+    tables = [sql.SqlTable(name, tuple(table.columns.items()), table.rows) for name, table in metric.tables.items()]
 
     @functools.cache
     def result(query: str, most: int) -> tuple[sql.Row, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftbook.core import specs
 from peftbook.core.base_models import model_named
-from peftbook.decision.recipe.choice import Recipe, choose
+from peftbook.decision.recipe.choice import TrainingRecipe, choose
 from peftbook.decision.recipe.folder import at_once, write_folder
 from peftbook.decision.recipe.rows import Counted, count_rows, source_of
 from peftbook.memory import bytes_of_text, read_shape
@@ -21,7 +21,7 @@ __all__ = ["Advice", "advise"]
 class Advice:
     """A recipe, the rows that it was counted on, and the model, with the folder or hub id that it is loaded from."""
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     counted: Counted
     model: specs.Model
     source: str
@@ -45,7 +45,7 @@ def advise(task: TaskData, model: str, memory: str) -> Advice:
     return Advice(recipe, counted, named, source)
 
 
-def as_text(recipe: Recipe, model: str, counted: Counted) -> str:
+def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
     """The advice, answer first."""
     setup, gib = recipe.setup, 2**30
     low, high = (size / gib for size in recipe.band)

@@ -15,14 +15,14 @@ from peftbook.core.records import default_store
 from peftbook.core.specs import Budget
 from peftbook.evidence.literature import published
 from peftbook.evidence.results import quantity, study_verdict
-from peftbook.memory import Configuration, Fit, Setup, Shape, fit, read_shape
+from peftbook.memory import Configuration, DecoderShape, Fit, Setup, fit, read_shape
 from peftbook.memory.fit import GPU_RESERVE, Change
 from peftbook.memory.setup import TARGETS
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import preset
 from peftbook.studies.chosen_rates import learning_rate_for
 
-__all__ = ["BATCH", "EPOCHS", "Recipe", "RowTokens", "choose", "longest_kept", "rate_for"]
+__all__ = ["BATCH", "EPOCHS", "RowTokens", "TrainingRecipe", "choose", "longest_kept", "rate_for"]
 
 STACK = "trl"
 BATCH: int = Budget.model_fields["batch_size"].default  # the records' own: a rate belongs to a batch
@@ -73,7 +73,7 @@ class FittedMethod:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """What is advised.
 
     max_length: tokens of a training row; longer rows, of which there are `left_out`, are not trained on.
@@ -107,7 +107,9 @@ class Recipe:
     cautions: tuple[str, ...]
 
 
-def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[RowTokens]], memory: float, own: bool = True) -> Recipe:
+def choose(
+    shape: DecoderShape, name: str, rows: Mapping[str, Sequence[RowTokens]], memory: float, own: bool = True
+) -> TrainingRecipe:
     """The recipe for a model of this shape and name on these splits.
 
     own: whether the rows were counted with its own tokenizer; another's may have a quarter fewer tokens. Raises
@@ -132,7 +134,7 @@ def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[RowTokens]], mem
     peak = Configuration(shape, setup).step.peak().total
     rate, reason = rate_for(shape)
     left_out = len(training) - len(kept)
-    return Recipe(
+    return TrainingRecipe(
         method=chosen.method,
         label=chosen.label,
         setup=setup,
@@ -160,7 +162,9 @@ def choose(shape: Shape, name: str, rows: Mapping[str, Sequence[RowTokens]], mem
 # --- what fits ------------------------------------------------------------------------------------------------
 
 
-def plan_for(shape: Shape, method: str, checkpointing: bool, seq: int, answer: int, memory: float) -> FittedMethod:
+def plan_for(
+    shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float
+) -> FittedMethod:
     """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
     asked = fields_of(method, shape) | {"checkpointing": checkpointing, "seq": seq}
 
@@ -174,7 +178,7 @@ def plan_for(shape: Shape, method: str, checkpointing: bool, seq: int, answer: i
     return FittedMethod(method, checkpointing, fitting, micro)
 
 
-def fields_of(method: str, shape: Shape) -> dict[str, object]:
+def fields_of(method: str, shape: DecoderShape) -> dict[str, object]:
     """Of a set-up, as the scripts write it: weights in bfloat16, adapters in float32."""
     own: dict[str, object] = (
         {"method": "full"} if method == "full" else {"method": "lora", "adapter_dtype": "fp32", "rank": RANK}
@@ -243,7 +247,7 @@ def longest_answer(rows: Mapping[str, Sequence[RowTokens]], max_length: int, own
     return 16 + math.ceil(SPARE * max(known) * (1 if own else SPARE))
 
 
-def rate_for(shape: Shape) -> tuple[float, str]:
+def rate_for(shape: DecoderShape) -> tuple[float, str]:
     """LoRA's learning rate for a width, to two digits, and what it rests on.
 
         rate = recorded rate · (recorded width / width)^p
@@ -292,7 +296,9 @@ def gap(name: str) -> str:
     return f"{found.value:+.3f}{ends}"
 
 
-def ruled_out(shape: Shape, chosen: FittedMethod, seq: int, answer: int, memory: float) -> tuple[tuple[str, str], ...]:
+def ruled_out(
+    shape: DecoderShape, chosen: FittedMethod, seq: int, answer: int, memory: float
+) -> tuple[tuple[str, str], ...]:
     """(method, why not) of what people ask for."""
     whole = plan_for(shape, "full", True, seq, answer, memory)
     least = whole.fit.peak.total / 2**30

@@ -14,8 +14,8 @@ from string import Template
 from peftbook.core import specs
 from peftbook.core.base_models import in_folder
 from peftbook.core.errors import InputError
-from peftbook.decision.recipe.choice import LORA, WARMUP, Recipe
-from peftbook.tasks import Example, TaskData
+from peftbook.decision.recipe.choice import LORA, WARMUP, TrainingRecipe
+from peftbook.tasks import TaskData, TaskExample
 
 __all__ = ["at_once", "check_free", "settings_of", "write_folder"]
 
@@ -36,7 +36,7 @@ def check_free(out: Path) -> None:
         raise InputError(f"Output folder {str(out)!r} cannot be made: {str(above)!r} is no folder to write in.")
 
 
-def settings_of(recipe: Recipe, source: str, revision: str) -> dict[str, object]:
+def settings_of(recipe: TrainingRecipe, source: str, revision: str) -> dict[str, object]:
     """What the scripts read. source: where the model is loaded from."""
     setup = recipe.setup
     return {
@@ -61,9 +61,15 @@ def settings_of(recipe: Recipe, source: str, revision: str) -> dict[str, object]
 
 
 def write_folder(
-    out: Path, recipe: Recipe, task: TaskData, model: specs.Model, source: str, data_name: str, command: str,
+    out: Path,
+    recipe: TrainingRecipe,
+    task: TaskData,
+    model: specs.Model,
+    source: str,
+    data_name: str,
+    command: str,
     data_licence: str = "",
-) -> None:  # fmt: skip
+) -> None:
     """Write the scripts with what they read. Raises InputError where the folder is there."""
     check_free(out)
     settings = settings_of(recipe, source, model.revision if source == model.name else "")
@@ -88,14 +94,14 @@ def write_folder(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def row_of(task: TaskData, example: Example) -> dict[str, object]:
+def row_of(task: TaskData, example: TaskExample) -> dict[str, object]:
     """A row as TRL reads it: turns before the answer, and the answer."""
     answer = [{"role": "assistant", "content": example.target}]
     row: dict[str, object] = {"id": example.id, "prompt": task.messages(example), "completion": answer}
     return row | ({"group": example.group} if example.group else {})
 
 
-def requirements(recipe: Recipe) -> str:
+def requirements(recipe: TrainingRecipe) -> str:
     """The packages with the versions that are here, or none where one is not."""
     names = [*PACKAGES, QUANTISING] if recipe.setup.quantised else [*PACKAGES]
     return "".join(f"{name}{least(name)}\n" for name in names)
@@ -110,9 +116,15 @@ def least(name: str) -> str:
 
 
 def words_of(
-    recipe: Recipe, settings: dict[str, object], task: TaskData, model: specs.Model, source: str, data_name: str,
-    command: str, data_licence: str,
-) -> dict[str, str]:  # fmt: skip
+    recipe: TrainingRecipe,
+    settings: dict[str, object],
+    task: TaskData,
+    model: specs.Model,
+    source: str,
+    data_name: str,
+    command: str,
+    data_licence: str,
+) -> dict[str, str]:
     """What the pages say of a recipe."""
     low, high = (f"{size / 2**30:.1f}" for size in recipe.band)
     counts = {name: f"{len(rows):,}" for name, rows in task.splits.items()}
@@ -154,12 +166,12 @@ def escaped(words: dict[str, str]) -> dict[str, str]:
     return {name: text.replace("|", "\\|").replace("\n", " ") for name, text in words.items()}
 
 
-def at_once(recipe: Recipe) -> str:
+def at_once(recipe: TrainingRecipe) -> str:
     """How often a micro-batch comes before a step, where it is not once."""
     return f", {recipe.accumulation} times before each step" if recipe.accumulation > 1 else " a step"
 
 
-def served_context(recipe: Recipe) -> int:
+def served_context(recipe: TrainingRecipe) -> int:
     """Tokens of the longest row and its answer, up to a power of two, and no more than the model has positions."""
     whole = max(2048, 2 ** (recipe.max_length + recipe.max_new_tokens - 1).bit_length())
     return min(whole, recipe.context or whole)

@@ -8,7 +8,7 @@ from typing import Any
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.decision.recipe.choice import RowTokens
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 
 __all__ = ["Counted", "count_rows", "source_of"]
 
@@ -50,7 +50,7 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
     return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own)
 
 
-def row_of(tokenizer: Any, task: TaskData, example: Example) -> RowTokens:
+def row_of(tokenizer: Any, task: TaskData, example: TaskExample) -> RowTokens:
     """Tokens as TRL makes them of a prompt and its completion, by the tokenizer's own template."""
     prompt, answer = task.messages(example), [{"role": "assistant", "content": example.target}]
     before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects, tokens
-from peftbook.studio.api.context import Context, Json
+from peftbook.studio.api.context import Context, FiniteJsonResponse
 from peftbook.studio.api.problems import PROBLEM, add_problems
 
 ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
@@ -22,10 +22,17 @@ ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, art
 def build_api(context: Context) -> FastAPI:
     """The application behind `/api/v1`."""
     api = Api(
-        title="peftbook studio", version="1", description=(__doc__ or "").strip(), docs_url=None, redoc_url=None,
-        openapi_url="/openapi.json", default_response_class=Json, responses={"default": PROBLEM},
-        generate_unique_id_function=name_of, redirect_slashes=False,
-    )  # fmt: skip
+        title="peftbook studio",
+        version="1",
+        description=(__doc__ or "").strip(),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        default_response_class=FiniteJsonResponse,
+        responses={"default": PROBLEM},
+        generate_unique_id_function=name_of,
+        redirect_slashes=False,
+    )
     api.state.context = context
     for module in ROUTERS:
         api.include_router(module.routes)

@@ -44,7 +44,7 @@ Here = Annotated[Context, Depends(context)]
 User = Annotated[str | None, Depends(user)]
 
 
-class Json(JSONResponse):
+class FiniteJsonResponse(JSONResponse):
     """JSON, which has no word for infinity: null stands for what is no finite number."""
 
     def render(self, content: Any) -> bytes:

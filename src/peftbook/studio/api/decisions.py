@@ -15,7 +15,7 @@ from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.decision.own_metrics import Metric
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, Shape
-from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of, whole_report
+from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, evaluations, name_of, project_comparison, whole_report
 from peftbook.studio.jobs import Job
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.tabular import to_csv
@@ -60,7 +60,7 @@ def chosen(
     sets = [*evaluations(here.studio, project, plan).values()]
     jobs = sets[runs] if runs < len(sets) else []
     metrics = metrics_of(here.studio, project, metric or ())
-    return Choice(jobs, compared(here.studio, project, jobs, measure, cost, margin, metrics))
+    return Choice(jobs, project_comparison(here.studio, project, jobs, measure, cost, margin, metrics))
 
 
 class MetricShape(Shape):

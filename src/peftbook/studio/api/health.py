@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from peftbook.studio.api.context import Here, Json
+from peftbook.studio.api.context import FiniteJsonResponse, Here
 from peftbook.studio.machine import nodes, troubles
 
 routes = APIRouter(tags=["health"])
@@ -36,4 +36,4 @@ async def show_readiness(here: Here) -> JSONResponse:
     """Whether the service can do its work: 200, or 503 with what is missing."""
     missing = await to_thread.run_sync(troubles, here.studio, limiter=PROBES)
     said = ReadyShape(ready=not missing, missing=missing, nodes=nodes(here.studio))
-    return Json(said.model_dump(), 503 if missing else 200)
+    return FiniteJsonResponse(said.model_dump(), 503 if missing else 200)

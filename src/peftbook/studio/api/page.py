@@ -54,17 +54,19 @@ def entry(said: dict[str, Any], method: str, path: str, operation: dict[str, Any
     """One route: its name, its description in pieces, what it takes, and an example."""
     example = next(one for one in EXAMPLES if one.route == f"{method} {path}")
     return {
-        "id": operation["operationId"], "title": f"{method} {path}", "command": example.command(),
+        "id": operation["operationId"],
+        "title": f"{method} {path}",
+        "command": example.command(),
         "prose": operation.get("description", "").split("`"),
         "fields": [*parameters(operation), *fields(said, operation)],
-    }  # fmt: skip
+    }
 
 
 def parameters(operation: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What stands in the address, with what it is without a word."""
     for one in operation.get("parameters", ()):
         if one["in"] == "query":
-            yield one["name"], "query", told(one.get("schema", {}), one.get("description", ""))
+            yield one["name"], "query", describe_field(one.get("schema", {}), one.get("description", ""))
 
 
 def fields(said: dict[str, Any], operation: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -73,19 +75,19 @@ def fields(said: dict[str, Any], operation: dict[str, Any]) -> Iterator[tuple[st
         schema = form.get("schema", {})
         named = said["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
         for name, one in named.get("properties", {}).items():
-            yield name, "body", told(one, one.get("description", ""), name in named.get("required", ()))
+            yield name, "body", describe_field(one, one.get("description", ""), name in named.get("required", ()))
 
 
-def told(schema: dict[str, Any], words: str, needed: bool = False) -> str:
+def describe_field(schema: dict[str, Any], words: str, needed: bool = False) -> str:
     """A field in words, with its bounds and its default."""
     parts = [words, "needed" if needed else ""]
     if "minimum" in schema and "maximum" in schema:
-        parts.append(f"from {shown(schema['minimum'])} to {shown(schema['maximum'])}")
+        parts.append(f"from {format_bound(schema['minimum'])} to {format_bound(schema['maximum'])}")
     if schema.get("default") not in (None, ""):
         parts.append(f"without: {json.dumps(schema['default'])}")
     return "; ".join(filter(None, parts))
 
 
-def shown(value: float) -> str:
+def format_bound(value: float) -> str:
     """A bound: whole numbers without a point."""
     return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"

@@ -50,10 +50,13 @@ def show_check(
     checks = checks_of(answer) if answer.state == "done" else ()
     sights = sights_of_check(here.studio, check, measure) if checks else ()
     return CheckedShape.about(
-        answer, id=check, checks=checks, sights=[SightShape.about(one) for one in sights],
+        answer,
+        id=check,
+        checks=checks,
+        sights=[SightShape.about(one) for one in sights],
         seconds=plan_seconds(checks) or None,
         words=[words for words in (coverage_words(checks), sight_words(sights, measure)) if words],
-    )  # fmt: skip
+    )
 
 
 @routes.post("/projects/{project}/plans", status_code=201)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from peftbook.core.errors import Conflict, InputError, TooLarge, Unknown
 from peftbook.studio.access import problem
-from peftbook.studio.api.context import Json
+from peftbook.studio.api.context import FiniteJsonResponse
 
 STATUS = {Unknown: 404, Conflict: 409, TooLarge: 413, InputError: 422}
 TYPE = "application/problem+json"
@@ -30,7 +30,7 @@ SCHEMA = {
 PROBLEM: dict[str, Any] = {"description": "What went wrong.", "content": {TYPE: {"schema": SCHEMA}}}
 
 
-class Problem(Json):
+class Problem(FiniteJsonResponse):
     media_type = TYPE
 
 
@@ -38,20 +38,20 @@ def add_problems(api: FastAPI) -> None:
     """Everything that is raised becomes an answer of this kind."""
 
     def refused(_: Request, error: Exception) -> Problem:
-        return told(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
+        return problem_response(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
 
     def invalid(_: Request, error: Exception) -> Problem:
         assert isinstance(error, RequestValidationError)
-        return told(422, sentence_of(error.errors()[0]))
+        return problem_response(422, sentence_of(error.errors()[0]))
 
     def of_http(_: Request, error: Exception) -> Problem:
         assert isinstance(error, HTTPException)
         words = {404: "There is nothing here: see /api/v1/.", 405: "This cannot be done here: see /api/v1/."}
-        return told(error.status_code, words.get(error.status_code, f"{error.detail}."), error.headers)
+        return problem_response(error.status_code, words.get(error.status_code, f"{error.detail}."), error.headers)
 
     def unforeseen(_: Request, error: Exception) -> Problem:
         words = f"This could not be answered ({type(error).__name__}): what the server said has more."
-        return told(500, words)
+        return problem_response(500, words)
 
     api.add_exception_handler(InputError, refused)
     api.add_exception_handler(RequestValidationError, invalid)
@@ -59,7 +59,7 @@ def add_problems(api: FastAPI) -> None:
     api.add_exception_handler(Exception, unforeseen)
 
 
-def told(status: int, words: str, headers: Any = None) -> Problem:
+def problem_response(status: int, words: str, headers: Any = None) -> Problem:
     return Problem(problem(status, LONG.sub(r"'\1\2…'", words)), status, headers=headers)
 
 

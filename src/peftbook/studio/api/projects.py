@@ -16,7 +16,7 @@ from peftbook.studio.api.shapes import Body, FindingsShape, ProjectShape, Readin
 from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.data_checks import examined, project_of_upload
 from peftbook.studio.store import Project, Studio
-from peftbook.tasks import Example
+from peftbook.tasks import TaskExample
 
 routes = APIRouter(prefix="/projects", tags=["projects"])
 MOST_ROWS = 100
@@ -104,6 +104,6 @@ def show_rows(
     split: Literal["train", "validation", "test"] = "test",
     start: Annotated[int, Query(ge=0)] = 0,
     count: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 10,
-) -> Sequence[Example]:
+) -> Sequence[TaskExample]:
     """Rows of a split, in its order."""
     return here.studio.task(project).splits[split][start : start + count]

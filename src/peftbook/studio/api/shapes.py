@@ -15,7 +15,7 @@ from peftbook.core.options import options_of
 from peftbook.studio.data_checks import notes_of
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Reading, Settings
-from peftbook.tasks.files import Findings
+from peftbook.tasks.files import TableFindings
 from peftbook.tasks.rows import Fault
 
 Number = StrictInt | StrictFloat
@@ -78,9 +78,7 @@ def body_of(name: str, model: type, **other: Any) -> type[Body]:
 
 DEFAULTS = {"models": (specs.EMBEDDED_MODEL,), "methods": Settings.methods}
 ReadingBody = body_of("Reading", Reading)
-SettingsBody = body_of(
-    "Settings", Settings, models=list[str], methods=list[str], learning_rates=dict[str, float]
-)  # fmt: skip
+SettingsBody = body_of("Settings", Settings, models=list[str], methods=list[str], learning_rates=dict[str, float])
 
 
 def reading_of(body: BaseModel) -> Reading:
@@ -90,12 +88,12 @@ def reading_of(body: BaseModel) -> Reading:
 
 def settings_of(body: BaseModel) -> Settings:
     """The settings that a body says. Raises InputError for a model that is none."""
-    said = {field.name: whole(getattr(body, field.name)) for field in fields(Settings)}
+    said = {field.name: whole_as_int(getattr(body, field.name)) for field in fields(Settings)}
     said["models"] = tuple(map(model_named, said["models"]))
     return Settings(**said | {"methods": tuple(said["methods"])})
 
 
-def whole(value: Any) -> Any:
+def whole_as_int(value: Any) -> Any:
     """3.0 is 3."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -158,7 +156,7 @@ class FindingsShape(Shape):
     obstacle: str
 
     @classmethod
-    def of_file(cls, seen: Findings) -> FindingsShape:
+    def of_file(cls, seen: TableFindings) -> FindingsShape:
         notes = [Note(kind=kind, words=words) for words, kind in notes_of(seen)]
         return cls.about(seen, left_out=len(seen.faults), faults=seen.faults[:FAULTS], notes=notes)
 

@@ -16,8 +16,8 @@ from peftbook.studio.settings import Reading
 from peftbook.studio.store import Project
 from peftbook.studio.uploads import Upload
 from peftbook.tasks.columns import Columns, guess_columns
-from peftbook.tasks.files import Findings, Split
-from peftbook.tasks.table import Table
+from peftbook.tasks.files import Split, TableFindings
+from peftbook.tasks.table import TextTable
 
 PREVIEWED = 5
 FAULTS = 20
@@ -31,7 +31,7 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 # --- what is shown ---------------------------------------------------------------------------------------------
 
 
-def about(found: Table, filename: str, length: int | None = None) -> Markup:
+def about(found: TextTable, filename: str, length: int | None = None) -> Markup:
     """Name, format and size of the file."""
     pairs = [("File", filename or "pasted text"), ("Read as", FORMATS[found.format])]
     pairs += [("Encoding", found.encoding)] if found.encoding else []
@@ -40,7 +40,7 @@ def about(found: Table, filename: str, length: int | None = None) -> Markup:
     return part("facts", pairs + ([("Size", size(length))] if length is not None else []))
 
 
-def preview(found: Table, columns: Columns | None = None) -> Markup:
+def preview(found: TextTable, columns: Columns | None = None) -> Markup:
     """The first rows; the columns that matter are named by what they are."""
     parts = ("input", "target", "instruction", "group")
     roles = {getattr(columns, part): part for part in parts} if columns else {}
@@ -53,7 +53,7 @@ def preview(found: Table, columns: Columns | None = None) -> Markup:
     return fill("preview.html", header=["Row", *heads], rows=rows, places=places, caption=caption)
 
 
-def findings(seen: Findings) -> Markup:
+def findings(seen: TableFindings) -> Markup:
     """What was counted, in the order of what it may cost."""
     faults = [(number(one.row), one.column or "whole row", one.problem) for one in seen.faults[:FAULTS]]
     return fill("findings.html", seen=seen, faults=faults, notes=notes_of(seen))
@@ -90,7 +90,7 @@ class Form:
     """What is asked of an upload: fields by name, as they were typed or as they are guessed, and why so."""
 
     upload: Upload
-    table: Table
+    table: TextTable
     fields: dict[str, str]
     why: str
 
@@ -118,7 +118,7 @@ class Form:
             raise InputError("Choose an input column and a target column.")
         return Columns(source, target, before, group)
 
-    def findings(self) -> Findings:
+    def findings(self) -> TableFindings:
         return examined(self.table, self.columns, self.split)
 
     @property
@@ -138,12 +138,18 @@ def show_reading(visit: Visit) -> dict[str, Any]:
         shown = {"preview": preview(form.table), "error": error if visit.form is None else "", "ready": False}
     body = fill("reading_live.html", **{"error": "", "findings": ""} | shown)
     return {
-        "name": form.upload.filename or "Pasted table", "about": head, "why": form.why, "fields": form.fields,
-        "parts": parts_of(form.table), "shares": SHARES, "live": Live(body), "address": visit.path,
-    }  # fmt: skip
+        "name": form.upload.filename or "Pasted table",
+        "about": head,
+        "why": form.why,
+        "fields": form.fields,
+        "parts": parts_of(form.table),
+        "shares": SHARES,
+        "live": Live(body),
+        "address": visit.path,
+    }
 
 
-def parts_of(found: Table) -> dict[str, tuple[str, str, list[tuple[str, str]]]]:
+def parts_of(found: TextTable) -> dict[str, tuple[str, str, list[tuple[str, str]]]]:
     """Of each column that a task has: what its field is called, what it is for, and what it can be."""
     columns = [(name, name) for name in found.columns]
     return {part: (*words, columns if part in NEEDED else [("", NONE), *columns]) for part, words in PARTS.items()}
@@ -172,9 +178,12 @@ def show_data(visit: Visit) -> dict[str, Any]:
     except InputError as error:
         return {**frame(visit), "trouble": error, "about": ""}
     return {
-        **frame(visit), "about": about(whole, project.filename), "settings": settings_of(project),
-        "findings": findings(seen), "preview": preview(whole, project.columns),
-    }  # fmt: skip
+        **frame(visit),
+        "about": about(whole, project.filename),
+        "settings": settings_of(project),
+        "findings": findings(seen),
+        "preview": preview(whole, project.columns),
+    }
 
 
 def rename_or_delete(visit: Visit) -> str:

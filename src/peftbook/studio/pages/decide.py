@@ -10,7 +10,7 @@ from markupsafe import Markup
 from peftbook.core.errors import InputError, Unknown
 from peftbook.decision import COSTS, Comparison, measures_with
 from peftbook.decision.own_metrics import read_metrics
-from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, compared, evaluations, name_of
+from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, evaluations, name_of, project_comparison
 from peftbook.studio.downloads import slug
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, frame, lines
@@ -27,18 +27,28 @@ NOTHING = (
 KINDS = {"clear": "good", "cheapest of equals": "good", "untuned is as good": "info"}
 
 
-def shown(visit: Visit, found: Comparison, asked: dict[str, str], sifted: str) -> Markup:
+def render_decision(visit: Visit, found: Comparison, asked: dict[str, str], sifted: str) -> Markup:
     """The whole decision. sifted: words that the label of a row must have to be shown."""
     words = sifted.lower().split()
     rows = [row for row in found.rows if all(word in row.label.lower() for word in words)]
     contrasts = [(one, max(one.scores, key=one.scores.__getitem__)) for one in found.differences(CONTRASTS)]
     at = f"/api/v1/projects/{visit.project.id}/decision"
     return fill(
-        "decision_live.html", found=found, told=found.recommendation, rows=rows, contrasts=contrasts, kinds=KINDS,
-        csv=visit.to(f"{at}.csv", **asked), report=visit.to(f"{at}.html", **asked), name=slug(visit.project.name),
-        wide=Markup(pareto_svg(found)), narrow=Markup(pareto_svg(found, width=360)),
-        cost=COSTS[found.cost], forgotten=forgotten, legend=FORGOTTEN,
-    )  # fmt: skip
+        "decision_live.html",
+        found=found,
+        told=found.recommendation,
+        rows=rows,
+        contrasts=contrasts,
+        kinds=KINDS,
+        csv=visit.to(f"{at}.csv", **asked),
+        report=visit.to(f"{at}.html", **asked),
+        name=slug(visit.project.name),
+        wide=Markup(pareto_svg(found)),
+        narrow=Markup(pareto_svg(found, width=360)),
+        cost=COSTS[found.cost],
+        forgotten=forgotten,
+        legend=FORGOTTEN,
+    )
 
 
 def show(visit: Visit) -> dict[str, Any]:
@@ -61,10 +71,10 @@ def show(visit: Visit) -> dict[str, Any]:
     try:
         if (jobs := sets.get(asked["runs"])) is None:
             raise Unknown(f"There are no runs {asked['runs'][:40]!r} to compare: choose among those that are listed.")
-        found = compared(visit.studio, project.id, jobs, asked["measure"], asked["cost"])
+        found = project_comparison(visit.studio, project.id, jobs, asked["measure"], asked["cost"])
     except InputError as error:
         return filled | {"live": Live(Markup("")), "trouble": error}
-    return filled | {"live": Live(shown(visit, found, asked, filled["filter"]))}
+    return filled | {"live": Live(render_decision(visit, found, asked, filled["filter"]))}
 
 
 def measures_of(studio: Studio, project: str) -> list[tuple[str, str]]:

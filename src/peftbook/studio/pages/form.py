@@ -81,9 +81,13 @@ def plan_named(fields: Fields) -> str:
     """The recipe that a form is, or nothing."""
     said = {*fields["methods"], *lines(fields["own_methods"])}
     return next(
-        (name for name, (_, _, methods, seeds, tokens) in PLANS.items()
-         if (said, fields["seeds"], fields["tokens"]) == ({*methods}, seeds, tokens)), "",
-    )  # fmt: skip
+        (
+            name
+            for name, (_, _, methods, seeds, tokens) in PLANS.items()
+            if (said, fields["seeds"], fields["tokens"]) == ({*methods}, seeds, tokens)
+        ),
+        "",
+    )
 
 
 def settings_of(fields: Fields) -> Settings:
@@ -131,10 +135,17 @@ def shown_fields(fields: Fields) -> Mapping[str, Any]:
     usual = usual_fields()
     apart = {"models", "other_models", "methods", "own_methods", "seeds", "tokens", "measure"}
     return {
-        "fields": fields, "plans": PLANS, "plan_named": plan_named(fields), "models": EMBEDDED,
-        "methods": offered[:FIRST_METHODS], "more_methods": offered[FIRST_METHODS:], "numbers": NUMBERS,
-        "switches": SWITCHES, "asked": ASKED, "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
+        "fields": fields,
+        "plans": PLANS,
+        "plan_named": plan_named(fields),
+        "models": EMBEDDED,
+        "methods": offered[:FIRST_METHODS],
+        "more_methods": offered[FIRST_METHODS:],
+        "numbers": NUMBERS,
+        "switches": SWITCHES,
+        "asked": ASKED,
+        "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
         "usual_rates": usual_rates(),
         "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart)
         or (fields["seeds"], fields["tokens"]) not in [one[3:] for one in PLANS.values()],
-    }  # fmt: skip
+    }

@@ -31,14 +31,18 @@ EVERY_SECONDS = 0.7
 def show(visit: Visit) -> dict[str, Any]:
     """The form as it is typed, and what was found if that was checked."""
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
-    live = Live(Markup("")) if visit.form is not None or not request else checked(visit, request, fields)
+    live = Live(Markup("")) if visit.form is not None or not request else check_progress(visit, request, fields)
     return {
-        **frame(visit), **shown_fields(fields), "live": live, "check": request,
-        "machine": machine_words(visit.studio.home), "measures": measures_of(visit.studio, visit.project.id),
-    }  # fmt: skip
+        **frame(visit),
+        **shown_fields(fields),
+        "live": live,
+        "check": request,
+        "machine": machine_words(visit.studio.home),
+        "measures": measures_of(visit.studio, visit.project.id),
+    }
 
 
-def checked(visit: Visit, request: str, fields: Fields) -> Live:
+def check_progress(visit: Visit, request: str, fields: Fields) -> Live:
     """What there is of a check by now."""
     try:
         count = len(plan_checks.runs_of_check(visit.studio, visit.project.id, request))
@@ -54,9 +58,15 @@ def checked(visit: Visit, request: str, fields: Fields) -> Live:
     except InputError as error:
         return Live(part("trouble", error))
     body = fill(
-        "plan_live.html", request=request, table=preflight_table(checks), long=long_plan(checks, less), less=less,
-        sights=sights, count=len(checks), fitting=sum(check.fits for check in checks),
-    )  # fmt: skip
+        "plan_live.html",
+        request=request,
+        table=preflight_table(checks),
+        long=long_plan(checks, less),
+        less=less,
+        sights=sights,
+        count=len(checks),
+        fitting=sum(check.fits for check in checks),
+    )
     return Live(body)
 
 
@@ -78,9 +88,13 @@ def preflight_table(found: Sequence[Check]) -> Markup:
         at_once = f", {beside} at once" if beside > 1 else ""
         total = f"about {duration(seconds)} in all on this machine{at_once}"
     return fill(
-        "checks.html", checks=found, caption=f"{len(found)} runs, {total}", short=coverage_words(found),
-        refused=sum(not one.fits for one in found), cut=max((one.truncated for one in found), default=0),
-    )  # fmt: skip
+        "checks.html",
+        checks=found,
+        caption=f"{len(found)} runs, {total}",
+        short=coverage_words(found),
+        refused=sum(not one.fits for one in found),
+        cut=max((one.truncated for one in found), default=0),
+    )
 
 
 def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> SmallerPlan | None:

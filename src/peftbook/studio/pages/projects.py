@@ -49,9 +49,12 @@ def listing(visit: Visit) -> Markup:
 def show(visit: Visit) -> dict[str, Any]:
     caps = visit.context.uploads.caps
     return {
-        "live": Live(listing(visit), EVERY_SECONDS), "most_bytes": caps.bytes, "most": size(caps.bytes),
-        "most_rows": number(caps.rows), "pasted": "",
-    }  # fmt: skip
+        "live": Live(listing(visit), EVERY_SECONDS),
+        "most_bytes": caps.bytes,
+        "most": size(caps.bytes),
+        "most_rows": number(caps.rows),
+        "pasted": "",
+    }
 
 
 HOME = View("home.html", show)
@@ -67,7 +70,7 @@ def add_uploads(app: FastAPI, context: Context) -> None:
         visit, pasted = Visit(context, request.scope["path"]), ""
         try:
             file, pasted = await sent(request, context.uploads)
-            made = await run_in_threadpool(keep, context, file, pasted)
+            made = await run_in_threadpool(store_upload, context, file, pasted)
         except InputError as error:
             shown = (await run_in_threadpool(show, visit)) | {"pasted": pasted}
             text = await run_in_threadpool(functools.partial(render, visit, "home.html", refused=error, **shown))
@@ -103,7 +106,7 @@ async def sent(request: Request, uploads: UploadStore) -> tuple[UploadFile | Non
     return file if isinstance(file, UploadFile) else None, pasted if isinstance(pasted, str) else ""
 
 
-def keep(context: Context, file: UploadFile | None, pasted: str) -> str:
+def store_upload(context: Context, file: UploadFile | None, pasted: str) -> str:
     """Store what was sent: a table as an upload, a saved project as a project; the address of either."""
     uploads, filename = context.uploads, (file and file.filename) or ""
     source = file.file if file and filename else io.BytesIO(pasted.encode())

@@ -159,9 +159,14 @@ def frame(visit: Visit) -> dict[str, Any]:
     project, step = visit.project, visit.path.rpartition("/")[2]
     typed = None if visit.form is None else visit.form.get("rename")
     return {
-        "project": project, "steps": STEPS, "step": step, "new_name": typed, "jobs": len(visit.studio.jobs(project.id)),
-        "address": visit.path, "here": lambda name: visit.to(f"/projects/{project.id}/{name}"),
-    }  # fmt: skip
+        "project": project,
+        "steps": STEPS,
+        "step": step,
+        "new_name": typed,
+        "jobs": len(visit.studio.jobs(project.id)),
+        "address": visit.path,
+        "here": lambda name: visit.to(f"/projects/{project.id}/{name}"),
+    }
 
 
 def problem_page(visit: Visit, error: Exception) -> Response:

@@ -43,10 +43,17 @@ def show(visit: Visit) -> dict[str, Any]:
     if example is not None and usual["text"] != example.input[:TYPED_CHARS]:
         example = None
     return {
-        **frame(visit), "models": [(value, words) for words, value in models], "fields": usual, "how": HOW,
-        "reference": example, "live": live, "most": TYPED_CHARS, "row": row, "answers": asked,
+        **frame(visit),
+        "models": [(value, words) for words, value in models],
+        "fields": usual,
+        "how": HOW,
+        "reference": example,
+        "live": live,
+        "most": TYPED_CHARS,
+        "row": row,
+        "answers": asked,
         "changed": any(usual[name] != one[1] for name, one in HOW.items()),
-    }  # fmt: skip
+    }
 
 
 def what_was_asked(visit: Visit, asked: list[str]) -> dict[str, str]:

@@ -32,7 +32,7 @@ PIECE = 256  # tokens of a calibration text
 SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # who reads the inputs of whom
 
 
-class Moments(NamedTuple):
+class InputMoments(NamedTuple):
     """What a layer's inputs are like: H = mean of x xᵀ, (d_in, d_in), and the mean |x|, (d_in,)."""
 
     H: Tensor
@@ -146,12 +146,12 @@ def restore(layers: Mapping[str, nn.Linear], weights: Mapping[str, Tensor]) -> N
 @torch.no_grad()
 def input_moments(
     model: nn.Module, pieces: Iterable[Encoded], layers: Mapping[str, nn.Linear], last: nn.Module | None = None
-) -> dict[str, Moments]:
+) -> dict[str, InputMoments]:
     """What the inputs of these layers are like, over every token of the pieces; those who share inputs share an entry.
 
     last: the part of the model after which nothing more has to be computed.
     """
-    sums: dict[str, Moments] = {}
+    sums: dict[str, InputMoments] = {}
     first = {name: reader(name) for name in layers}
     count = 0
 
@@ -160,7 +160,9 @@ def input_moments(
             x = arguments[0].detach().flatten(0, -2)
             old = sums.get(name)
             H, magnitude = x.T @ x, x.abs().sum(dim=0)
-            sums[name] = Moments(H, magnitude) if old is None else Moments(old.H + H, old.magnitude + magnitude)
+            sums[name] = (
+                InputMoments(H, magnitude) if old is None else InputMoments(old.H + H, old.magnitude + magnitude)
+            )
 
         return add
 
@@ -173,7 +175,7 @@ def input_moments(
             with suppress(EnoughError):
                 model(input_ids=torch.tensor([piece.ids]), use_cache=False)
             count += len(piece.ids)
-    return {name: Moments(*(part / count for part in sums[one])) for name, one in first.items()}
+    return {name: InputMoments(*(part / count for part in sums[one])) for name, one in first.items()}
 
 
 def enough(*_arguments) -> None:
@@ -188,7 +190,7 @@ def reader(name: str) -> str:
 
 
 def quantised_layers(
-    name: str, model: nn.Module, known: Mapping[str, Moments], calibration: Sequence[Encoded], group: int
+    name: str, model: nn.Module, known: Mapping[str, InputMoments], calibration: Sequence[Encoded], group: int
 ) -> dict[str, Quantised]:
     """Every linear layer of an unquantised model in a format; GPTQ writes them into the model on its way."""
     weights = {layer: part.weight.detach().clone() for layer, part in linear_layers(model).items()}
@@ -207,7 +209,7 @@ def quantised_layers(
 
 
 def scaled_layers(
-    weights: Mapping[str, Tensor], known: Mapping[str, Moments], bits: int, group: int
+    weights: Mapping[str, Tensor], known: Mapping[str, InputMoments], bits: int, group: int
 ) -> dict[str, Quantised]:
     """AWQ, one scale for the matrices that read the same inputs.
 

@@ -16,7 +16,7 @@ from peftbook.core.errors import InputError
 from peftbook.evidence import metrics
 from peftbook.scratch import checks
 from peftbook.scratch.labels import IGNORE
-from peftbook.tasks import Example, TaskData, get_task
+from peftbook.tasks import TaskData, TaskExample, get_task
 from peftbook.training.encode import Encoded, encode_example, encode_plain, encode_prompt
 from peftbook.training.execute import Trainee, prepare
 from peftbook.training.forward import trainable_state
@@ -44,7 +44,7 @@ class PlantedFault:
     task: Callable[[TaskData], TaskData] = same
     row: Callable[[Encoded], Encoded] = same
     model: Callable[[nn.Module], nn.Module] = same
-    prompt: Callable[[Any, TaskData, Example], list[int]] = encode_prompt
+    prompt: Callable[[Any, TaskData, TaskExample], list[int]] = encode_prompt
 
 
 def without_end(row: Encoded) -> Encoded:
@@ -62,13 +62,13 @@ def leaked(task: TaskData) -> TaskData:
     return replace(task, splits=task.splits | {"train": task.splits["test"][::2] + task.splits["train"]})
 
 
-def other_template(tokenizer: Any, task: TaskData, example: Example) -> list[int]:
+def other_template(tokenizer: Any, task: TaskData, example: TaskExample) -> list[int]:
     """The question in the form of Alpaca's prompts, which this model was not trained with."""
     (turn,) = task.messages(example)
     return encode_plain(tokenizer, f"### Instruction:\n{turn['content']}\n\n### Response:\n")
 
 
-def template_twice(tokenizer: Any, task: TaskData, example: Example) -> list[int]:
+def template_twice(tokenizer: Any, task: TaskData, example: TaskExample) -> list[int]:
     """A prompt that has its template already, given to what puts a template around it."""
     options = {"add_generation_prompt": True}
     text = tokenizer.apply_chat_template(task.messages(example), tokenize=False, **options)
@@ -134,7 +134,7 @@ def gallery(probe: specs.Probe) -> Findings:
         "label_tokens": [float(count) for count in counts],
         "answer": texts,
     }
-    return Findings(measured | checked(trainee, started, rows, prompts, curve), curve, per_example)
+    return Findings(measured | run_checks(trainee, started, rows, prompts, curve), curve, per_example)
 
 
 def follow(trainee: Trainee, rows: list[Encoded], aside: list[Encoded], every: int) -> dict[str, list[float]]:
@@ -160,9 +160,15 @@ def follow(trainee: Trainee, rows: list[Encoded], aside: list[Encoded], every: i
     run = trainee.run
     assert run.budget is not None
     trained = train(
-        trainee.model, rows, run.budget, seed=run.seed, pad_id=trainee.tokenizer.pad_token_id,
-        dtype=run.dtype, platform=run.platform, on_step=see,
-    )  # fmt: skip
+        trainee.model,
+        rows,
+        run.budget,
+        seed=run.seed,
+        pad_id=trainee.tokenizer.pad_token_id,
+        dtype=run.dtype,
+        platform=run.platform,
+        on_step=see,
+    )
     return curve | trained.curve()
 
 
@@ -194,7 +200,7 @@ def updates(trainee: Trainee, started: Weights) -> Iterator[tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def checked(
+def run_checks(
     trainee: Trainee, started: Weights, rows: list[Encoded], prompts: list[list[int]], curve: dict[str, list[float]]
 ) -> dict[str, float]:
     """Every check of the run, by name: of its weights and curves, of the rows trained on, of the prompts asked."""

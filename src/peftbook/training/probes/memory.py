@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.memory import Configuration, Shape
+from peftbook.memory import Configuration, DecoderShape
 from peftbook.memory.walk import layer_names
 from peftbook.runtime.hardware import peak_memory
 from peftbook.training.probes import Findings, positive
@@ -33,7 +33,7 @@ from peftbook.training.random_model import Subject, model_and_ids, random_ids, s
 __all__ = ["activations", "peak", "step_peaks", "step_time"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")  # torch's, then bitsandbytes'
-WARM_UP = Shape(layers=1, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
+WARM_UP = DecoderShape(layers=1, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
 
 
 def peak(probe: specs.Probe) -> Findings:
@@ -223,7 +223,7 @@ class SavedTensor:
     value: Tensor
 
 
-def kept_by_module(tuned: Subject, ids: Tensor, shape: Shape) -> dict[str, int]:
+def kept_by_module(tuned: Subject, ids: Tensor, shape: DecoderShape) -> dict[str, int]:
     """Module, under its name on the byte model's tape → bytes that autograd keeps of it."""
     inside: list[str] = [""]
 
@@ -247,7 +247,7 @@ def kept_by_module(tuned: Subject, ids: Tensor, shape: Shape) -> dict[str, int]:
     return sizes
 
 
-def name_on_tape(name: str, shape: Shape) -> str:
+def name_on_tape(name: str, shape: DecoderShape) -> str:
     """A module's name on the byte model's tape, where one layer stands for all that are like it."""
     if match := re.search(r"layers\.(\d+)\.?(.*)$", name):
         return f"{layer_names(shape)[int(match[1])]}.{match[2]}".rstrip(".")

@@ -9,7 +9,7 @@ from torch import nn
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.tasks import Example, TaskData
+from peftbook.tasks import TaskData, TaskExample
 from peftbook.training.encode import encode_prompt
 from peftbook.training.execute import prepare
 from peftbook.training.generate import decode_batch
@@ -32,7 +32,7 @@ def right_answers(probe: specs.Probe) -> Findings:
     (samples,) = positive(probe, "samples")
     (run,) = probe.runs
     trainee = prepare(run)
-    examples = asked(probe, run, trainee.task)
+    examples = question_rows(probe, run, trainee.task)
     trainee.train()
     model = trainee.model.eval()
     prompts = [encode_prompt(trainee.tokenizer, trainee.task, one) for one in examples]
@@ -41,15 +41,15 @@ def right_answers(probe: specs.Probe) -> Findings:
     for temperature in probe.numbers("temperatures"):
         generator = torch.Generator().manual_seed(probe.seed)
         most = run.evaluation.max_new_tokens
-        texts = drawn(model, trainee.tokenizer, prompts, samples, most, temperature, generator)
-        right = judged(trainee.task, examples, texts)
+        texts = draw_texts(model, trainee.tokenizer, prompts, samples, most, temperature, generator)
+        right = count_right(trainee.task, examples, texts)
         counts[f"right_{temperature:g}"] = right
         counts[f"different_{temperature:g}"] = [float(len(set(some))) for some in texts]
         shares[f"share_{temperature:g}"] = sum(right) / (samples * len(right))
     return Findings(measurements=shares, per_example=counts)
 
 
-def asked(probe: specs.Probe, run: specs.Run, task: TaskData) -> Sequence[Example]:
+def question_rows(probe: specs.Probe, run: specs.Run, task: TaskData) -> Sequence[TaskExample]:
     """The rows that are asked: `questions` of the split from `first` on. Raises InputError as `right_answers` does."""
     if task.judge is None:
         raise InputError(f"Task {task.name!r} has no judge of single answers: choose one that has.")
@@ -60,17 +60,22 @@ def asked(probe: specs.Probe, run: specs.Run, task: TaskData) -> Sequence[Exampl
     return task.splits[split][first : first + questions]
 
 
-def judged(task: TaskData, examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[float]:
+def count_right(task: TaskData, examples: Sequence[TaskExample], texts: Sequence[Sequence[str]]) -> list[float]:
     """How many of the texts to each example its task finds right."""
     assert task.judge is not None
     return [float(sum(task.judge(some, [one] * len(some)))) for one, some in zip(examples, texts, strict=True)]
 
 
 @torch.no_grad()
-def drawn(
-    model: nn.Module, tokenizer, prompts: Sequence[Sequence[int]], samples: int, most: int, temperature: float,
+def draw_texts(
+    model: nn.Module,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    most: int,
+    temperature: float,
     generator: torch.Generator,
-) -> list[list[str]]:  # fmt: skip
+) -> list[list[str]]:
     """So many texts for each prompt, of at most so many tokens, each token from softmax(logits / T).
 
     The answers to a prompt are drawn side by side, so that the prompt is read once.

@@ -223,9 +223,8 @@ def random_pairs(count: int, values: int, seed: int) -> list[Encoded]:
     symbols = np.stack(np.unravel_index(keys, (KEY_SYMBOLS,) * KEY_TOKENS), axis=1)
     drawn = KEY_SYMBOLS + rng.integers(values, size=count)
     return [
-        Encoded((*key, value), KEY_TOKENS, False)
-        for key, value in zip(symbols.tolist(), drawn.tolist(), strict=True)
-    ]  # fmt: skip
+        Encoded((*key, value), KEY_TOKENS, False) for key, value in zip(symbols.tolist(), drawn.tolist(), strict=True)
+    ]
 
 
 def stored_bits(nats: Sequence[float], values: int) -> float:

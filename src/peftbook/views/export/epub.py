@@ -30,23 +30,23 @@ KINDS = {
 }  # fmt: skip
 
 
-class Part(NamedTuple):
+class BookPart(NamedTuple):
     """A part of the book and its pages; the first page of all stands in a part without a caption."""
 
     caption: str
     pages: list[str]
 
 
-def contents(root: Path) -> list[Part]:
+def contents(root: Path) -> list[BookPart]:
     """Parts and pages in their order, as the site's table of contents has them."""
     import yaml
 
     table = yaml.safe_load((root / CONTENTS).read_text(encoding="utf-8"))
-    parts = [Part(part["caption"], [chapter["file"] for chapter in part["chapters"]]) for part in table["parts"]]
-    return [Part("", [table["root"]]), *parts]
+    parts = [BookPart(part["caption"], [chapter["file"] for chapter in part["chapters"]]) for part in table["parts"]]
+    return [BookPart("", [table["root"]]), *parts]
 
 
-def write_epub(site: Path, parts: list[Part], out: Path) -> Path:
+def write_epub(site: Path, parts: list[BookPart], out: Path) -> Path:
     """Convert the pages of `site` and pack them. Raises InputError if a page is missing."""
     pages = [page for part in parts for page in part.pages]
     if absent := [page for page in pages if not (site / f"{page}.html").is_file()]:
@@ -108,7 +108,7 @@ def write_beside_site(app: Any, error: Exception | None) -> None:
     if error is not None or app.builder.name != "html" or not (source / CONTENTS).is_file():
         return
     built, site = app.env.all_docs, Path(app.outdir)  # a page added while the build runs is for the next one
-    parts = [Part(part.caption, [page for page in part.pages if page in built]) for part in contents(source)]
+    parts = [BookPart(part.caption, [page for page in part.pages if page in built]) for part in contents(source)]
     parts = [part for part in parts if part.pages]
     inputs = inputs_hash([*MADE_BY, *(site / f"{page}.html" for part in parts for page in part.pages)], repr(parts))
     stamp = site / f".{NAME}.stamp"

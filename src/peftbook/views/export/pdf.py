@@ -51,9 +51,14 @@ def print_page(page: Path, out: Path) -> Path:
             opened = context.new_page()
             opened.goto(ready.as_uri(), wait_until="load", timeout=300_000)
             opened.pdf(
-                path=str(out), format="A4", print_background=True, outline=True, tagged=True,
-                display_header_footer=True, header_template="<span></span>",
+                path=str(out),
+                format="A4",
+                print_background=True,
+                outline=True,
+                tagged=True,
+                display_header_footer=True,
+                header_template="<span></span>",
                 footer_template=FOOT.format(title=escape(identity.TITLE)),
                 margin={"top": "18mm", "bottom": "20mm", "left": "18mm", "right": "18mm"},
-            )  # fmt: skip
+            )
     return out

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.literature import published
-from peftbook.memory import SHAPES, Setup, Shape, training_step
+from peftbook.memory import SHAPES, DecoderShape, Setup, training_step
 from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
 from peftbook.methods.lora import LoRA
@@ -67,7 +67,7 @@ PARTS: dict[str, tuple[tuple[str, ...], str, float, str]] = {
 OUTSIDE = 3.0  # the width of what lies before, after and between the layers, in layers
 
 
-def timeline(shape: Shape, setup: Setup) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def timeline(shape: DecoderShape, setup: Setup) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Places along a step, in layers passed, and the bytes of each part there.
 
     Of a layer only its end is a place; of embedding, head and loss every operation is.
@@ -83,7 +83,7 @@ def timeline(shape: Shape, setup: Setup) -> tuple[np.ndarray, dict[str, np.ndarr
     return places, parts
 
 
-def landmarks(names: tuple[str, ...], shape: Shape) -> Iterator[tuple[float, int]]:
+def landmarks(names: tuple[str, ...], shape: DecoderShape) -> Iterator[tuple[float, int]]:
     """(place, moment) of all moments outside the layers and of the last of each layer, or of the layers like it."""
     standing = layer_names(shape)
     copies = {name: standing.count(name) for name in standing}
@@ -134,9 +134,16 @@ def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) 
         early, late = sizes[0] > 0.9 * sizes[at], places[at] > 0.75 * places[-1]
         shift, side = (12, "left") if part == "logits and loss" else (-6, "right") if late else (0, "center")
         if sizes[at] / 1e9 > 0.055 * axes.get_ylim()[1]:
-            axes.annotate(part, (0.03 * places[-1] if early else places[at], height), xytext=(0 if early else shift, 0),
-                          textcoords="offset points", va="center", ha="left" if early else side, fontsize=SMALL,
-                          bbox=box)  # fmt: skip
+            axes.annotate(
+                part,
+                (0.03 * places[-1] if early else places[at], height),
+                xytext=(0 if early else shift, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if early else side,
+                fontsize=SMALL,
+                bbox=box,
+            )
 
 
 def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -145,8 +152,9 @@ def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) 
     for part, sizes in parts.items():
         _, tone, share, hatch = PARTS[part]
         top = below + sizes / 1e9
-        axes.fill_between(places, below, top, facecolor=shade(tone, share), hatch=hatch, edgecolor=colour("paper"),
-                          linewidth=0.4)  # fmt: skip
+        axes.fill_between(
+            places, below, top, facecolor=shade(tone, share), hatch=hatch, edgecolor=colour("paper"), linewidth=0.4
+        )
         below = top
     axes.plot(places, below, color=colour("ink"), linewidth=1.4)
 
@@ -195,8 +203,16 @@ def time_ratios() -> Chart:
         for label, (card, moved, look) in cards.items()
     ]
     series.append(Series("operations alone", [2 / 3] * 2, "full", [tokens[0], tokens[-1]], marks=False))
-    return Chart(series, "Tokens in a step", "LoRA's time / full fine-tuning's", log={"x": 4}, number_format="0.0",
-                 x_format="#,##0", x_range=(16, 65536), y_range=(0, 0.8))  # fmt: skip
+    return Chart(
+        series,
+        "Tokens in a step",
+        "LoRA's time / full fine-tuning's",
+        log={"x": 4},
+        number_format="0.0",
+        x_format="#,##0",
+        x_range=(16, 65536),
+        y_range=(0, 0.8),
+    )
 
 
 # What the gradient passes through.
@@ -264,8 +280,14 @@ def time_saved() -> Figure:
     steps = float(published("peftcomparison-tokens").value.replace(",", "")) / 5000
     speeds = [float(published(f"peftcomparison-{arm}-speed").value.replace(",", "")) for arm in ("full", "lora")]
     axes.plot(steps, speeds[0] / speeds[1], **mark("ink", "o"))
-    axes.annotate("measured by others:\n3B model, L40S", (steps, speeds[0] / speeds[1]), xytext=(36, 0.5), va="center",
-                  fontsize=SMALL, arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.7})  # fmt: skip
+    axes.annotate(
+        "measured by others:\n3B model, L40S",
+        (steps, speeds[0] / speeds[1]),
+        xytext=(36, 0.5),
+        va="center",
+        fontsize=SMALL,
+        arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.7},
+    )
     axes.set_ylim(0, 0.85)
     axes.set_xticks([64, 256, 1024, 4096, 16384, 65536], ["64", "256", "1,024", "4,096", "16,384", "65,536"])
     axes.minorticks_off()

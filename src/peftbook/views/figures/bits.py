@@ -65,17 +65,23 @@ def codebook_errors(store: Store, measure: str = "mse") -> Figure:
     figure, panels = mosaic([["normal"] * 3, ["minilm", "small", "smollm2"]], height=6.9, height_ratios=(1.55, 1))
     ends = {}
     for source, axes in panels.items():
-        records = codebooks.found(source, store)
+        records = codebooks.records_of(source, store)
         blocks = records[0].curve["block"]
         for name, (label, marker, tone) in BOOKS.items():
             values = np.mean([record.curve[f"{name}_{measure}"] for record in records], axis=0)
             pale = source == "smollm2"
             paint = shade(tone, 0.5) if pale else colour(tone)
             axes.plot(
-                blocks, values, marker=marker, color=paint, markeredgecolor=colour("paper"), markeredgewidth=0.6,
-                markersize=6.5 if source == "normal" else 4.5, linewidth=1.7 if source == "normal" else 1.2,
+                blocks,
+                values,
+                marker=marker,
+                color=paint,
+                markeredgecolor=colour("paper"),
+                markeredgewidth=0.6,
+                markersize=6.5 if source == "normal" else 4.5,
+                linewidth=1.7 if source == "normal" else 1.2,
                 linestyle=(0, (3, 1.5)) if tone == "muted" else "-",
-            )  # fmt: skip
+            )
             if source == "normal":
                 ends[label] = (blocks[-1], values[-1], tone)
         axes.set_xscale("log", base=2)

@@ -26,11 +26,19 @@ def measured_series(label: str, names: Iterable[str], store: Store, look: str = 
 def rate_chart(series: list[Series], unit: str, y_range: tuple[float, float], x_range: tuple[float, float]) -> Chart:
     """Validation loss against learning rate, the longest series first: LibreOffice drops points after a shorter one."""
     series.sort(key=lambda one: -len(one.x))
-    return Chart(series, "Learning rate", f"Validation loss, {unit}", log={"x": 10}, y_range=y_range,
-                 number_format="0.0", x_format="0E+0", x_range=x_range)  # fmt: skip
+    return Chart(
+        series,
+        "Learning rate",
+        f"Validation loss, {unit}",
+        log={"x": 10},
+        y_range=y_range,
+        number_format="0.0",
+        x_format="0E+0",
+        x_range=x_range,
+    )
 
 
-def named(label: str, value: float, digits: int, unit: str = "") -> str:
+def label_with_value(label: str, value: float, digits: int, unit: str = "") -> str:
     """A category that says its value."""
     sign = "+" if value > 0 and not unit else ""
     return f"{label}: {sign}{results.format_value(value, digits, unit)}"
@@ -41,6 +49,6 @@ def forest(
 ) -> Chart:
     """Horizontal bars of (label, look, quantity) with their 95 % intervals; each category says its value."""
     series = Series(axis, [found.value for _, _, found in rows], spread=[ends(found) for _, _, found in rows])
-    labels = [named(label, found.value, digits, unit) for label, _, found in rows]
+    labels = [label_with_value(label, found.value, digits, unit) for label, _, found in rows]
     looks = [look for _, look, _ in rows]
     return Chart([series], "", axis, labels, horizontal=True, number_format=number_format, point_looks=looks)

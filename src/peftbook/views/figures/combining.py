@@ -15,8 +15,8 @@ from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES, TA
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SMALL,
+    ForestRow,
     Points,
-    Row,
     as_row,
     draw_margin,
     draw_rows,
@@ -52,10 +52,10 @@ PLACES = {
 LOWEST = -150  # of the axis of shares by scale, %
 
 
-def row_of(cell: averaging.MergeCase, store: Store) -> Row:
+def row_of(cell: averaging.MergeCase, store: Store) -> ForestRow:
     """The share that an average keeps, with its seeds."""
     records, subset = averaging.records_of(store), "+".join(cell.subset)
-    seeds = 100 * averaging.kept(records, cell.task, f"{subset}_average")[0]
+    seeds = 100 * averaging.share_replicates(records, cell.task, f"{subset}_average")[0]
     others = [LABELS[other] for other in cell.subset if other != cell.task]
     label = f"{LABELS[cell.task]}, all four" if len(others) > 1 else f"{LABELS[cell.task]} with {others[0]}"
     tone, marker, _ = LOOKS[cell.task]

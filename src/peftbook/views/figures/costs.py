@@ -14,7 +14,7 @@ from peftbook.evidence.comparison import measured
 from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
-from peftbook.methods import arm_looks, named
+from peftbook.methods import arm_looks, preset_method
 from peftbook.studies import costs
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import draw_bars
@@ -78,8 +78,9 @@ def cost_bars(cost: str, store: Store) -> Chart:
     runs = [repeats(arm, store, field) for arm in ARMS]
     series = Series(axis, values, spread=[(min(one) / unit, max(one) / unit) for one in runs])
     labels = [arm_looks()[arm].label for arm in ARMS]
-    return Chart([series], "", axis, labels, y_range=(0, None), number_format="0.0", label_format="0.00",
-                 point_looks=list(ARMS))  # fmt: skip
+    return Chart(
+        [series], "", axis, labels, y_range=(0, None), number_format="0.0", label_format="0.00", point_looks=list(ARMS)
+    )
 
 
 def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:
@@ -88,7 +89,7 @@ def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, floa
     16-bit weights (QLoRA: 4-bit linear layers with double-quantised scales, the rest 16-bit); each trained parameter
     adds a 16-bit gradient, a 32-bit copy and two 32-bit Adam moments, and a small method's own 16-bit weights.
     """
-    spec = named(method).sized(rank=rank, prompt_length=length)
+    spec = preset_method(method).sized(rank=rank, prompt_length=length)
     total, linear, trained = LLAMA.parameters, LLAMA.linear_parameters, spec.parameters(LLAMA)
     base = linear * QUANTISED_BITS / 8 + 2 * (total - linear) if spec.packed else 2.0 * total
     own = 2 * trained if spec.efficient else 0
@@ -102,8 +103,16 @@ def kept_state() -> Chart:
         Series(part.capitalize(), [state_bytes(arm)[part] / 1e9 for arm in ARMS], look) for part, look in parts.items()
     ]
     labels = [arm_looks()[arm].label for arm in ARMS]
-    return Chart(series, "", "GB, Llama-2-7B, activations not counted (computed)", labels, horizontal=True,
-                 stacked=True, number_format="0", gap=65)  # fmt: skip
+    return Chart(
+        series,
+        "",
+        "GB, Llama-2-7B, activations not counted (computed)",
+        labels,
+        horizontal=True,
+        stacked=True,
+        number_format="0",
+        gap=65,
+    )
 
 
 @figure

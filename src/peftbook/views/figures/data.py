@@ -39,14 +39,14 @@ SPLITS = ("random split", "split by package")
 
 
 @functools.cache
-def counted() -> dict[str, Any]:
+def shipped_counts() -> dict[str, Any]:
     """The shipped counts."""
     return json.loads((DATA / "token_lengths.json").read_text(encoding="utf-8"))
 
 
 def token_counts(task: str, split: str = "train") -> np.ndarray:
     """Tokens before the target and of the target with its end of turn, one row an example: (examples, 2)."""
-    found = counted()["tasks"][task][split]
+    found = shipped_counts()["tasks"][task][split]
     return np.array([found["before"], found["target"]]).T
 
 
@@ -65,7 +65,7 @@ KINDS = {
 @figure
 def token_strip() -> Figure:
     """What does the model see, and where is it graded? One validation example of the docstrings task."""
-    tokens = [*map(tuple, counted()["example"]["tokens"]), *[("<|im_end|>", "padding")] * 3]
+    tokens = [*map(tuple, shipped_counts()["example"]["tokens"]), *[("<|im_end|>", "padding")] * 3]
     rows = broken(tokens, 5.62)
     figure, axes = drawing(5.8, LINE * len(rows) + 1.3)
     top = LINE * len(rows) + 0.75
@@ -112,13 +112,25 @@ def draw_token(axes: Axes, left: float, bottom: float, text: str, kind: str) -> 
     faces = {"template": colour("fill"), "target": shade("lora", 0.25), "end": shade("qlora", 0.4)}
     edges = {"target": "lora", "end": "qlora"}
     box = Rectangle(
-        (left, bottom), breadth(text), 0.235, facecolor=faces.get(kind, colour("paper")),
-        edgecolor=colour(edges.get(kind, "muted")), linewidth=1.4 if kind in edges else 0.6,
+        (left, bottom),
+        breadth(text),
+        0.235,
+        facecolor=faces.get(kind, colour("paper")),
+        edgecolor=colour(edges.get(kind, "muted")),
+        linewidth=1.4 if kind in edges else 0.6,
         linestyle="--" if kind == "padding" else "-",
-    )  # fmt: skip
+    )
     axes.add_patch(box)
-    axes.text(left + breadth(text) / 2, bottom + 0.113, visible(text) if text != " " else "", family="DejaVu Sans Mono",
-              fontsize=10, ha="center", va="center", color=colour("muted" if kind == "padding" else "ink"))  # fmt: skip
+    axes.text(
+        left + breadth(text) / 2,
+        bottom + 0.113,
+        visible(text) if text != " " else "",
+        family="DejaVu Sans Mono",
+        fontsize=10,
+        ha="center",
+        va="center",
+        color=colour("muted" if kind == "padding" else "ink"),
+    )
     return breadth(text)
 
 
@@ -153,8 +165,9 @@ def chat_mask() -> Figure:
             wide = draw_token(axes, left, bottom, visible(text), kind)
             for name in graded if kind in ("target", "end") else ():
                 tone, below = MASKS[name]
-                axes.plot([left, left + wide], [bottom - below] * 2, color=colour(tone), linewidth=3.4,
-                          solid_capstyle="butt")  # fmt: skip
+                axes.plot(
+                    [left, left + wide], [bottom - below] * 2, color=colour(tone), linewidth=3.4, solid_capstyle="butt"
+                )
             left += wide + GAP
     for x, name in zip((0.1, 2.9), MASKS, strict=True):
         axes.plot([x, x + 0.35], [0.16, 0.16], color=colour(MASKS[name][0]), linewidth=3.4, solid_capstyle="butt")
@@ -186,8 +199,15 @@ def truncated_targets() -> Figure:
     axes["e2e"].set_xlabel("Tokens kept, cut from the right")
     say: dict[str, Any] = {"va": "center", "ha": "center", "fontsize": SMALL, "fontweight": "bold"}
     axes["docstrings"].text(70, 45, "no target\nleft", color=colour("paper"), **say)
-    axes["e2e"].annotate("no end of turn", (101, 55), xytext=(175, 55), va="center", fontsize=SMALL, fontweight="bold",
-                         arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8})  # fmt: skip
+    axes["e2e"].annotate(
+        "no end of turn",
+        (101, 55),
+        xytext=(175, 55),
+        va="center",
+        fontsize=SMALL,
+        fontweight="bold",
+        arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8},
+    )
     axes["docstrings"].text(225, 45, "target whole", color=colour("ink"), **say)
     return question(figure, "How many targets does truncation destroy?")
 

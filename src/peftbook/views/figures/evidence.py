@@ -26,8 +26,8 @@ from peftbook.views.figures.charts import forest, rate_chart
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
+    ForestRow,
     Points,
-    Row,
     as_row,
     difference_row,
     draw_margin,
@@ -73,8 +73,14 @@ def standard_curve(store: Store) -> Figure:
         level = before - standard.SHARE * (before - best)
         tokens, steps = chosen.curve["tokens"][at] / 1000, chosen.curve["step"][at]
         axes.axhline(level, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
-        note(axes, f"{standard.SHARE:.0%} of the best gain".replace("%", " %"), 0.99, level + 0.02 * (before - best),
-             transform=axes.get_yaxis_transform(), va="bottom")  # fmt: skip
+        note(
+            axes,
+            f"{standard.SHARE:.0%} of the best gain".replace("%", " %"),
+            0.99,
+            level + 0.02 * (before - best),
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+        )
         axes.plot([tokens, tokens], [losses[at], before - 0.42 * (before - best)], color=colour("ink"), linewidth=1.2)
         axes.plot(tokens, losses[at], marker="*", markersize=16, color=colour("ink"), markeredgecolor=colour("paper"))
         text = f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps"
@@ -108,9 +114,17 @@ def benchmark_losses(store: Store) -> Figure:
     differences.set_xlim(low - room, high + room)
     for at, row in enumerate(against):
         if row.value > high:
-            note(differences, f"{row.value:+.2f} →", 0.99, at, transform=differences.get_yaxis_transform(), va="center",
-                 color=colour(row.tone), fontweight="bold",
-                 bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1})  # fmt: skip
+            note(
+                differences,
+                f"{row.value:+.2f} →",
+                0.99,
+                at,
+                transform=differences.get_yaxis_transform(),
+                va="center",
+                color=colour(row.tone),
+                fontweight="bold",
+                bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1},
+            )
     return question(figure, "Which method has the lowest loss on E2E NLG?")
 
 
@@ -246,7 +260,7 @@ def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> 
                 ratio = quantity(f"learning_rate.{name}_over_full", store)
                 text = f"{ratio.value:.1f} × full, {ratio.low:.1f} to {ratio.high:.1f}"
         else:
-            rows.append(Row(label, best[0] or np.nan, tone=tone, marker=marker, hollow=True))
+            rows.append(ForestRow(label, best[0] or np.nan, tone=tone, marker=marker, hollow=True))
         note(axes, text, 0.01, at, transform=axes.get_yaxis_transform(), ha="left", va="center")
     draw_rows(axes, rows, "Learning rate (lower panel: the best one, 95 %)")
     said = f"{learning_rate.RATIO[0]:g} to {learning_rate.RATIO[1]:g} × full"
@@ -312,8 +326,16 @@ def prompt_lengths(store: Store) -> Chart:
         losses = [quantity(f"prompt_length.{name}_loss", store).value for name in names]
         series.append(Series(label, losses, look, lengths))
     low = math.floor(min(min(one.values) for one in series) * 10) / 10 - 0.1
-    return Chart(series, "Virtual tokens", f"Test loss, {LOSS}", log={"x": 10}, number_format="0.0", x_format="0",
-                 x_range=(1, 100), y_range=(low, None))  # fmt: skip
+    return Chart(
+        series,
+        "Virtual tokens",
+        f"Test loss, {LOSS}",
+        log={"x": 10},
+        number_format="0.0",
+        x_format="0",
+        x_range=(1, 100),
+        y_range=(low, None),
+    )
 
 
 # Data.
@@ -333,10 +355,15 @@ def examples_needed(store: Store) -> Figure:
         found[arm_looks()["fewshot"].label] = (span[1], few.value, "fewshot")
         for arm, shift in arms.items():
             rows = [
-                as_row("", quantity(f"data_size.n{size}_{arm}_{score}", store), per_seed(one.finals(arm, store), score),
-                       arm, arm_looks()[arm].marker)
+                as_row(
+                    "",
+                    quantity(f"data_size.n{size}_{arm}_{score}", store),
+                    per_seed(one.finals(arm, store), score),
+                    arm,
+                    arm_looks()[arm].marker,
+                )
                 for size, one in data_size.COMPARISONS.items()
-            ]  # fmt: skip
+            ]
             draw_series(axes, data_size.SIZES, rows, line=arm_looks()[arm].line, shift=shift)
             found[arm_looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
     panels[2].axhspan(-data_size.MARGIN, data_size.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
@@ -368,5 +395,12 @@ def example_differences(store: Store) -> Chart:
         values, spread = [one.mean for one in found], [(one.low, one.high) for one in found]
         x = [float(size) for size in data_size.SIZES]
         series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, arm, x, spread))
-    return Chart(series, "Training examples, one token budget", f"Test loss − LoRA's, {LOSS}", log={"x": 10},
-                 number_format="0.0", x_format="#,##0", x_range=(10, 10_000))  # fmt: skip
+    return Chart(
+        series,
+        "Training examples, one token budget",
+        f"Test loss − LoRA's, {LOSS}",
+        log={"x": 10},
+        number_format="0.0",
+        x_format="#,##0",
+        x_range=(10, 10_000),
+    )

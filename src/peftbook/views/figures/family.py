@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.results import quantity
-from peftbook.memory import SHAPES, Shape
+from peftbook.memory import SHAPES, DecoderShape
 from peftbook.methods import arm_looks, get
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.full import Full
@@ -72,7 +72,7 @@ MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B"}
 
 
 def trained_parameters(
-    shape: Shape, rank: int = 16, width: int = 64, length: int = 20, prefix: int = 10, random_rank: int = 256
+    shape: DecoderShape, rank: int = 16, width: int = 64, length: int = 20, prefix: int = 10, random_rank: int = 256
 ) -> dict[str, int]:
     """How many numbers each method trains on a decoder of this shape.
 
@@ -94,7 +94,7 @@ def trained_parameters(
 
 
 def work_per_token(
-    shape: Shape, rank: int = 16, width: int = 64, length: int = 20, prefix: int = 10, random_rank: int = 256
+    shape: DecoderShape, rank: int = 16, width: int = 64, length: int = 20, prefix: int = 10, random_rank: int = 256
 ) -> dict[str, int]:
     """Multiplications that each method adds to a generated token as long as it is not merged.
 
@@ -143,9 +143,18 @@ def trained_numbers() -> Chart:
     shown = {name: one for name, one in MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
     labels = [f"{one.name}: {counts[name]:,}" for name, one in shown.items()]
     series = Series("Trained numbers", [float(counts[name]) for name in shown], "lora")
-    return Chart([series], "", "Trained numbers of Llama-2-7B", labels, log={"y": 10}, y_range=(100, 1e10),
-                 horizontal=True, number_format=SHORT_NUMBERS, gap=35,
-                 point_looks=[one.tone for one in shown.values()])  # fmt: skip
+    return Chart(
+        [series],
+        "",
+        "Trained numbers of Llama-2-7B",
+        labels,
+        log={"y": 10},
+        y_range=(100, 1e10),
+        horizontal=True,
+        number_format=SHORT_NUMBERS,
+        gap=35,
+        point_looks=[one.tone for one in shown.values()],
+    )
 
 
 def share_text(share: float) -> str:
@@ -173,8 +182,16 @@ def work_against_count() -> Figure:
     axes.plot(ends, ends, color=colour("muted"), linewidth=1.2, linestyle=(0, (4, 2)))
     note(axes, "each number used once", 3.2e5, 1.9e5, transform=axes.transData, ha="left", va="top")
     axes.axhline(shape.linear_parameters, color=colour("full"), linewidth=1.4)
-    note(axes, "all matrices of the model", 5.6e3, shape.linear_parameters * 1.15, transform=axes.transData, ha="left",
-         va="bottom", color=colour("full"))  # fmt: skip
+    note(
+        axes,
+        "all matrices of the model",
+        5.6e3,
+        shape.linear_parameters * 1.15,
+        transform=axes.transData,
+        ha="left",
+        va="bottom",
+        color=colour("full"),
+    )
     for name, value in work.items():
         one = MEMBERS[name]
         axes.plot(trained[name], value, **(mark(one.tone, one.marker) | {"markersize": 10}))

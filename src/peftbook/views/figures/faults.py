@@ -44,8 +44,8 @@ def fault_curves(store: Store) -> Figure:
     figure, grid = canvas(3, 3, height=6.6, sharey=True)
     for axes, name in zip(grid.flat, faults.FAULTY, strict=True):
         arm = faults.ARMS[name]
-        draw_curves(axes, faults.found(arm.twin, store), SOUND)
-        draw_curves(axes, faults.found(name, store), FAULTY)
+        draw_curves(axes, faults.records_of(arm.twin, store), SOUND)
+        draw_curves(axes, faults.records_of(name, store), FAULTY)
         axes.set_yscale("log")
         decimals(axes.yaxis, (1, 3))
         axes.set_title(arm.label, fontsize=SMALL)
@@ -79,7 +79,7 @@ def fault_checks(store: Store) -> Figure:
     figure, axes = canvas(height=5.2)
     for row, (name, arm) in enumerate(faults.ARMS.items()):
         for column, check in enumerate(faults.BOUNDS):
-            records = faults.found(name, store)
+            records = faults.records_of(name, store)
             seen = sum(faults.sees(record, check) for record in records) / len(records)
             if check == arm.check:
                 axes.plot(column, row, **(mark("ink", "s", hollow=True) | {"markersize": 15}))

@@ -138,8 +138,15 @@ def stack_bars() -> Chart:
     series = [
         Series(name, [one[name] / 1e9 for one in peaks], look) for name, look in (("LoRA", "lora"), ("QLoRA", "qlora"))
     ]
-    return Chart(series, "", "GB at the peak, Llama-3.1-8B, 4 × 1,024 tokens (computed)", list(STACKED),
-                 horizontal=True, number_format="0", gap=40)  # fmt: skip
+    return Chart(
+        series,
+        "",
+        "GB at the peak, Llama-3.1-8B, 4 × 1,024 tokens (computed)",
+        list(STACKED),
+        horizontal=True,
+        number_format="0",
+        gap=40,
+    )
 
 
 @figure

@@ -47,8 +47,15 @@ def accuracy_by_depth(store: Store) -> Figure:
         names = [f"expressiveness.depth{depth}_{arm}_accuracy" for depth in depths]
         ends[label] = draw_quantities(axes, depths, names, store, tone=tone, marker=marker, line=line, shift=shift)
     axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
-    note(axes, "counts as solved", 0.99, expressiveness.SOLVED + 0.01, transform=axes.get_yaxis_transform(), ha="right",
-         va="bottom")  # fmt: skip
+    note(
+        axes,
+        "counts as solved",
+        0.99,
+        expressiveness.SOLVED + 0.01,
+        transform=axes.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+    )
     axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, depths)
     axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
@@ -137,8 +144,16 @@ def predicted_peaks(store: Store) -> Chart:
     ]
     errors = [error for one in series for error in one.values]
     y_range = (4 * math.floor(min(errors) / 4), 4 * math.ceil(max(errors) / 4))
-    return Chart(series, "Measured peak beyond weights and optimiser, MB", "Predicted − measured, %", log={"x": 10},
-                 number_format="0", x_format="#,##0", x_range=(1, 100), y_range=y_range)  # fmt: skip
+    return Chart(
+        series,
+        "Measured peak beyond weights and optimiser, MB",
+        "Predicted − measured, %",
+        log={"x": 10},
+        number_format="0",
+        x_format="#,##0",
+        x_range=(1, 100),
+        y_range=y_range,
+    )
 
 
 @figure
@@ -188,8 +203,17 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
     for half, points in halves.items():
         label, marker, face, tone = looks[half]
         xs, errors = [one for one, _ in points], [100 * (ratio - 1) for _, ratio in points]
-        axes.plot(xs, errors, marker=marker, markersize=5, linestyle="none", color=colour(tone),
-                  markerfacecolor=face, alpha=0.75, label=label)  # fmt: skip
+        axes.plot(
+            xs,
+            errors,
+            marker=marker,
+            markersize=5,
+            linestyle="none",
+            color=colour(tone),
+            markerfacecolor=face,
+            alpha=0.75,
+            label=label,
+        )
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
 
 

@@ -40,8 +40,16 @@ def parameter_counts() -> Chart:
         Series(name, [r * parameters_per_rank(TARGETS[name]) for r in ranks], look, ranks)
         for name, look in looks.items()
     ]
-    return Chart(series, "Rank r", "Trained parameters", log={"x": 4, "y": 10}, number_format="#,##0", x_format="0",
-                 x_range=(1, 256), y_range=(1e4, 1e8))  # fmt: skip
+    return Chart(
+        series,
+        "Rank r",
+        "Trained parameters",
+        log={"x": 4, "y": 10},
+        number_format="#,##0",
+        x_format="0",
+        x_range=(1, 256),
+        y_range=(1e4, 1e8),
+    )
 
 
 @figure

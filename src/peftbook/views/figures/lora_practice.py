@@ -18,8 +18,8 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
+    ForestRow,
     Points,
-    Row,
     as_row,
     difference_row,
     draw_margin,
@@ -106,7 +106,7 @@ def seed_costs(name: str, store: Store) -> list[float]:
     return np.subtract(one, two).tolist()
 
 
-def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> Row:
+def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> ForestRow:
     """The test loss of an arm at one batch with its seeds."""
     tone, marker, _ = BATCH_LOOKS[name]
     seeds = per_seed(plan.finals(name, store), "loss")
@@ -222,8 +222,17 @@ def rate_map(store: Store) -> Figure:
     figure, axes = canvas(height=5.6)
     fill = LinearSegmentedColormap.from_list("loss", [shade("lora", FULL_FILL), colour("paper")])
     x, y = np.array(list(points)).T
-    axes.scatter(x, y, s=560, marker="s", c=list(points.values()), cmap=fill, vmin=points[best],
-                 vmax=points[best] + WORST, edgecolors=colour("rule"))  # fmt: skip
+    axes.scatter(
+        x,
+        y,
+        s=560,
+        marker="s",
+        c=list(points.values()),
+        cmap=fill,
+        vmin=points[best],
+        vmax=points[best] + WORST,
+        edgecolors=colour("rule"),
+    )
     for (a, b), loss in points.items():
         weight = "bold" if (a, b) == best else "normal"
         axes.text(a, b, f"{loss:.2f}", ha="center", va="center", fontsize=SMALL, fontweight=weight)
@@ -270,9 +279,15 @@ def beyond_gains(store: Store) -> Figure:
     figure, axes = canvas(height=4.0)
     draw_margin(axes, -beyond_lora.MARGIN, beyond_lora.MARGIN, 0)
     rows = [
-        difference_row(comparison.arm(name).label, comparison, name, "lora", store,
-                       tone="lora" if name in beyond_lora.NEW else "muted")
+        difference_row(
+            comparison.arm(name).label,
+            comparison,
+            name,
+            "lora",
+            store,
+            tone="lora" if name in beyond_lora.NEW else "muted",
+        )
         for name in beyond_lora.FAMILY
-    ]  # fmt: skip
+    ]
     draw_rows(axes, rows, f"Test loss − plain LoRA's, {LOSS}\n(blue: not seen before)", 5)
     return question(figure, "Does a newer method gain on LoRA?")

@@ -23,7 +23,7 @@ from peftbook.views.figures.fit import draw_cards
 from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, paint, plain_ticks
 from peftbook.views.figures.style import canvas, colour, name_rows, question, say, tag
 
-__all__ = ["fsdp_step", "whole"]
+__all__ = ["fsdp_step", "layers_held"]
 
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
@@ -126,7 +126,7 @@ def fsdp_step(layers: int = LAYERS, takes: dict[str, float] = TAKES) -> list[Spa
     return spans
 
 
-def whole(spans: Sequence[Span], time: float) -> int:
+def layers_held(spans: Sequence[Span], time: float) -> int:
     """How many layers' weights a device holds whole: from the start of a gather until their next use has ended."""
     held = 0
     for at, span in enumerate(spans):
@@ -150,7 +150,7 @@ def sharded_timeline() -> Figure:
     lanes.set(ylim=(2.5, -0.5))
     lanes.set_yticks(range(3), ["device 1", "wire", "device 2"])
     times = sorted({edge for span in spans for edge in (span.start, span.end)})
-    held.step(times, [whole(spans, time) for time in times], where="post", color=paint("prompt"))
+    held.step(times, [layers_held(spans, time) for time in times], where="post", color=paint("prompt"))
     held.set(ylabel="Layers\nwhole", ylim=(-0.2, 2.5), xlim=(-0.1, times[-1] + 0.1), yticks=(0, 1, 2))
     held.set_xlabel("Time (1: a layer's forward pass)")
     for axes in (lanes, held):
@@ -180,8 +180,16 @@ def device_peaks() -> Chart:
     for label, (setup, look) in BY_DEVICES.items():
         steps = [training_step(SHAPES["llama-2-70b"], replace(setup, devices=count)) for count in DEVICES]
         series.append(Series(label, [step.peak().total / 1e9 for step in steps], look, devices))
-    return Chart(series, "Devices that share the model", "GB on each at the peak", log={"x": 2, "y": 10},
-                 number_format="#,##0", x_format="0", x_range=(1, 32), y_range=(1, 10_000))  # fmt: skip
+    return Chart(
+        series,
+        "Devices that share the model",
+        "GB on each at the peak",
+        log={"x": 2, "y": 10},
+        number_format="#,##0",
+        x_format="0",
+        x_range=(1, 32),
+        y_range=(1, 10_000),
+    )
 
 
 @figure

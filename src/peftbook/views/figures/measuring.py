@@ -156,8 +156,16 @@ def coverage_of_rules(store: Store) -> Figure:
             rates = [[one.rates[rule][at] for one in cells if one.share == share] for share in shares]
             means = np.array([np.mean(values) for values in rates])
             ends = np.array([[min(values), max(values)] for values in rates])
-            axes.errorbar(np.arange(len(shares)) + 0.12 * (shift - 1), means, abs(ends.T - means), color=colour(tone),
-                          marker=marker, markersize=6, linewidth=1.6, elinewidth=1.2)  # fmt: skip
+            axes.errorbar(
+                np.arange(len(shares)) + 0.12 * (shift - 1),
+                means,
+                abs(ends.T - means),
+                color=colour(tone),
+                marker=marker,
+                markersize=6,
+                linewidth=1.6,
+                elinewidth=1.2,
+            )
     covered.axhspan(coverage.FEWEST, coverage.MOST, color=colour("fill"), linewidth=0, zorder=0)
     covered.axhline(coverage.MEAN, color=colour("muted"), linewidth=1.2)
     covered.set(ylabel="Truth inside, %", ylim=(88, 100.6))

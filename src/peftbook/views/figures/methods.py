@@ -20,7 +20,7 @@ from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
 from peftbook.views.figures.charts import measured_series, rate_chart
-from peftbook.views.figures.parts import LOSS, SCORES, Row, draw_rows, interval_row, per_seed
+from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, per_seed
 from peftbook.views.figures.style import SIZE, canvas, colour, look, question, say, shade, tag
 
 __all__ = ["chosen_records", "example_differences", "smooth", "sweep_points"]
@@ -112,7 +112,7 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     return question(figure, "What does each method gain\nover the untuned model?")
 
 
-def arm_row(arm: str, interval: stats.Interval, seeds: Sequence[float]) -> Row:
+def arm_row(arm: str, interval: stats.Interval, seeds: Sequence[float]) -> ForestRow:
     """One arm of a forest, in its look."""
     return interval_row(arm_looks()[arm].label, interval, seeds, tone=arm, marker=arm_looks()[arm].marker)
 
@@ -261,8 +261,14 @@ def training_curves(store: Store) -> Chart:
         steps = [float(step) for step in range(1, len(smoothed) + 1)]
         series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
     low = math.floor(min(min(one.values) for one in series) * 2) / 2
-    return Chart(series, "Optimiser step (batch of 8)", f"Training loss, {LOSS}", number_format="0.0",
-                 y_range=(low, None), x_range=(0, None))  # fmt: skip
+    return Chart(
+        series,
+        "Optimiser step (batch of 8)",
+        f"Training loss, {LOSS}",
+        number_format="0.0",
+        y_range=(low, None),
+        x_range=(0, None),
+    )
 
 
 @figure
@@ -321,8 +327,16 @@ def difference_histogram(store: Store) -> Chart:
     middles = [f"{100 * one:+.0f}".replace("-", "−") for one in (edges[1:] + edges[:-1]) / 2]
     series = Series("Test examples", [float(count) for count in counts], "lora")
     looks = ["lora" if edge < 0 else "full" for edge in edges[:-1]]
-    return Chart([series], "LoRA − full, hundredths of a nat per token", "Test examples", middles,
-                 y_range=(0, None), number_format="0", gap=4, point_looks=looks)  # fmt: skip
+    return Chart(
+        [series],
+        "LoRA − full, hundredths of a nat per token",
+        "Test examples",
+        middles,
+        y_range=(0, None),
+        number_format="0",
+        gap=4,
+        point_looks=looks,
+    )
 
 
 @figure

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from peftbook.memory import Shape
+from peftbook.memory import DecoderShape
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade
@@ -20,7 +20,9 @@ __all__ = ["newer_counts", "newer_state"]
 # Numbers.
 
 
-def newer_counts(shape: Shape, rank: int = 16, block: int = 64, shard: int = 32, bases: int = 12) -> dict[str, int]:
+def newer_counts(
+    shape: DecoderShape, rank: int = 16, block: int = 64, shard: int = 32, bases: int = 12
+) -> dict[str, int]:
     """How many numbers each method trains on all seven matrices of every layer.
 
     rank: of LoRA, DoRA and HiRA.  block: side of OFT's blocks.  shard: MiSS's r.  bases: rank of RandLoRA's bases, of
@@ -38,7 +40,7 @@ def newer_counts(shape: Shape, rank: int = 16, block: int = 64, shard: int = 32,
     return {name: shape.layers * sum(count(*pair) for pair in pairs) for name, count in each.items()}
 
 
-def newer_state(shape: Shape, rank: int = 16, layers: int = 2) -> dict[str, int]:
+def newer_state(shape: DecoderShape, rank: int = 16, layers: int = 2) -> dict[str, int]:
     """How many numbers beside the weights an optimiser keeps for the matrices: two moments of each that it moves.
 
     rank: of the projection of GaLore, which keeps it, and of APOLLO, which draws it from a seed, and of LoRA.
@@ -87,8 +89,17 @@ def draw_rotation(axes: Axes, x: float, y: float) -> None:
     for at in range(4):
         step = SIDE / 4
         matrix(axes, x + 0.38 + (at - 1.5) * step, y - (at - 1.5) * step, step, step, "trained")
-    axes.add_patch(Rectangle((x + 0.38 - SIDE / 2, y - SIDE / 2), SIDE, SIDE, fill=False, edgecolor=colour("muted"),
-                             linewidth=0.7, linestyle=(0, (2, 2))))  # fmt: skip
+    axes.add_patch(
+        Rectangle(
+            (x + 0.38 - SIDE / 2, y - SIDE / 2),
+            SIDE,
+            SIDE,
+            fill=False,
+            edgecolor=colour("muted"),
+            linewidth=0.7,
+            linestyle=(0, (2, 2)),
+        )
+    )
 
 
 def draw_factors(axes: Axes, x: float, y: float) -> None:
@@ -118,8 +129,12 @@ def draw_vera(axes: Axes, x: float, y: float) -> None:
     """Two random matrices that all layers share, two trained diagonals."""
     matrix(axes, x - 0.72, y)
     say(axes, x - 0.4, y, "+")
-    for left, wide, tall, kind in ((-0.22, 0.08, SIDE, "trained"), (0.0, 0.26, SIDE, "random"),
-                                   (0.24, 0.08, 0.26, "trained"), (0.56, SIDE, 0.26, "random")):  # fmt: skip
+    for left, wide, tall, kind in (
+        (-0.22, 0.08, SIDE, "trained"),
+        (0.0, 0.26, SIDE, "random"),
+        (0.24, 0.08, 0.26, "trained"),
+        (0.56, SIDE, 0.26, "random"),
+    ):
         matrix(axes, x + left, y, wide, tall, kind)
 
 
@@ -128,9 +143,11 @@ def draw_bases(axes: Axes, x: float, y: float) -> None:
     matrix(axes, x - 0.66, y)
     say(axes, x - 0.24, y, "+ Σ")
     for left, up, wide, tall, kind in (
-        (0.06, 0, 0.13, SIDE, "random"), (0.21, 0, 0.08, 0.13, "trained"), (0.53, 0, SIDE, 0.13, "random"),
+        (0.06, 0, 0.13, SIDE, "random"),
+        (0.21, 0, 0.08, 0.13, "trained"),
+        (0.53, 0, SIDE, 0.13, "random"),
         (0.53, -0.13, SIDE, 0.07, "trained"),
-    ):  # fmt: skip
+    ):
         matrix(axes, x + left, y + up, wide, tall, kind)
 
 
@@ -193,8 +210,16 @@ def newer_map() -> Figure:
     figure, axes = drawing(WIDE, 8.35)
     for row, (title, cells) in enumerate(ROWS):
         top = TOP - TALL * row - 0.06 * row
-        axes.add_patch(Rectangle((0.06, top - TALL + 0.06), WIDE - 0.12, TALL - 0.02, facecolor="none",
-                                 edgecolor=colour("rule"), linewidth=0.8))  # fmt: skip
+        axes.add_patch(
+            Rectangle(
+                (0.06, top - TALL + 0.06),
+                WIDE - 0.12,
+                TALL - 0.02,
+                facecolor="none",
+                edgecolor=colour("rule"),
+                linewidth=0.8,
+            )
+        )
         axes.text(0.16, top - 0.1, title, va="center", fontsize=SIZE, fontweight="bold", color=colour("ink"))
         for column, cell in enumerate(cells):
             x = 0.06 + COLUMN * (column + 0.5)

@@ -19,7 +19,7 @@ from peftbook.evidence.results import quantity
 from peftbook.memory import Setup
 from peftbook.methods import arm_looks
 from peftbook.scratch import no_learning
-from peftbook.scratch.truncation import kept
+from peftbook.scratch.truncation import remaining_tokens
 from peftbook.studies import methods, prompt_design, sql
 from peftbook.tasks import get_task
 from peftbook.views.figures import figure
@@ -53,7 +53,9 @@ def parts_left(policy: str) -> list[tuple[str, int]]:
     context, target = sum(SEGMENTS.values()) - SEGMENTS["query"], SEGMENTS["query"]
     if policy == "whole":
         return list(SEGMENTS.items())
-    before, after = (LIMIT - target, target) if policy == "question" else kept(context, target, LIMIT, policy)
+    before, after = (
+        (LIMIT - target, target) if policy == "question" else remaining_tokens(context, target, LIMIT, policy)
+    )
     out, names = [], list(SEGMENTS)[:-1]
     for name in reversed(names) if policy == "left" else names:
         out.append((name, min(SEGMENTS[name], before)))
@@ -93,8 +95,9 @@ def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom
     for name, length in parts:
         tone, share, hatch = LOOKS[name]
         face = colour("fill") if tone == "fill" else shade(tone, share)
-        box = Rectangle((left, bottom), length * scale, 0.3, facecolor=face, edgecolor=colour("paper"), hatch=hatch,
-                        linewidth=1)  # fmt: skip
+        box = Rectangle(
+            (left, bottom), length * scale, 0.3, facecolor=face, edgecolor=colour("paper"), hatch=hatch, linewidth=1
+        )
         axes.add_patch(box)
         if length * scale > 0.095 * len(name):
             ground = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
@@ -113,7 +116,7 @@ SYSTEMS = {
 }
 
 
-def asked(text: str) -> str:
+def question_of(text: str) -> str:
     """The question in the input of an SQL example."""
     return text.rsplit("Question: ", 1)[1]
 
@@ -123,14 +126,14 @@ def sql_scores() -> dict[str, dict[str, float]]:
     """System → ROUGE-L, exact match and execution match on the SQL task's test questions."""
     task = get_task("sql")
     test, train = task.splits["test"], task.splits["train"]
-    questions = [no_learning.words(asked(one.input)) for one in train]
-    closest = [train[no_learning.nearest(no_learning.words(asked(one.input)), questions)] for one in test]
+    questions = [no_learning.words(question_of(one.input)) for one in train]
+    closest = [train[no_learning.nearest(no_learning.words(question_of(one.input)), questions)] for one in test]
     texts = {
         "wrapped": [no_learning.wrapped(one.target) for one in test],
         "turned": [no_learning.turned(one.target) for one in test],
         "copied": [no_learning.copied(c.target, c.group, one.group) for c, one in zip(closest, test, strict=True)],
         "everything": [no_learning.everything(one.group) for one in test],
-        "question": [asked(one.input) for one in test],
+        "question": [question_of(one.input) for one in test],
     }
     assert task.judge is not None
     references = [one.target for one in test]

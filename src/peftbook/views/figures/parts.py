@@ -25,8 +25,8 @@ from peftbook.views.figures.style import SIZE, canvas, colour, name_rows, questi
 __all__ = [
     "LOSS",
     "SMALL",
+    "ForestRow",
     "Points",
-    "Row",
     "as_row",
     "decimals",
     "difference_row",
@@ -62,7 +62,7 @@ SCORES = {
 Points = dict[str, tuple[float, float, str]]  # text → x, y, tone
 
 
-class Row(NamedTuple):
+class ForestRow(NamedTuple):
     """One line of a forest: a value, the ends of its 95 % interval (None where it has none) and its single seeds.
 
     tone: a name that `style.colour` knows, or a colour.
@@ -78,14 +78,14 @@ class Row(NamedTuple):
     hollow: bool = False
 
 
-def as_row(label: str, found: Quantity, seeds: Sequence[float] = (), tone: str = "ink", marker: str = "o") -> Row:
+def as_row(label: str, found: Quantity, seeds: Sequence[float] = (), tone: str = "ink", marker: str = "o") -> ForestRow:
     """A quantity as a line of a forest."""
-    return Row(label, found.value, found.low, found.high, seeds, tone, marker)
+    return ForestRow(label, found.value, found.low, found.high, seeds, tone, marker)
 
 
-def interval_row(label: str, found: Interval, seeds: Sequence[float] = (), **look: Any) -> Row:
+def interval_row(label: str, found: Interval, seeds: Sequence[float] = (), **look: Any) -> ForestRow:
     """A mean with its interval as a line of a forest."""
-    return Row(label, found.mean, found.low, found.high, seeds, **look)
+    return ForestRow(label, found.mean, found.low, found.high, seeds, **look)
 
 
 def paint(tone: str) -> str:
@@ -105,7 +105,7 @@ def mark(tone: str, marker: str, *, hollow: bool = False) -> dict[str, Any]:
     }
 
 
-def draw_rows(axes: Axes, rows: Sequence[Row], label: str, ticks: int = 0) -> None:
+def draw_rows(axes: Axes, rows: Sequence[ForestRow], label: str, ticks: int = 0) -> None:
     """A forest: each row's interval, its value and, above them, its seeds. ticks: at most so many steps along x."""
     for at, row in enumerate(rows):
         draw_interval(axes, at, row)
@@ -116,7 +116,7 @@ def draw_rows(axes: Axes, rows: Sequence[Row], label: str, ticks: int = 0) -> No
         axes.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
-def draw_interval(axes: Axes, y: float, row: Row) -> None:
+def draw_interval(axes: Axes, y: float, row: ForestRow) -> None:
     """A value with its interval at a height."""
     if row.low is not None and row.high is not None:
         axes.plot([row.low, row.high], [y, y], color=paint(row.tone), linewidth=2.4, solid_capstyle="butt")
@@ -131,23 +131,39 @@ def draw_margin(axes: Axes, low: float, high: float, line: float | None = None) 
 
 
 def draw_stacks(
-    axes: Axes, rows: Sequence[Mapping[str, float]], looks: Mapping[str, tuple[str, float, str]], *, unit: float = 1e9,
-    form: str = ".1f", places: Sequence[float] = (),
-) -> None:  # fmt: skip
+    axes: Axes,
+    rows: Sequence[Mapping[str, float]],
+    looks: Mapping[str, tuple[str, float, str]],
+    *,
+    unit: float = 1e9,
+    form: str = ".1f",
+    places: Sequence[float] = (),
+) -> None:
     """A bar a row with its parts side by side and their sum. looks: part → tone, share of it, hatch.  unit: of 1."""
     for place, parts in zip(places or range(len(rows)), rows, strict=True):
         left = 0.0
         for part, size in parts.items():
             tone, share, hatch = looks[part]
             label = part if parts is rows[0] else None
-            axes.barh(place, size / unit, 0.6, left=left, label=label, color=shade(tone, share), hatch=hatch,
-                      edgecolor=colour("paper"), linewidth=0.6)  # fmt: skip
+            axes.barh(
+                place,
+                size / unit,
+                0.6,
+                left=left,
+                label=label,
+                color=shade(tone, share),
+                hatch=hatch,
+                edgecolor=colour("paper"),
+                linewidth=0.6,
+            )
             left += size / unit
         ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}  # for a line behind it
         tag(axes, f"{left:{form}}", (left, place), (6, 0), va="center", bbox=ground)
 
 
-def draw_series(axes: Axes, xs: Sequence[float], rows: Sequence[Row], *, line: Any = "-", shift: float = 1.0) -> None:
+def draw_series(
+    axes: Axes, xs: Sequence[float], rows: Sequence[ForestRow], *, line: Any = "-", shift: float = 1.0
+) -> None:
     """Values against a logarithmic x, with intervals and seeds; `shift` sets neighbours side by side."""
     tone, x = paint(rows[0].tone), np.asarray(xs) * shift
     axes.plot(x, [row.value for row in rows], color=tone, linestyle=line, linewidth=1.6)
@@ -159,9 +175,16 @@ def draw_series(axes: Axes, xs: Sequence[float], rows: Sequence[Row], *, line: A
 
 
 def draw_quantities(
-    axes: Axes, xs: Sequence[float], names: Sequence[str], store: Store, *, tone: str, marker: str, line: Any = "-",
+    axes: Axes,
+    xs: Sequence[float],
+    names: Sequence[str],
+    store: Store,
+    *,
+    tone: str,
+    marker: str,
+    line: Any = "-",
     shift: float = 1.0,
-) -> tuple[float, float, str]:  # fmt: skip
+) -> tuple[float, float, str]:
     """Quantities by name as a series against a logarithmic x. Returns its last point and tone, for `label_points`."""
     rows = [as_row("", quantity(name, store), (), tone, marker) for name in names]
     draw_series(axes, xs, rows, line=line, shift=shift)
@@ -195,9 +218,16 @@ def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) 
         height = axes.transData.inverted().transform((0, at * scale))[1]
         line = {"arrowstyle": "-", "color": paint(tone), "linewidth": 0.7, "shrinkA": 1, "shrinkB": 6}
         axes.annotate(
-            text, (x, y), xytext=(column, height), textcoords=axes.get_yaxis_transform(), va="center",
-            color=paint(tone), fontsize=SMALL, fontweight="bold", arrowprops=line,
-        )  # fmt: skip
+            text,
+            (x, y),
+            xytext=(column, height),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color=paint(tone),
+            fontsize=SMALL,
+            fontweight="bold",
+            arrowprops=line,
+        )
 
 
 def labelled(figure: Figure, asked: str, axes: Axes, points: Points, *, column: float, gap: float = 14) -> Figure:
@@ -239,17 +269,19 @@ def seed_differences(comparison: TunedComparison, first: str, second: str, store
     return (one - two).tolist()
 
 
-def difference_row(label: str, comparison: TunedComparison, first: str, second: str, store: Store, **look: Any) -> Row:
+def difference_row(
+    label: str, comparison: TunedComparison, first: str, second: str, store: Store, **look: Any
+) -> ForestRow:
     """The paired difference of two arms' test losses; without an interval where both are one."""
     if first == second:
-        return Row(label, 0.0, **look)
+        return ForestRow(label, 0.0, **look)
     found = comparison.difference(first, second, "loss_nats", store)
     return interval_row(label, found, seed_differences(comparison, first, second, store), **look)
 
 
 def loss_row(
     label: str, comparison: TunedComparison, study: str, arm: str, store: Store, tone: str = "ink", marker: str = "o"
-) -> Row:
+) -> ForestRow:
     """The test loss of an arm with its seeds."""
     seeds = per_seed(comparison.finals(arm, store), "loss")
     return as_row(label, quantity(f"{study}.{arm}_loss", store), seeds, tone, marker)

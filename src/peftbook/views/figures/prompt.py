@@ -36,8 +36,17 @@ def soft_prompt_position() -> Figure:
     figure, axes = drawing(5.8, 3.5)
     for at, (tone, text) in enumerate(VECTORS):
         draw_vector(axes, at, tone, text)
-    rounded(axes, LEFT, 1.74, 10 * CELL, 0.74, facecolor=shade("muted", 0.14), edgecolor=colour("muted"),
-            hatch="//", hatch_linewidth=0.3)  # fmt: skip
+    rounded(
+        axes,
+        LEFT,
+        1.74,
+        10 * CELL,
+        0.74,
+        facecolor=shade("muted", 0.14),
+        edgecolor=colour("muted"),
+        hatch="//",
+        hatch_linewidth=0.3,
+    )
     ground = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 3}
     say(axes, LEFT + 5 * CELL, 2.11, "The whole model, frozen", fontsize=SIZE + 1, fontweight="bold", bbox=ground)
     for at, text in ((7, "Add"), (8, "two")):
@@ -69,5 +78,13 @@ def length_counts() -> Chart:
     for name, rank, look in (("q and v", 1, "qlora"), ("all linear", 16, "lora")):
         count = float(rank * parameters_per_rank(TARGETS[name]))
         series.append(Series(f"LoRA, {name}, r = {rank}", [count] * 2, look, [1.0, 200.0], marks=False))
-    return Chart(series, "Virtual tokens", "Trained numbers", log={"x": 10, "y": 10}, number_format="#,##0",
-                 x_format="0", x_range=(1, 1000), y_range=(100, 1e7))  # fmt: skip
+    return Chart(
+        series,
+        "Virtual tokens",
+        "Trained numbers",
+        log={"x": 10, "y": 10},
+        number_format="#,##0",
+        x_format="0",
+        x_range=(1, 1000),
+        y_range=(100, 1e7),
+    )

@@ -165,9 +165,15 @@ def codebook_levels(block: int = 64) -> Figure:
 def code_shares(block: int = 64) -> Chart:
     """Share of normal weights that each of NF4's codes holds."""
     shares = [100 * float(share) for share in bin_shares(nf4_levels(), block)]
-    return Chart([Series("Share of weights, %", shares, "lora")], "NF4 code (0 is −1, 7 is zero, 15 is +1)",
-                 "Weights in the code, %", [str(code) for code in range(16)], y_range=(0, None), number_format="0",
-                 gap=28)  # fmt: skip
+    return Chart(
+        [Series("Share of weights, %", shares, "lora")],
+        "NF4 code (0 is −1, 7 is zero, 15 is +1)",
+        "Weights in the code, %",
+        [str(code) for code in range(16)],
+        y_range=(0, None),
+        number_format="0",
+        gap=28,
+    )
 
 
 @figure
@@ -192,8 +198,16 @@ def block_errors() -> Chart:
         Series(name, [1000 * mean_squared_error(levels, block) for block in BLOCKS], MARKS[name][2], blocks)
         for name, levels in codebooks().items()
     ]
-    return Chart(series, BLOCK_AXIS, "Mean squared error × 1,000", log={"x": 4}, number_format="0", x_format="0",
-                 x_range=(16, 4096), y_range=(0, None))  # fmt: skip
+    return Chart(
+        series,
+        BLOCK_AXIS,
+        "Mean squared error × 1,000",
+        log={"x": 4},
+        number_format="0",
+        x_format="0",
+        x_range=(16, 4096),
+        y_range=(0, None),
+    )
 
 
 @figure
@@ -244,8 +258,16 @@ def stored_bits() -> Chart:
         Series(label, [bits_per_parameter(int(block), double) for block in blocks], look, blocks)
         for double, label, look in ((False, "32-bit scales", "qlora"), (True, "double quantisation", "lora"))
     ]
-    return Chart(series, BLOCK_AXIS, "Bits per stored weight", log={"x": 2}, number_format="0.0", x_format="0",
-                 x_range=(16, 512), y_range=(4, 6))  # fmt: skip
+    return Chart(
+        series,
+        BLOCK_AXIS,
+        "Bits per stored weight",
+        log={"x": 2},
+        number_format="0.0",
+        x_format="0",
+        x_range=(16, 512),
+        y_range=(4, 6),
+    )
 
 
 @figure

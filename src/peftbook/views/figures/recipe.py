@@ -19,7 +19,7 @@ LEFT, BROAD = 0.12, 2.8  # edge and width of the steps
 END, NARROW = 3.72, 2.4  # of the ends
 
 
-class Step(NamedTuple):
+class Branch(NamedTuple):
     """A question, the answer that leaves the way, and where that leads, in the tone of a method. on: the other one."""
 
     asked: str
@@ -30,11 +30,11 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("Do an instruction and\nfive examples do it?", "yes", "Train nothing", "prompt", "no"),
-    Step("Is it facts that\nare missing?", "yes", "Look them up, put\nthem in the prompt", "prompt", "no: a form"),
-    Step("Some hundred rows,\nand as many to test on?", "no", "Collect rows first", "muted", "yes"),
-    Step("Does LoRA over\n16 bits surely fit?", "yes", "LoRA", "lora", "no"),
-    Step("Does LoRA over\n4 bits surely fit?", "yes", "QLoRA", "qlora", "no: a smaller model, shorter rows"),
+    Branch("Do an instruction and\nfive examples do it?", "yes", "Train nothing", "prompt", "no"),
+    Branch("Is it facts that\nare missing?", "yes", "Look them up, put\nthem in the prompt", "prompt", "no: a form"),
+    Branch("Some hundred rows,\nand as many to test on?", "no", "Collect rows first", "muted", "yes"),
+    Branch("Does LoRA over\n16 bits surely fit?", "yes", "LoRA", "lora", "no"),
+    Branch("Does LoRA over\n4 bits surely fit?", "yes", "QLoRA", "qlora", "no: a smaller model, shorter rows"),
 )  # fmt: skip
 AFTER = ("Three rates, the lowest\nvalidation loss", "Answers to the test rows,\npaired with the untuned")
 

@@ -37,9 +37,16 @@ def requests_to_break_even() -> Chart:
         Series(name, [requests_to_earn_back(runs * RUN_TOKENS, k) for k in EXTRA], look, list(EXTRA))
         for (name, runs), look in zip(TRAINED.items(), ("lora", "qlora", "prompt"), strict=True)
     ]
-    return Chart(series, "Tokens that the examples add to a request", "Requests until tuning has paid",
-                 log={"x": 10, "y": 10}, number_format="#,##0", x_format="#,##0", x_range=(10, 10_000),
-                 y_range=(1, 1e7))  # fmt: skip
+    return Chart(
+        series,
+        "Tokens that the examples add to a request",
+        "Requests until tuning has paid",
+        log={"x": 10, "y": 10},
+        number_format="#,##0",
+        x_format="#,##0",
+        x_range=(10, 10_000),
+        y_range=(1, 1e7),
+    )
 
 
 @figure

@@ -98,8 +98,12 @@ def bytes_a_step() -> Figure:
         values = [decoding_bytes(count, way) / 1e9 for count in COUNTS]
         shift = {"merged copies": 1.05}.get(way, 1.0)
         axes.plot(np.array(COUNTS) * shift, values, **(mark(tone, marker) | {"linestyle": line}))
-    axes.set(xscale="log", yscale="log", xlabel=f"Adapters in a batch of {REQUESTS} requests",
-             ylabel="GB of weights read a step\n(Llama-2-7B, computed)")  # fmt: skip
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=f"Adapters in a batch of {REQUESTS} requests",
+        ylabel="GB of weights read a step\n(Llama-2-7B, computed)",
+    )
     plain_ticks(axes, COUNTS)
     axes.set_yticks([10, 30, 100, 300], ["10", "30", "100", "300"])
     axes.minorticks_off()

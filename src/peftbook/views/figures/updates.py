@@ -238,5 +238,12 @@ def latency(store: Store) -> Chart:
         measured_series(label, [f"merging_latency.{name}_forward_{dtype}_batch1" for name in names], store, look)
         for dtype, label, look in (("fp32", "float32", "lora"), ("bf16", "bfloat16", "qlora"))
     ]
-    return Chart(series, "", "Ratio of times, forward pass", list(names.values()), y_range=(0, None),
-                 number_format="0.0", label_format="0.00")  # fmt: skip
+    return Chart(
+        series,
+        "",
+        "Ratio of times, forward pass",
+        list(names.values()),
+        y_range=(0, None),
+        number_format="0.0",
+        label_format="0.00",
+    )

@@ -153,6 +153,14 @@ def draw_grid(axes: Axes, x: float, y: float, name: str, what: str, tone: str) -
     for row, column in product(range(CELLS), range(columns)):
         at = {"rows": row, "columns": column, "added": row}.get(what)
         face = colour("fill") if at is None else shade(tone, STRENGTHS[at])
-        axes.add_patch(Rectangle((x + column * side, y + row * side), side, side, facecolor=face,
-                                 edgecolor=colour("paper"), linewidth=0.8))  # fmt: skip
+        axes.add_patch(
+            Rectangle(
+                (x + column * side, y + row * side),
+                side,
+                side,
+                facecolor=face,
+                edgecolor=colour("paper"),
+                linewidth=0.8,
+            )
+        )
     say(axes, x + columns * side / 2, y - 0.14, name, fontsize=SMALL)

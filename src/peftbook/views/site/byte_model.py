@@ -29,7 +29,11 @@ from peftbook.views.site.javascript import script
 
 ENGINE = PACKAGE.parents[1] / "book/assets/live/fit"
 FOLDER, FILE = "fit", "byte-model.js"  # of the site
-CALLS = ("peftbook.memory.question.told", "peftbook.memory.question.Question", "peftbook.core.errors.InputError")
+CALLS = (
+    "peftbook.memory.question.answer_fields",
+    "peftbook.memory.question.Question",
+    "peftbook.core.errors.InputError",
+)
 GIVEN = ("peftbook.memory.shapes.settings_text",)
 UNUSED = ("Step.table",)
 # Parts of the bar and the terms that they are made of, in the order in which they stand

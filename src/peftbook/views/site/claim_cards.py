@@ -12,7 +12,7 @@ from peftbook.evidence import results
 from peftbook.evidence.ledger import KINDS, claim_amendments
 from peftbook.views.html import fill, piece, powers_raised
 from peftbook.views.site.bibliography import BIBLIOGRAPHY, short_name
-from peftbook.views.site.display import VERDICTS, badge, counted, sign, slug
+from peftbook.views.site.display import VERDICTS, badge, pluralize, sign, slug
 
 # What a reader may bet on before the verdict shows, and the outcomes that make the bet right.
 SIDES = {
@@ -50,13 +50,23 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
     work, comma, rest = study.source.partition(",")
     chapter = study.chapter.removeprefix("book/").removesuffix(".md")
     return fill(
-        "claim_card.html", claim=claim, home=home, page=page, command=results.run_command(study.name),
+        "claim_card.html",
+        claim=claim,
+        home=home,
+        page=page,
+        command=results.run_command(study.name),
         side=next((name for name, outcomes in SIDES.items() if outcome in outcomes and not study.own), ""),
-        cuda=elsewhere if elsewhere and elsewhere.outcome != "not yet run" else None, changes=changes,
-        work=work.strip() if short_name(work.strip()) else "", where=comma + rest,
+        cuda=elsewhere if elsewhere and elsewhere.outcome != "not yet run" else None,
+        changes=changes,
+        work=work.strip() if short_name(work.strip()) else "",
+        where=comma + rest,
         chapter=chapter if chapter and BIBLIOGRAPHY.with_name(f"{chapter}.md").is_file() else "",
-        badge=badge, counted=counted, short_name=short_name, slug=slug, **_effect(claim.effect),
-    )  # fmt: skip
+        badge=badge,
+        pluralize=pluralize,
+        short_name=short_name,
+        slug=slug,
+        **_effect(claim.effect),
+    )
 
 
 def _effect(effect: studies.Quantity | None) -> dict[str, object]:

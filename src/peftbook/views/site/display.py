@@ -71,8 +71,11 @@ def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: s
     html = piece(
         '<figure class="book-figure" id="fig-{0}">{1}<figcaption><span class="figure-number" data-figure="{0}">Figure'
         '</span> <span class="figure-caption">{2}</span>{3}</figcaption></figure>',
-        name, images, Markup(caption), run_facts(seen),
-    )  # fmt: skip
+        name,
+        images,
+        Markup(caption),
+        run_facts(seen),
+    )
     return Shown(html, re.sub(r"<[^>]+>", "", caption))
 
 
@@ -145,20 +148,20 @@ def amendments() -> Shown:
     for change in ledger.amendments():
         what = "The rule of uncertainty of all studies."
         after = piece("after <code>{}</code><br>rule now <code>{}</code>", change.commit, change.rule)
-        rows.append((change.date, after, _told(what, change), "yes", _moves(change.verdicts)))
+        rows.append((change.date, after, _change_note(what, change), "yes", _moves(change.verdicts)))
     for claim in ledger.claim_amendments():
         names, counts = list(claim.studies), [fate.records for fate in claim.studies.values()]
         whose = ", ".join(names).replace("_", " ") if len(names) <= UNFOLDED else f"{len(names)} studies"
         what = f"Of {whose}: {ledger.KINDS[claim.kind]}."
         records = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
         code = piece("<code>{}</code>", claim.commit)
-        rows.append((claim.date, code, _told(what, claim), f"yes: {records}", _moves(claim.verdicts)))
+        rows.append((claim.date, code, _change_note(what, claim), f"yes: {records}", _moves(claim.verdicts)))
     rows.sort(key=lambda row: row[0])
     head = ["Date, commit", "What changed, and why", "Records then", "Verdicts, before → now"]
     return table(head, [(piece("{}<br>{}", date, commit), *cells) for date, commit, *cells in rows])
 
 
-def _told(what: str, change: Any) -> Markup:
+def _change_note(what: str, change: Any) -> Markup:
     """What was changed, from what to what, and why."""
     parts = (("Before", change.before), ("Now", change.now), ("Why", change.why))
     return piece("{}<br>{}", what, joined((piece("<b>{}:</b> {}", *part) for part in parts), Markup("<br>")))
@@ -200,13 +203,13 @@ def run_facts(keys: Collection[str]) -> Markup:
         raise ValueError(f"{len(keys) - len(records)} run(s) behind a figure have no record: see `peftbook status`.")
     seeds = {record.spec.seed for record in records}
     hardware = sorted({text for record in records if (text := record.hardware)})
-    facts = [counted(len(records), "run"), counted(len(seeds), "seed"), *hardware]
+    facts = [pluralize(len(records), "run"), pluralize(len(seeds), "seed"), *hardware]
     links = joined((link(f"runs/{key[:12]}.html", key[:6], "run-link") for key in list(keys)[:12]), " ")
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
     return piece('<span class="run-facts">{}. Runs: {}{}</span>', "; ".join(facts), links, more)
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 

@@ -21,7 +21,7 @@ from peftbook.evidence.results import format_quantity, quantity
 from peftbook.studies import Quantity
 from peftbook.views.html import piece
 from peftbook.views.site.bibliography import short_name
-from peftbook.views.site.display import counted
+from peftbook.views.site.display import pluralize
 from peftbook.views.site.identity import PUBLIC_ADDRESS
 
 LOGGER = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def describe(name: str, measured: Quantity) -> str:
     """The tooltip: what is behind the number."""
     interval = "95 % interval" * (measured.low is not None)
     n = f"n = {measured.n:,}" if measured.n else ""
-    seeds = counted(measured.seeds, "seed") if measured.seeds else ""
-    return "; ".join(filter(None, (name, interval, n, seeds, counted(len(measured.runs), "run"), measured.note)))
+    seeds = pluralize(measured.seeds, "seed") if measured.seeds else ""
+    return "; ".join(filter(None, (name, interval, n, seeds, pluralize(len(measured.runs), "run"), measured.note)))
 
 
 class NumberRole(SphinxRole):

@@ -45,7 +45,7 @@ INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # matplotl
 
 
 @dataclass
-class Chapter:
+class PendingPage:
     """A page whose code no cache has, and what its execution left."""
 
     page: str
@@ -82,14 +82,14 @@ def execute_ahead(app: Any, env: Any, pages: Sequence[str]) -> None:
             phases("executing the chapters", count, len(running), f"{chapter.page} is done")
 
 
-def pending(env: Any, cache: Any, pages: Sequence[str]) -> list[Chapter]:
+def pending(env: Any, cache: Any, pages: Sequence[str]) -> list[PendingPage]:
     """The chapters among these pages that have code and no outputs in the cache."""
     found = []
     for page in pages:
         path = Path(env.doc2path(page))
         text = path.read_text(encoding="utf-8")
         reader = create_nb_reader(str(path), env.myst_config, env.mystnb_config, text)
-        if reader is None or not size(chapter := Chapter(page, path, reader.read(text))):
+        if reader is None or not size(chapter := PendingPage(page, path, reader.read(text))):
             continue
         try:
             cache.match_cache_notebook(chapter.notebook)
@@ -98,7 +98,7 @@ def pending(env: Any, cache: Any, pages: Sequence[str]) -> list[Chapter]:
     return found
 
 
-def size(chapter: Chapter) -> int:
+def size(chapter: PendingPage) -> int:
     """Characters of its code."""
     return sum(len(cell.source) for cell in chapter.notebook.cells if cell.cell_type == "code")
 
@@ -140,17 +140,20 @@ class ForkedKernel(LocalProvisioner):
 
 
 def execute(
-    chapter: Chapter, app: Any, timeout: int, manager: type[AsyncKernelManager], shared: Mapping[str, str]
-) -> Chapter:
+    chapter: PendingPage, app: Any, timeout: int, manager: type[AsyncKernelManager], shared: Mapping[str, str]
+) -> PendingPage:
     """Execute a chapter in a kernel of its own, and note what it used."""
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "trace.json"
         variables = {**shared, **kernel_variables(app, target)}
         client = NotebookClient(
-            chapter.notebook, timeout=timeout, resources={"metadata": {"path": str(chapter.path.parent)}},
-            record_timing=False, kernel_manager_class=manager,
-        )  # fmt: skip
+            chapter.notebook,
+            timeout=timeout,
+            resources={"metadata": {"path": str(chapter.path.parent)}},
+            record_timing=False,
+            kernel_manager_class=manager,
+        )
         with suppress(CellExecutionError, CellTimeoutError, DeadKernelError, FileNotFoundError):
             client.execute(env=variables)
             trace = json.loads(target.read_text())

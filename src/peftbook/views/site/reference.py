@@ -31,9 +31,12 @@ def fold(anchor: str, name: str, text: str, rows: Iterable[tuple[str, str]]) -> 
     """A name and what it is, with its list folded."""
     return piece(
         '<details class="fold" id="{}"><summary><code class="fold-name">{}</code><span class="fold-text">{}</span>'
-        "</summary><dl>{}</dl></details>", anchor, name, prose(text),
+        "</summary><dl>{}</dl></details>",
+        anchor,
+        name,
+        prose(text),
         joined(piece("<dt><code>{}</code></dt><dd>{}</dd>", term, prose(meaning)) for term, meaning in rows),
-    )  # fmt: skip
+    )
 
 
 def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -30,7 +30,7 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.views.html import TEMPLATES, fill, flatten, powers_raised, with_unit
 from peftbook.views.site.claim_cards import claim_card, scoreboard, seen_from_cuda
-from peftbook.views.site.display import counted
+from peftbook.views.site.display import pluralize
 from peftbook.views.site.execution import LOCK_FILES
 from peftbook.views.site.machines import machines_table
 
@@ -85,11 +85,26 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
     settings = fields.pop("runs", [])
     runs = record.spec.runs if isinstance(record.spec, specs.Probe) else ()
     return fill(
-        "run.html", record=record, title=title_of(record), what=results.describe(record.spec), where=where,
-        known=known, measurements=[(name.replace("_", " "), value) for name, value in measured], curves=curves,
-        lists=lists, fields=fields, runs=runs, settings=settings, texts=texts, unfolded=UNFOLDED, sample=SAMPLE,
-        shown_specs=SHOWN_SPECS, counted=counted, describe=results.describe, flatten=flatten,
-    )  # fmt: skip
+        "run.html",
+        record=record,
+        title=title_of(record),
+        what=results.describe(record.spec),
+        where=where,
+        known=known,
+        measurements=[(name.replace("_", " "), value) for name, value in measured],
+        curves=curves,
+        lists=lists,
+        fields=fields,
+        runs=runs,
+        settings=settings,
+        texts=texts,
+        unfolded=UNFOLDED,
+        sample=SAMPLE,
+        shown_specs=SHOWN_SPECS,
+        pluralize=pluralize,
+        describe=results.describe,
+        flatten=flatten,
+    )
 
 
 def _curves(record: Record) -> tuple[list[tuple[str, Markup]], list[tuple[str, str]]]:
@@ -127,12 +142,18 @@ def study_page(study: studies.Study, store: Store, cuda: Store | None = None) ->
     quantities = results.study_quantities(study.name, store)
     deciding = {name: quantities[name] for name in claim.verdict.quantities if name in quantities}
     return fill(
-        "study.html", study=study, card=claim_card(claim, cuda, home="../", page=""), deciding=deciding,
+        "study.html",
+        study=study,
+        card=claim_card(claim, cuda, home="../", page=""),
+        deciding=deciding,
         others={name: quantity for name, quantity in quantities.items() if name not in deciding},
-        command=results.run_command(study.name), missing=claim.missing, entries=_entries(study.records(store)),
-        printed=lambda quantity: powers_raised(results.format_quantity(quantity)), unfolded=UNFOLDED,
+        command=results.run_command(study.name),
+        missing=claim.missing,
+        entries=_entries(study.records(store)),
+        printed=lambda quantity: powers_raised(results.format_quantity(quantity)),
+        unfolded=UNFOLDED,
         shown_runs=SHOWN_RUNS,
-    )  # fmt: skip
+    )
 
 
 def _entries(records: Iterable[Record]) -> list[tuple[Record, str, str]]:
@@ -152,7 +173,7 @@ def run_index(store: Store) -> Markup:
         groups.append((study.name, study.title, before, _entries(mine)))
     if rest := [record for record in every.values() if record.key not in shown]:
         groups.append((OTHERS, "Runs of no study", 0, _entries(rest)))
-    return fill("run_index.html", total=len(every), groups=groups, others=OTHERS, counted=counted)
+    return fill("run_index.html", total=len(every), groups=groups, others=OTHERS, pluralize=pluralize)
 
 
 def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.Study, list[str]]]:

@@ -235,7 +235,11 @@ def add_tokens(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     frame = add_text(slide, "Tokens", [("", size, False, INK)], (left, TOP, WIDTH - MARGIN - left, BOTTOM - TOP))
     paragraph = frame.paragraphs[0]
     rows = 1
-    for text, kind in [*map(tuple, data.counted()["example"]["tokens"]), ("\n", "break"), ("<|im_end|>", "padding")]:
+    for text, kind in [
+        *map(tuple, data.shipped_counts()["example"]["tokens"]),
+        ("\n", "break"),
+        ("<|im_end|>", "padding"),
+    ]:
         if kind == "break":
             paragraph, rows = frame.add_paragraph(), rows + 1
             continue

@@ -22,8 +22,17 @@ def verdicts(store: Store) -> Chart:
     labels = [f"{outcome}: {count}" for outcome, count in counts.items()]
     looks = {"reproduced": "lora", "equivalent": "prompt", "refuted": "qlora", "fails in this regime": "qlora"}
     series = Series("Claims", [float(count) for count in counts.values()])
-    return Chart([series], "", "Claims", labels, horizontal=True, number_format="0", y_range=(0, None), gap=40,
-                 point_looks=[looks.get(outcome, "untuned") for outcome in counts])  # fmt: skip
+    return Chart(
+        [series],
+        "",
+        "Claims",
+        labels,
+        horizontal=True,
+        number_format="0",
+        y_range=(0, None),
+        gap=40,
+        point_looks=[looks.get(outcome, "untuned") for outcome in counts],
+    )
 
 
 COMPUTED: dict[str, Callable[[], Chart]] = {

@@ -1,6 +1,6 @@
 """Python functions as JavaScript, so that a page computes with the package's own code and there is no second one.
 
-    script(["peftbook.memory.question.told"], tables={…})
+    script(["peftbook.memory.question.answer_fields"], tables={…})
 
 The byte model is control flow on names, no formula: branches on some forty settings, loops over layers, polynomials
 as dictionaries. A table of its terms would need one entry for each combination of settings. So its syntax trees are
@@ -21,7 +21,7 @@ fraction is a whole number (those of a config.json excepted), and beyond 2⁵³ 
 
 from __future__ import annotations
 
-from peftbook.views.site.javascript.modules import Unknown
+from peftbook.views.site.javascript.modules import UntranslatedError
 from peftbook.views.site.javascript.script import script
 
-__all__ = ["Unknown", "script"]
+__all__ = ["UntranslatedError", "script"]

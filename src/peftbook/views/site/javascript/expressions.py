@@ -8,15 +8,46 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from peftbook.views.site.javascript import modules
-from peftbook.views.site.javascript.modules import Key, Module, Unknown, methods_of, origin, ours
+from peftbook.views.site.javascript.modules import Key, Module, UntranslatedError, methods_of, origin, ours
 
-__all__ = ["Expressions", "Scope", "local", "named"]
+__all__ = ["Expressions", "Scope", "js_name", "local"]
 
-RESERVED = frozenset({
-    "arguments", "await", "case", "catch", "const", "default", "delete", "do", "enum", "eval", "export", "extends",
-    "function", "given", "let", "new", "null", "package", "private", "protected", "public", "py", "static", "super",
-    "switch", "this", "throw", "try", "typeof", "undefined", "var", "void",
-})  # fmt: skip
+RESERVED = frozenset(
+    {
+        "arguments",
+        "await",
+        "case",
+        "catch",
+        "const",
+        "default",
+        "delete",
+        "do",
+        "enum",
+        "eval",
+        "export",
+        "extends",
+        "function",
+        "given",
+        "let",
+        "new",
+        "null",
+        "package",
+        "private",
+        "protected",
+        "public",
+        "py",
+        "static",
+        "super",
+        "switch",
+        "this",
+        "throw",
+        "try",
+        "typeof",
+        "undefined",
+        "var",
+        "void",
+    }
+)
 OPERATORS = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
     ast.Pow: "pow", ast.BitOr: "or_", ast.LShift: "lshift",
@@ -27,11 +58,33 @@ COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.In: "py.has({1}, {0})", ast.NotIn: "!py.has({1}, {0})",
 }  # fmt: skip
 # Methods that strings and lists have, which JavaScript has by other names or in another sense
-BUILT_IN = frozenset({
-    "append", "count", "endswith", "extend", "format", "index", "is_integer", "items", "join", "keys", "lower",
-    "partition", "pop", "removeprefix", "removesuffix", "replace", "rpartition", "rsplit", "split", "startswith",
-    "strip", "upper", "values",
-})  # fmt: skip
+BUILT_IN = frozenset(
+    {
+        "append",
+        "count",
+        "endswith",
+        "extend",
+        "format",
+        "index",
+        "is_integer",
+        "items",
+        "join",
+        "keys",
+        "lower",
+        "partition",
+        "pop",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rpartition",
+        "rsplit",
+        "split",
+        "startswith",
+        "strip",
+        "upper",
+        "values",
+    }
+)
 OF_OTHERS = frozenset({"add", "copy", "get", "setdefault"})  # methods of dictionaries and sets alone
 
 
@@ -65,10 +118,10 @@ class Expressions:
         self.scope: Scope | None = None
         self.temporary = 0
 
-    def unknown(self, node: ast.AST) -> Unknown:
+    def unknown(self, node: ast.AST) -> UntranslatedError:
         """The error for a construct."""
         text = ast.unparse(node).splitlines()[0]
-        return Unknown(
+        return UntranslatedError(
             f"{self.module.path}:{getattr(node, 'lineno', '?')}: {type(node).__name__} is not translated: {text}"
         )
 
@@ -146,7 +199,7 @@ class Expressions:
         where, what = origin(*key)
         if ours(where) or (where, what) in self.kept:
             self.needs.add((where, what))
-            return named((where, what))
+            return js_name((where, what))
         return f"py.{where.replace('.', '_')}" + (f".{what}" if what else "")
 
     def attribute(self, node: ast.Attribute) -> str:
@@ -266,6 +319,6 @@ def local(name: str) -> str:
     return f"{name}_" if name in RESERVED else name
 
 
-def named(key: Key) -> str:
+def js_name(key: Key) -> str:
     """The JavaScript name of a definition."""
     return f"{key[0].removeprefix(f'{modules.ROOT}.').replace('.', '$')}${key[1]}"

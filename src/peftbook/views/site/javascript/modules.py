@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = [
     "Key",
     "Module",
-    "Unknown",
+    "UntranslatedError",
     "imports",
     "in_order",
     "key_of",
@@ -27,7 +27,7 @@ ROOT = "peftbook"
 Key = tuple[str, str]  # module, name
 
 
-class Unknown(Exception):  # noqa: N818 — what the translation does not know
+class UntranslatedError(Exception):
     """A construct that is not translated: the file, the line and what it is."""
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peftbook.views.site.javascript.expressions import named
+from peftbook.views.site.javascript.expressions import js_name
 from peftbook.views.site.javascript.modules import Key, in_order, key_of, line, module
 from peftbook.views.site.javascript.statements import Translation
 
@@ -29,8 +29,8 @@ def script(
     units = reached(wanted, kept, frozenset(unused))
     modules = in_order([where for where, _ in wanted])
     order = sorted(units, key=lambda key: (modules.index(key[0]), line(key)) if key[0] in modules else (-1, 0))
-    ends = ", ".join(f"{name}: {named((where, name))}" for where, name in wanted)
-    return "\n".join([*(f"const {named(key)} = {units[key]};" for key in order), f"return {{{ends}}};"])
+    ends = ", ".join(f"{name}: {js_name((where, name))}" for where, name in wanted)
+    return "\n".join([*(f"const {js_name(key)} = {units[key]};" for key in order), f"return {{{ends}}};"])
 
 
 def literal(value: Any) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from peftbook.views.site.javascript.expressions import OPERATORS, Expressions, Scope, local
-from peftbook.views.site.javascript.modules import Key, Unknown, imports
+from peftbook.views.site.javascript.modules import Key, UntranslatedError, imports
 
 __all__ = ["Translation"]
 
@@ -19,7 +19,7 @@ class Translation(Expressions):
         """The value of a module's name."""
         statements = self.module.defined.get(name)
         if statements is None:
-            raise Unknown(f"{self.module.name} defines no {name}")
+            raise UntranslatedError(f"{self.module.name} defines no {name}")
         first, *more = statements
         match first:
             case ast.FunctionDef():
