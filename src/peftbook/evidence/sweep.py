@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -65,20 +65,26 @@ class Sweep(Generic[Spec]):
             records.append(record)
         return self.loss(records)
 
+    def grids(self, lookup: Lookup) -> Iterator[dict[float, float]]:
+        """Rate → validation loss, ascending, of the first grid and of each that grows from it. Raises Missing."""
+        losses: dict[float, float] = {}
+        rates = self.grid
+        while list(rates) != list(losses):
+            losses = {rate: losses[rate] if rate in losses else self.trial(rate, lookup) for rate in rates}
+            yield losses
+            rates = self.grow(losses)
+
     def rates(self, lookup: Lookup) -> list[float]:
         """The grid, grown as far as the records at hand determine."""
-        rates = list(self.grid)
+        rates = self.grid
         with suppress(Missing):
-            while rates:
-                grown = list(self.grow({rate: self.trial(rate, lookup) for rate in rates}))
-                if grown == rates:
-                    break
-                rates = grown
-        return rates
+            for losses in self.grids(lookup):
+                rates = self.grow(losses)
+        return list(rates)
 
     def losses(self, lookup: Lookup) -> dict[float, float]:
         """Rate → validation loss over the whole grid, ascending. Raises Missing."""
-        return {rate: self.trial(rate, lookup) for rate in self.rates(lookup)}
+        return [{}, *self.grids(lookup)][-1]
 
     def best(self, lookup: Lookup) -> float:
         """The rate with the lowest validation loss of the whole grid. Raises Missing."""
