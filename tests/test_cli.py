@@ -21,6 +21,7 @@ from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.question import option
 from peftbook.memory.setup import CHOICES
 from peftbook.memory.stacks import STACKS, setup_in
+from peftbook.studies import NAMES
 
 
 def refused(capsys, *argv: str) -> str:
@@ -182,6 +183,11 @@ def test_status_and_claims_read_the_shipped_records(capsys):
     rows = json.loads(out[out.index("[\n") :])
     said = {row["study"]: (row["own"], bool(row["regime"])) for row in rows}
     assert said["methods"] == (False, False) and said["costs"] == (False, True) and said["memory"] == (True, False)
+    assert cli.main(["claims"]) == 0
+    assert capsys.readouterr().out.count("\n") == len(NAMES) + 4
+    assert cli.main(["claims", "rank", "dora"]) == 0
+    assert capsys.readouterr().out.count("\n  Refuted if: ") == 2
+    assert cli.main(["claims", "rnak"]) == 2
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():

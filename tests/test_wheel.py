@@ -169,7 +169,7 @@ def test_what_an_extra_brings_is_not_in_the_core(wheel):
         (("train", "--help"), "--learning-rate"),
         (("fit", "--model", "llama-3.1-8b", "--method", "qlora", "--seq", "512", "--memory", "24GiB"), "fits"),
         (("power", "--margin", "0.02", "--rows", "200"), "ROUGE-L"),
-        pytest.param(("claims",), "claims of papers: ", marks=pytest.mark.slow),
+        (("claims", "rank"), "Refuted if: "),
         (("status",), "runs cached"),
     ],
 )

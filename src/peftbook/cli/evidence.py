@@ -14,6 +14,7 @@ from peftbook.core.errors import InputError
 if TYPE_CHECKING:
     from peftbook.core.records import Store
     from peftbook.decision.outside import Outside, Pairing
+    from peftbook.evidence.results import Claim
     from peftbook.evidence.stats import Interval
 
 LEAST_P = 1e-12  # that is printed
@@ -30,6 +31,7 @@ def add_commands(add: Add) -> None:
     verify.add_argument("--sample", type=positive, default=2, help="how many records (default 2)")
     verify.add_argument("--seed", type=int, default=0, help="which sample")
     claims = add("claims", command_claims)
+    claims.add_argument("names", nargs="*", metavar="NAME", help="studies to print in full (default: all, a line each)")
     claims.add_argument("--json", action="store_true")
     claims.add_argument("--decidable", action="store_true", help="of the open ones: how many more seeds would decide")
     on_platform(claims)
@@ -136,33 +138,46 @@ def command_verify(args: argparse.Namespace) -> int:
 
 
 def command_claims(args: argparse.Namespace) -> int:
-    """Print the verdict on each claim, in order of worth; or what would decide those that are open."""
+    """Print the verdict on each claim, a line each in order of worth; the whole of those named; or what would decide
+    those that are open.
+    """
     from peftbook.core.quiet import gc_paused
 
     with gc_paused():  # judging makes no reference cycles
-        from peftbook.evidence.results import claims, count_verdicts, format_quantity
+        from peftbook.evidence.results import claim, claims, count_verdicts
 
         store = store_on(args.platform)
         if args.decidable:
             return print_outlooks(store, args.json)
-        judged = claims(store)
+        judged = [claim(name, store) for name in args.names] or claims(store)
     if args.json:
-        print_json([claim_row(claim, args.platform) for claim in judged])
-        return 0
-    for own, what in ((False, "claims of papers"), (True, "of our own claims and tools")):
-        counts = count_verdicts(judged, own)
-        print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
-    for claim in judged:
-        study, verdict = claim.study, claim.verdict
-        print(f"\n{verdict.outcome.upper()}: {study.claim} [{study.source}]")
-        print(f"  {study.name}: {verdict.sentence}")
-        if claim.effect is not None:
-            made = f"{claim.runs - claim.missing} of {claim.runs} runs"
-            print(f"  {claim.name} = {format_quantity(claim.effect)} ({made})")
-        elif claim.missing:
-            print(f"  {claim.missing_runs}: {command_for(study.name, args.platform)}")
-        print(f"  Refuted if: {study.refuted_if}\n  Does not show: {study.does_not_show}")
+        print_json([claim_row(one, args.platform) for one in judged])
+    elif args.names:
+        print("\n\n".join(claim_text(one, args.platform) for one in judged))
+    else:
+        for own, what in ((False, "claims of papers"), (True, "of our own claims and tools")):
+            counts = count_verdicts(judged, own)
+            print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
+        wide = max(len(one.study.name) for one in judged)
+        for one in judged:
+            print(f"{one.verdict.outcome:21} {one.study.name:{wide}} {one.study.title}")
+        print("\nOne in full: peftbook claims NAME")
     return 0
+
+
+def claim_text(claim: Claim, platform: str) -> str:
+    """A claim with its verdict, its effect, what would refute it and what it does not show."""
+    from peftbook.evidence.results import format_quantity
+
+    study, verdict = claim.study, claim.verdict
+    lines = [f"{verdict.outcome.upper()}: {study.claim} [{study.source}]", f"{study.name}: {verdict.sentence}"]
+    if claim.effect is not None:
+        made = f"{claim.runs - claim.missing} of {claim.runs} runs"
+        lines.append(f"{claim.name} = {format_quantity(claim.effect)} ({made})")
+    elif claim.missing:
+        lines.append(f"{claim.missing_runs}: {command_for(study.name, platform)}")
+    lines += [f"Refuted if: {study.refuted_if}", f"Does not show: {study.does_not_show}"]
+    return "\n  ".join(lines)
 
 
 def print_outlooks(store: Store, as_json: bool) -> int:
@@ -186,7 +201,7 @@ def print_outlooks(store: Store, as_json: bool) -> int:
     return 0
 
 
-def claim_row(claim, platform: str) -> dict:
+def claim_row(claim: Claim, platform: str) -> dict:
     """A claim as plain values; the effect is null until it is known."""
     study, effect = claim.study, claim.effect
     return {

@@ -38,7 +38,7 @@ def parquet_lines(content: bytes, what: str) -> Generator[list[Any], None, None]
     lone surrogate. Raises InputError, one sentence that starts with `what`, for a file that cannot be read.
     """
     variables = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-P", __file__]  # not `-m`, which imports the package `tasks` with all that it needs
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
     )
