@@ -14,7 +14,7 @@ from scipy import stats as oracle
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.evidence import stats
-from peftbook.evidence.sweep import FINEST, grid, middle_first, shortfall
+from peftbook.evidence.sweep import FINEST, Sweep, grid, middle_first, neighbours, shortfall
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies.learning_rate import vertex
@@ -94,6 +94,38 @@ def test_a_grid_that_is_too_coarse_is_refined(tmp_path_factory, optimum, curvatu
         assert losses[best] - 1 <= 0.0101 or close
     coarse = comparison(arms=arms, factor=4, bearable=0.01)
     assert len(coarse.tuning(arms[0]).rates(store.get)) <= len(plan.tuning(arms[0]).rates(store.get))
+
+
+@settings(max_examples=20, deadline=None)
+@given(losses=st.dictionaries(st.tuples(st.integers(0, 40), st.sampled_from([0, 10, 11])), st.floats(0, 1)))
+def test_the_best_rate_and_its_neighbours_have_the_further_seeds(losses):
+    """Whatever the losses are: the chosen rate has the lowest loss of all, over three seeds, and lies inside."""
+    exponents: dict[str, tuple[int, int]] = {}
+
+    def lookup(run: specs.Run) -> Record:
+        exponent, seed = exponents[run.key]
+        loss = losses.get((exponent, seed), 1 + abs(exponent - 20) / 9)
+        return Record(key=run.key, spec=run, measurements={"loss_nats": loss})
+
+    def runs(*seeds: int):
+        def make(exponent: float) -> list[specs.Run]:
+            made = [plan.sweep_run(plan.arm("a"), 1e-6 * 1.1**exponent, seed) for seed in seeds]
+            exponents.update({run.key: (int(exponent), run.seed) for run in made})
+            return made
+
+        return make
+
+    def grow(found):
+        best, last = min(found, key=found.get), [*found][-1]
+        return [*found, last + 1] if best == last < 40 else [*found]
+
+    plan = comparison()
+    sweep = Sweep(runs(0), (18, 19, 20), grow, further=runs(10, 11))
+    trials, found = sweep.plan(lookup), sweep.losses(lookup)
+    best = sweep.best(lookup)
+    assert found[best] == min(found.values())
+    assert {len(trials[near]) for near in neighbours(found)} == {3}
+    assert {len(trial) for trial in trials.values()} <= {1, 3} and all(trial[0].seed == 0 for trial in trials.values())
 
 
 def test_what_a_finer_grid_might_gain_is_an_error_of_the_difference(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,7 @@ from peftbook.core.specs import Probe, Run
 
 __all__ = [
     "CUT", "FINEST", "HIGHEST_RATE", "LOWEST_RATE", "Lookup", "Sweep", "best_of", "better_half", "extended", "grid",
-    "interleave", "middle_first", "refined", "shortfall", "trials", "validation_loss",
+    "interleave", "middle_first", "neighbours", "refined", "shortfall", "trials", "validation_loss",
 ]  # fmt: skip
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
@@ -43,48 +43,61 @@ def mean_loss(records: Sequence[Record]) -> float:
     return math.fsum(map(validation_loss, records)) / len(records)
 
 
+def nothing_further(rate: float) -> tuple[()]:
+    """The further runs of a sweep that has none."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Sweep(Generic[Spec]):
     """Trials of one method over a grid of learning rates.
 
     make: the runs of a rate's trial, one a seed.  grid: the first rates, ascending.
-    grow: from rate → loss of a complete grid to the next grid; the same rates end the sweep.  loss: of a trial.
+    grow: from rate → loss of a whole grid the next grid; the same rates end the growth.  loss: of the trial's records.
+    further: runs of more seeds, for the trials of the best rate and its neighbours. If they make another rate the best,
+    its neighbours get them too.
     """
 
     make: Callable[[float], Sequence[Spec]]
     grid: Sequence[float]
     grow: Callable[[Mapping[float, float]], Sequence[float]]
     loss: Callable[[Sequence[Record]], float] = mean_loss
+    further: Callable[[float], Sequence[Spec]] = nothing_further
 
-    def trial(self, rate: float, lookup: Lookup) -> float:
-        """The validation loss of a rate. Raises Missing."""
+    def trial(self, runs: Sequence[Spec], lookup: Lookup) -> float:
+        """The validation loss of a rate's runs. Raises Missing."""
         records = []
-        for run in self.make(rate):
+        for run in runs:
             if (record := lookup(run)) is None:
                 raise Missing(run)
             records.append(record)
         return self.loss(records)
 
-    def grids(self, lookup: Lookup) -> Iterator[dict[float, float]]:
-        """Rate → validation loss, ascending, of the first grid and of each that grows from it. Raises Missing."""
+    def plan(self, lookup: Lookup) -> dict[float, tuple[Spec, ...]]:
+        """Rate → its runs, ascending, as far as the records at hand determine them."""
+        runs: dict[float, tuple[Spec, ...]] = {rate: tuple(self.make(rate)) for rate in self.grid}
         losses: dict[float, float] = {}
-        rates = self.grid
-        while list(rates) != list(losses):
-            losses = {rate: losses[rate] if rate in losses else self.trial(rate, lookup) for rate in rates}
-            yield losses
-            rates = self.grow(losses)
+        with suppress(Missing):
+            while len(losses) < len(runs):
+                losses = {rate: losses[rate] if rate in losses else self.trial(runs[rate], lookup) for rate in runs}
+                runs = {rate: runs.get(rate) or tuple(self.make(rate)) for rate in self.grow(losses)}
+                for near in neighbours(losses) if len(runs) == len(losses) else ():
+                    if len(runs[near]) < len(trial := self.with_further(near)):
+                        runs[near] = trial
+                        del losses[near]
+        return runs
+
+    def with_further(self, rate: float) -> tuple[Spec, ...]:
+        """All runs of a rate's trial."""
+        return tuple(itertools.chain(self.make(rate), self.further(rate)))
 
     def rates(self, lookup: Lookup) -> list[float]:
         """The grid, grown as far as the records at hand determine."""
-        rates = self.grid
-        with suppress(Missing):
-            for losses in self.grids(lookup):
-                rates = self.grow(losses)
-        return list(rates)
+        return list(self.plan(lookup))
 
     def losses(self, lookup: Lookup) -> dict[float, float]:
         """Rate → validation loss over the whole grid, ascending. Raises Missing."""
-        return [{}, *self.grids(lookup)][-1]
+        return {rate: self.trial(runs, lookup) for rate, runs in self.plan(lookup).items()}
 
     def best(self, lookup: Lookup) -> float:
         """The rate with the lowest validation loss of the whole grid. Raises Missing."""
@@ -98,7 +111,10 @@ class Sweep(Generic[Spec]):
 
 def trials(sweeps: Iterable[Sweep[Spec]], lookup: Lookup) -> list[Spec]:
     """The runs of several sweeps: the middle of each grid first, sweeps in turn."""
-    columns = [[sweep.make(rate) for rate in middle_first(sweep.rates(lookup))] for sweep in sweeps]
+    columns = []
+    for sweep in sweeps:
+        plan = sweep.plan(lookup)
+        columns.append([plan[rate] for rate in middle_first(list(plan))])
     return [run for runs in interleave(columns) for run in runs]
 
 
@@ -122,6 +138,13 @@ def best_of(losses: Mapping[float, float]) -> float:
     return min(losses, key=lambda rate: losses[rate])
 
 
+def neighbours(losses: Mapping[float, float]) -> list[float]:
+    """The best rate and those next to it, ascending."""
+    rates, best = list(losses), best_of(losses)
+    at = rates.index(best)
+    return rates[max(0, at - 1) : at + 2]
+
+
 def extended(losses: Mapping[float, float], factor: float) -> list[float]:
     """The rates, and one more beyond the best if that is an end, between LOWEST_RATE and HIGHEST_RATE."""
     rates, best = list(losses), best_of(losses)
@@ -140,8 +163,7 @@ def refined(losses: Mapping[float, float], bearable: float) -> list[float]:
     rates, best = list(losses), best_of(losses)
     if shortfall(losses, best) <= bearable:
         return rates
-    at = rates.index(best)
-    near = [rate for rate in rates[max(0, at - 1) : at + 2] if max(rate / best, best / rate) > FINEST]
+    near = [rate for rate in neighbours(losses) if max(rate / best, best / rate) > FINEST]
     return sorted({*rates, *(grid(math.sqrt(rate * best), 1, 1)[0] for rate in near)})
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from peftbook.core import specs
@@ -63,20 +63,26 @@ def rate(arm: str, exponent: int) -> float:
     return float(f"{DEFAULT_RATES[arm] * FACTOR**exponent:.3g}")
 
 
-def sweep_run(arm: str, exponent: int) -> Run:
+def sweep_run(arm: str, exponent: int, seed: int = SWEEP_SEED) -> Run:
     """One point of an arm's learning-rate sweep: validation loss only."""
     return Run(
         task=get_task("docstrings").spec,
         method=ARMS[arm],
         budget=specs.Budget(tokens=TOKENS, learning_rate=rate(arm, exponent)),
         evaluation=specs.Evaluation(split="validation", n_loss=200),
-        seed=SWEEP_SEED,
+        seed=seed,
     )
 
 
-def tuning(arm: str) -> Sweep[Run]:
-    """The sweep that chooses the arm's rate, over exponents."""
-    return Sweep(lambda k: [sweep_run(arm, int(k))], EXPONENTS[arm], longer)
+def tuning(arm: str, further: Sequence[int] = ()) -> Sweep[Run]:
+    """The sweep that chooses the arm's rate, over exponents; further: as of `TunedComparison.tuning`."""
+    more = functools.partial(sweep_runs, arm, further)
+    return Sweep(functools.partial(sweep_runs, arm, [SWEEP_SEED]), EXPONENTS[arm], longer, further=more)
+
+
+def sweep_runs(arm: str, seeds: Sequence[int], exponent: float) -> list[Run]:
+    """The runs of a rate with these seeds."""
+    return [sweep_run(arm, int(exponent), seed) for seed in seeds]
 
 
 def longer(losses: Mapping[float, float]) -> list[float]:

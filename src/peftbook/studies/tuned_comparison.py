@@ -109,9 +109,17 @@ class TunedComparison:
             dtype=self.dtype,
         )
 
-    def tuning(self, arm: Arm) -> Sweep[Run]:
-        """The sweep that chooses the arm's rate."""
-        return Sweep(lambda rate: [self.sweep_run(arm, rate, seed) for seed in self.sweep_seeds], arm.rates, self.grown)
+    def tuning(self, arm: Arm, further: Sequence[int] = ()) -> Sweep[Run]:
+        """The sweep that chooses the arm's rate.
+
+        further: seeds that the best rate and its neighbours are trained with too.
+        """
+
+        def runs_of(seeds: Sequence[int], rate: float) -> list[Run]:
+            return [self.sweep_run(arm, rate, seed) for seed in seeds]
+
+        make, more = (functools.partial(runs_of, seeds) for seeds in (self.sweep_seeds, further))
+        return Sweep(make, arm.rates, self.grown, further=more)
 
     def grown(self, losses: Mapping[float, float]) -> list[float]:
         """The next grid: extended at an end, else refined where it is too coarse."""
