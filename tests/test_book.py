@@ -123,7 +123,7 @@ def test_every_value_that_a_chapter_cites_exists():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_chapter_of_a_study_shows_it(name):
     """A verdict that no chapter discusses is one that no reader understands; before its first record there is none."""
-    if not get_study(name).records(default_store()):
+    if not get_study(name).others and not get_study(name).records(default_store()):
         pytest.skip("it is still to be run")
     chapter = (ROOT / f"{get_study(name).chapter}.md").read_text(encoding="utf-8")
     assert re.search(rf'"{name}"|`{name}\.|study-{name}\.html', chapter)

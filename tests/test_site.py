@@ -308,7 +308,8 @@ def test_a_card_says_what_its_study_says(board, store):
         card = board.find(id=f"claim-{one.study.name}")
         slug = one.verdict.outcome.replace(" ", "-")
         assert badge(card).partition(":")[0] == one.verdict.outcome
-        assert card["class"] == ["claim", "is-own" if one.study.own else f"is-{slug}"]
+        kind = "others" if one.study.others else "own" if one.study.own else slug
+        assert card["class"] == ["claim", f"is-{kind}"]
         assert card.select_one(".verdict")["class"] == ["verdict", f"verdict-{slug}"]
         assert card.h2.text == one.study.claim and card.select_one(".claim-evidence").text == one.verdict.sentence
         regime = [f"{one.study.regime}."] if one.verdict.outcome == "fails in this regime" else []
@@ -346,7 +347,7 @@ def test_a_card_shows_its_effect_or_the_command_that_makes_it(board, store):
 def test_a_claim_is_said_to_be_not_yet_run_without_any_record(tmp_path):
     """Then every card that waits for runs names its command, and the counts say so."""
     empty = BeautifulSoup(claim_cards.scoreboard(Store(tmp_path)), "html.parser")
-    for card in empty.select("article"):
+    for card in empty.select("article:not(.is-others)"):
         assert badge(card) == "not yet run"
         assert f"peftbook run {card['id'].removeprefix('claim-')}" in card.text
 
@@ -366,9 +367,10 @@ def test_a_refuted_claim_outside_of_its_sources_range_names_the_regime_in_its_ba
 def test_checks_of_our_own_tools_are_counted_apart(store):
     """No tool of the book makes the score of the papers look better."""
     claims = results.claims(store)
-    own, others = results.count_verdicts(claims, own=True), results.count_verdicts(claims)
-    assert sum(own.values()) == sum(one.study.own for one in claims) > 0
-    assert sum(own.values()) + sum(others.values()) == len(claims)
+    counts = [results.count_verdicts(claims, *apart) for apart in ((True, False), (False, False), (False, True))]
+    own, papers, others = (sum(count.values()) for count in counts)
+    assert own == sum(one.study.own and not one.study.others for one in claims) > 0
+    assert others == sum(one.study.others for one in claims) > 0 and own + papers + others == len(claims)
 
 
 def test_a_claim_that_no_paper_makes_is_counted_as_ours():

@@ -97,7 +97,8 @@ def tell_status(store: Store, platform: str, verbose: bool) -> None:
 
     used: set[str] = set()
     for name in NAMES:
-        found = study_runs(name, store)
+        if not (found := study_runs(name, store)):  # runs of others
+            continue
         states = dict(found)
         used |= states.keys()
         missing, failed = ([state for _, state in found].count(state) for state in ("missing", "diverged"))
@@ -155,8 +156,12 @@ def command_claims(args: argparse.Namespace) -> int:
     elif args.names:
         print("\n\n".join(claim_text(one, args.platform) for one in judged))
     else:
-        for own, what in ((False, "claims of papers"), (True, "of our own claims and tools")):
-            counts = count_verdicts(judged, own)
+        for own, others, what in (
+            (False, False, "claims of papers"),
+            (True, False, "of our own claims and tools"),
+            (False, True, "claims on public runs of others"),
+        ):
+            counts = count_verdicts(judged, own, others)
             print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
         wide = max(len(one.study.name) for one in judged)
         for one in judged:
@@ -172,7 +177,7 @@ def claim_text(claim: Claim, platform: str) -> str:
     study, verdict = claim.study, claim.verdict
     lines = [f"{verdict.outcome.upper()}: {study.claim} [{study.source}]", f"{study.name}: {verdict.sentence}"]
     if claim.effect is not None:
-        made = f"{claim.runs - claim.missing} of {claim.runs} runs"
+        made = "runs of others" if study.others else f"{claim.runs - claim.missing} of {claim.runs} runs"
         lines.append(f"{claim.name} = {format_quantity(claim.effect)} ({made})")
     elif claim.missing:
         lines.append(f"{claim.missing_runs}: {command_for(study.name, platform)}")
@@ -227,6 +232,7 @@ def claim_row(claim: Claim, platform: str) -> dict:
         "does_not_show": study.does_not_show,
         "regime": study.regime,
         "own": study.own,
+        "others": study.others,
         "chapter": study.chapter,
         "runs": claim.runs,
         "missing": claim.missing,

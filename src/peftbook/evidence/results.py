@@ -198,9 +198,12 @@ def core_seconds(record: Record) -> float | None:
     return record.wall_seconds * int(record.provenance.get("threads") or 1)
 
 
-def count_verdicts(claims: list[Claim], own: bool = False) -> dict[str, int]:
-    """How many claims of papers have each outcome, the decided ones first; or of the book's own claims and tools."""
-    said = [one.verdict.outcome for one in claims if one.study.own == own]
+def count_verdicts(claims: list[Claim], own: bool = False, others: bool = False) -> dict[str, int]:
+    """How many claims of papers have each outcome, the decided ones first; or of the book's own claims and tools.
+
+    others: of claims, whosever they are, that runs of others decide, which count in neither.
+    """
+    said = [one.verdict.outcome for one in claims if (others or one.study.own == own) and one.study.others == others]
     return {outcome: said.count(outcome) for outcome in (*OUTCOMES, *said) if outcome in said}
 
 

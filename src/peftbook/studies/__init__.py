@@ -123,6 +123,7 @@ class Study:
     refuted_if: what would refute the claim, written before the runs.
     regime: where these runs lie outside of what the source itself names; empty where it names nothing that they miss.
     own: whether it puts no paper's claim on trial, but one of the book, a tool of it or plain arithmetic.
+    others: whether runs that other people made decide it, of which the store has none; they are counted apart.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Study:
     judge: Callable[[Store], Verdict]
     regime: str = ""
     own: bool = False
+    others: bool = False
 
     def quantities(self, store: Store) -> Mapping[str, Quantity]:
         """The named values that the records at hand determine."""

@@ -28,10 +28,12 @@ def scoreboard(store: Store) -> Markup:
     Its script lets a reader guess each verdict of a paper's claim before it shows.
     """
     claims, cuda = results.claims(store), seen_from_cuda(store)
-    counts, own = results.count_verdicts(claims), sum(claim.study.own for claim in claims)
+    counts, others = results.count_verdicts(claims), sum(claim.study.others for claim in claims)
+    own = sum(claim.study.own and not claim.study.others for claim in claims)
     choices: list[tuple[str, object, int]] = [("all", "all", len(claims))]
     choices += [(slug(name), piece("{} {}", sign(name), name), count) for name, count in counts.items()]
     choices += [("own", "our own claims and tools", own)] if own else []
+    choices += [("others", "public runs of others", others)] if others else []
     meanings = [(badge(outcome), VERDICTS[outcome][1]) for outcome in counts if outcome in VERDICTS]
     cards = [claim_card(claim, cuda, home="", page=f"runs/study-{claim.study.name}.html") for claim in claims]
     return fill("claims.html", choices=choices, meanings=meanings, cards=cards)
@@ -55,7 +57,7 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         home=home,
         page=page,
         command=results.run_command(study.name),
-        side=next((name for name, outcomes in SIDES.items() if outcome in outcomes and not study.own), ""),
+        side=next((name for name, outcomes in SIDES.items() if outcome in outcomes), "") if bettable(study) else "",
         cuda=elsewhere if elsewhere and elsewhere.outcome != "not yet run" else None,
         changes=changes,
         work=work.strip() if short_name(work.strip()) else "",
@@ -67,6 +69,11 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         slug=slug,
         **_effect(claim.effect),
     )
+
+
+def bettable(study: studies.Study) -> bool:
+    """Whether readers may guess its verdict: on papers' claims that the book's own runs decide."""
+    return not (study.own or study.others)
 
 
 def _effect(effect: studies.Quantity | None) -> dict[str, object]:

@@ -18,7 +18,7 @@ from sphinx.util.osutil import relative_uri
 from peftbook.core.errors import InputError
 from peftbook.evidence.literature import published, published_values
 from peftbook.evidence.results import format_quantity, quantity
-from peftbook.studies import Quantity
+from peftbook.studies import Quantity, get_study
 from peftbook.views.html import piece
 from peftbook.views.site.bibliography import short_name
 from peftbook.views.site.display import pluralize
@@ -50,7 +50,13 @@ def describe(name: str, measured: Quantity) -> str:
     interval = "95 % interval" * (measured.low is not None)
     n = f"n = {measured.n:,}" if measured.n else ""
     seeds = pluralize(measured.seeds, "seed") if measured.seeds else ""
-    return "; ".join(filter(None, (name, interval, n, seeds, pluralize(len(measured.runs), "run"), measured.note)))
+    runs = pluralize(len(measured.runs), "run") if measured.runs or not others(name) else "runs of others"
+    return "; ".join(filter(None, (name, interval, n, seeds, runs, measured.note)))
+
+
+def others(name: str) -> bool:
+    """Whether other people made the runs behind `study.name`."""
+    return get_study(name.partition(".")[0]).others
 
 
 class NumberRole(SphinxRole):

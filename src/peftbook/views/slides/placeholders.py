@@ -88,9 +88,13 @@ def placeholder(name: str, sources: Sources) -> str:
 
 
 def outcomes(store: Store, own: bool = False) -> dict[str, str]:
-    """Study → what its runs decided, in order of worth: of papers' claims, or of our own claims and tools."""
+    """Study → what its runs decided, in order of worth: of papers' claims, or of our own claims and tools.
+
+    Claims that runs of others decide are in neither.
+    """
     with untracked():
-        return {name: results.study_verdict(name, store).outcome for name in NAMES if get_study(name).own == own}
+        studies = [study for study in map(get_study, NAMES) if study.own == own and not study.others]
+        return {study.name: results.study_verdict(study.name, store).outcome for study in studies}
 
 
 def gigabytes(method: str) -> str:
