@@ -159,10 +159,11 @@ def test_a_rate_from_a_short_training_is_tried_in_the_long_one_however_far_it_li
 # --- the batch -------------------------------------------------------------------------------------------------
 
 
-def batch_loss(full: float, lora: float, width: float = 0.02, apart: float = 0.0):
+def batch_loss(full: float, lora: float, width: float = 0.02, apart: float = 0.0, behind: float = 0.0):
     """Loss of a run: what its arm pays for the largest batch, above a parabola about a best rate that the grid has.
 
     width: of the parabola.  apart: how far the largest batch's cost to LoRA differs from one seed to the next.
+    behind: what few steps cost LoRA beyond what they cost full fine-tuning.
     """
 
     def loss(run):
@@ -173,6 +174,7 @@ def batch_loss(full: float, lora: float, width: float = 0.02, apart: float = 0.0
         best = batch_size.COMPARISONS[size].arm(kind).rates[1]
         paid = (lora if kind == "r16" else full) * math.log2(size / 2) / 4
         paid += apart * (run.seed - 3) * (kind == "r16") * (size == batch_size.LARGEST)
+        paid += behind * few * (kind == "r16")
         return 2.0 + 0.9 * few + paid + width * math.log2(run.budget.learning_rate / best) ** 2
 
     return loss
@@ -201,6 +203,15 @@ def test_what_a_large_batch_costs_is_compared_where_it_costs_something(tmp_path,
     assert known["full_cost"].value == pytest.approx(full, abs=2e-3)
     assert known["extra_cost"].value == pytest.approx(lora - full, abs=2e-3)
     assert known["few_full_cost"].value == pytest.approx(full - 0.9, abs=2e-3)
+
+
+@pytest.mark.parametrize(("behind", "outcome"), [(0.05, "reproduced"), (0.3, "undecided")])
+def test_a_control_at_equal_steps_that_says_the_opposite_decides(tmp_path, behind, outcome):
+    """LoRA pays .1 more for the largest batch; if few steps cost it .3 more, the batch is not to blame."""
+    store = Store(tmp_path)
+    complete(store, batch_size.runs, batch_loss(0.2, 0.3, behind=behind))
+    found = get_study("batch_size").verdict(store)
+    assert (found.outcome, bool(found.held)) == (outcome, outcome == "undecided"), found.sentence
 
 
 @settings(max_examples=6, deadline=None)
@@ -340,6 +351,19 @@ def test_no_gain_of_rank_stabilised_scaling_refutes_both_claims(tmp_path, gain, 
              - gain * stabilised(run))  # fmt: skip
     assert get_study("scaling").verdict(store).outcome == outcome
     assert get_study("scaling_tuned").verdict(store).outcome == outcome
+
+
+def test_an_order_that_turns_within_the_grid_decides_nothing_at_a_fixed_rate(tmp_path):
+    """α/√r is ahead at low rates and behind at high ones, as a larger step is."""
+    store = Store(tmp_path)
+
+    def loss(run):
+        best = 2e-4 if stabilised(run) else 8e-4
+        return 1.5 + 0.1 * abs(math.log(run.budget.learning_rate / best))
+
+    complete(store, scaling.runs, loss)
+    found = get_study("scaling").verdict(store)
+    assert found.outcome == "undecided" and "the order turns" in found.held, found.sentence
 
 
 def test_a_run_that_diverges_at_the_fixed_rate_leaves_the_claim_undecided(tmp_path):

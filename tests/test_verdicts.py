@@ -309,7 +309,7 @@ def timing_record(ratios: Sequence[float]) -> Callable:
     ("ratios", "outcome"),
     [
         ((0.80, 0.81, 0.82), "reproduced"),
-        ((1.10, 1.12, 1.14), "fails in this regime"),
+        ((1.10, 1.12, 1.14), "refuted"),
         ((1.00, 1.01, 0.99), "equivalent"),
         ((0.90, 1.20, 1.10), "undecided"),
     ],
