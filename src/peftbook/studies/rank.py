@@ -2,8 +2,8 @@
 
 Written before the runs. The rates come from the sweeps of `learning_rate` (one seed, eight rates for each rank); each
 rank is then trained with three fresh seeds at its own best rate and judged on the test split. Two parts of the rule
-came after the records: Holm's procedure is taken around the margin and no longer around zero, and a task that cannot
-tell rank 1 from rank 16 shows that ranks are alike, not how much rank is enough.
+came after the records: Holm's procedure is taken around the margin and no longer around zero, and where rank 1 is not
+surely worse than rank 16 the claim is undecided, since such a task cannot tell how much rank is enough.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from peftbook.core.records import Store
 from peftbook.evidence import stats
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.learning_rate import RANKS, SHORT
 from peftbook.studies.tuned_comparison import TunedComparison
 
@@ -47,15 +47,13 @@ def verdict(store: Store) -> Verdict:
     seen = stats.judge(control, MARGIN, (0.0, math.inf)) == "reproduced"
     if any(different and beyond[name].mean < 0 for name, different in differ.items()):
         outcome = "refuted"
-    elif seen and set(outcomes) == {"reproduced"}:
-        outcome = "reproduced"
     else:
-        alike = all(abs(one.mean) + one.half90 <= MARGIN for one in intervals.values())
-        outcome = "equivalent" if alike else "undecided"
+        outcome = "reproduced" if seen and set(outcomes) == {"reproduced"} else "undecided"
     parts = ", ".join(f"r = {name[1:]} {one:+.3f}" for name, one in {**intervals, "r1": control}.items())
     told = "" if seen else "; a task on which rank 1 is no worse cannot tell how much rank is enough"
     return Verdict(
         outcome,
         f"Test loss minus that of rank 16, nats per token (95 % intervals; margin {MARGIN}): {parts}{told}.",
         tuple(f"{name}_minus_r16_loss" for name in (*intervals, "r1")),
+        held="" if seen or outcome == "refuted" else BLIND,
     )
