@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ RESULTS = ROOT / "_build/test-results"
 YOURS = results_folder()
 os.environ["PEFTBOOK_RESULTS"] = str(RESULTS)  # a test that bends a rule leaves yours alone
 BROWSERS = ("chromium-headless-shell", "chromium")  # the first draws no window of its own, with half the work
-PAGES = ["--no-sandbox", "--disable-gpu"]  # how they start
+PAGES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 OWN_PRODUCTS = ("test_precision", "test_products")
 TAKES = {"slow": 10, "browser": 1}  # marker → about how many seconds
 NEEDS = {
@@ -93,6 +94,14 @@ def copy_records(folder: Path, *studies: str) -> Store:
     return Store(folder)
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 120.0, pause: float = 0.05) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(pause)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def files_not_for_a_power_cut() -> Iterator[None]:
     """The tests write some ten thousand records, and nobody waits until each is on the disk."""
@@ -123,6 +132,14 @@ def products_as_in_training(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with half_products():
         yield
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model's, with the embedded model's tokenizer. No test changes it."""
+    from tiny import save_tiny_folder
+
+    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

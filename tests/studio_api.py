@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from studio_home import SMALL
 
 from peftbook.core import specs
 from peftbook.core.records import Record
-from peftbook.studio import access
+from peftbook.studio import access, users
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
 from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
@@ -34,23 +38,32 @@ from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 HOST = "http://127.0.0.1:7861"
+PASSWORD = "correct horse battery"
 
 
 class Client:
-    """Asks an ASGI application, one request after the other."""
+    """Asks an ASGI application, one request after the other, and keeps its cookies."""
 
     def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
-        self.served, self.headers = served, dict(headers or {})
+        self.served, self.headers, self.cookies = served, dict(headers or {}), httpx.Cookies()
         self.files = {"questions.csv": ROWS.encode(), "more.csv": MORE.encode()}  # in the folder of the shell
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
             transport = httpx.ASGITransport(app=self.served, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url=HOST) as client:
+            async with httpx.AsyncClient(transport=transport, base_url=HOST, cookies=self.cookies) as client:
                 headers = self.headers | options.pop("headers", {})
-                return await client.request(method, path, headers=headers, **options)
+                answer = await client.request(method, path, headers=headers, **options)
+                self.cookies = client.cookies
+                return answer
 
         return asyncio.run(ask())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self("POST", path, **options)
 
     def send(self, example: Example, known: Mapping[str, str]) -> httpx.Response:
         """An example's request, with what is known by now; a file that it saves is kept."""
@@ -62,6 +75,13 @@ class Client:
         if example.saved:
             self.files[example.saved] = answer.content
         return answer
+
+
+def add_user(path: Path, name: str, password: str = PASSWORD) -> None:
+    """As somebody would who types the password."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
+        users.add_user(path, name)
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:

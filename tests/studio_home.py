@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from peftbook.core import specs
 from peftbook.core.records import Record
@@ -62,6 +62,29 @@ def finish(studio: Studio, job: Job, loss: float, failure: str = "") -> None:
     studio.finish(job.id, claimed.attempt)
 
 
+@dataclass
+class Doing:
+    """A process that a worker believes in, with the threads that it computes with and those of its environment."""
+
+    threads: int = 1
+    environment: int = 1
+    status: int | None = None
+    process: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pid=os.getpid()))
+
+    def ended(self) -> bool:
+        return self.status is not None
+
+    def failure(self) -> str:
+        return "killed"
+
+    def output_lines(self) -> list[str]:
+        return ["was lost with node cpu/1"]
+
+    def end(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def claim_all(home: Path, worker: str) -> list[str]:
     """What one worker gets when several claim at once; here because a process that is started for it imports this
     file, and little else."""
@@ -70,14 +93,6 @@ def claim_all(home: Path, worker: str) -> list[str]:
         mine.append(job.id)
         studio.adopt(job.id, job.attempt, os.getpid())
     return mine
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120.0, pause: float = 0.05) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(pause)
 
 
 def worker_alive(home: Path) -> bool:

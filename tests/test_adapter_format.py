@@ -7,32 +7,26 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import narrow_llama
+from tiny import scatter, tiny_llama, tokens
 from torch import nn
 
 from peftbook.scratch.adapter_format import export_lora, export_prompt, load_lora
-from peftbook.scratch.lora import LoRALinear, add_lora
+from peftbook.scratch.lora import add_lora
 from peftbook.scratch.prompt import SoftPrompt, random_init
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(128, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
 def tuned(base: nn.Module, targets: set[str]) -> nn.Module:
     """A model whose LoRA layers hold something, as after training."""
     model = copy.deepcopy(base)
     add_lora(model, targets, rank=4, alpha=6)
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            nn.init.normal_(module.B, std=0.1)
+    scatter(model)
     return model
 
 
 @pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, {"down_proj"}])
 def test_exported_lora_gives_the_same_logits_in_peft(targets, tmp_path):
     """What was trained with the page of code in the book runs wherever peft runs."""
-    base = narrow_llama()
+    base = tiny_llama()
     model = tuned(base, targets)
     plain = base(tokens()).logits
     export_lora(model, tmp_path, "tiny")
@@ -43,7 +37,7 @@ def test_exported_lora_gives_the_same_logits_in_peft(targets, tmp_path):
 
 def test_peft_lora_gives_the_same_logits_here(tmp_path):
     """The way back, through the files that peft itself writes."""
-    base = narrow_llama()
+    base = tiny_llama()
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     theirs = get_peft_model(copy.deepcopy(base), config).eval()
     theirs.save_pretrained(tmp_path)
@@ -55,7 +49,7 @@ def test_peft_lora_gives_the_same_logits_here(tmp_path):
 
 def test_export_then_load_is_the_identity(tmp_path):
     """No number changes on the way through the file."""
-    base = narrow_llama()
+    base = tiny_llama()
     model = tuned(base, {"o_proj"})
     export_lora(model, tmp_path)
     load_lora(base, tmp_path)
@@ -65,7 +59,7 @@ def test_export_then_load_is_the_identity(tmp_path):
 
 def test_only_some_layers_stay_only_some_layers(tmp_path):
     """Full names in the config: peft must not add LoRA to the layers that have none."""
-    base = narrow_llama()
+    base = tiny_llama()
     model = copy.deepcopy(base)
     add_lora(model.model.layers[1], {"q_proj"}, rank=2, alpha=2)
     nn.init.normal_(model.model.layers[1].self_attn.q_proj.B)
@@ -79,7 +73,7 @@ def test_only_some_layers_stay_only_some_layers(tmp_path):
 
 def test_tensors_are_named_as_by_peft(tmp_path):
     """Same keys and shapes as a file that peft writes for the same targets."""
-    base = narrow_llama()
+    base = tiny_llama()
     export_lora(tuned(base, {"k_proj"}), tmp_path / "ours")
     get_peft_model(base, LoraConfig(r=4, target_modules=["k_proj"])).save_pretrained(tmp_path / "theirs")
     ours, theirs = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
@@ -88,8 +82,8 @@ def test_tensors_are_named_as_by_peft(tmp_path):
 
 def test_exported_prompt_gives_the_same_logits_in_peft(tmp_path):
     """The same for a soft prompt, which is one tensor."""
-    base = narrow_llama()
-    soft = SoftPrompt(copy.deepcopy(base), random_init(5, 32))
+    base = tiny_llama()
+    soft = SoftPrompt(copy.deepcopy(base), random_init(5, 64))
     export_prompt(soft, tmp_path, "tiny")
     theirs = PeftModel.from_pretrained(base, tmp_path)
     torch.testing.assert_close(theirs(input_ids=tokens()).logits[:, 5:], soft(tokens()), atol=1e-6, rtol=0)
@@ -97,7 +91,7 @@ def test_exported_prompt_gives_the_same_logits_in_peft(tmp_path):
 
 def test_export_needs_one_rank_and_alpha(tmp_path):
     """The config has room for one r and one lora_alpha; without LoRA layers there is nothing to write."""
-    model = narrow_llama()
+    model = tiny_llama()
     with pytest.raises(ValueError, match="found no layer"):
         export_lora(model, tmp_path)
     add_lora(model.model.layers[0], {"q_proj"}, rank=2, alpha=2)
@@ -112,7 +106,7 @@ def test_export_needs_one_rank_and_alpha(tmp_path):
         {"use_dora": True},
         {"use_rslora": True},
         {"rank_pattern": {"layers.0.self_attn.q_proj": 2}},
-        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["norm"]},
         {"bias": "all"},
         {"init_lora_weights": "pissa"},
     ],
@@ -120,14 +114,14 @@ def test_export_needs_one_rank_and_alpha(tmp_path):
 def test_other_forms_of_lora_are_refused(setting, tmp_path):
     """They would load without an error and compute something else."""
     config = LoraConfig(r=4, target_modules=["q_proj"], **setting)
-    get_peft_model(narrow_llama(), config).save_pretrained(tmp_path)
+    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=next(iter(setting))):
-        load_lora(narrow_llama(), tmp_path)
+        load_lora(tiny_llama(), tmp_path)
 
 
 def test_other_methods_and_other_models_are_refused(tmp_path):
     """A prompt is no LoRA, and a layer that the model lacks cannot be wrapped."""
-    base = narrow_llama()
+    base = tiny_llama()
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(copy.deepcopy(base), prompt).save_pretrained(tmp_path / "prompt")
     with pytest.raises(ValueError, match="found peft_type PROMPT_TUNING"):
@@ -139,7 +133,7 @@ def test_other_methods_and_other_models_are_refused(tmp_path):
 
 def test_config_is_plain_json(tmp_path):
     """A reader can open it: no field that the method does not need."""
-    export_lora(tuned(narrow_llama(), {"q_proj"}), tmp_path, "tiny")
+    export_lora(tuned(tiny_llama(), {"q_proj"}), tmp_path, "tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == 4 and config["lora_alpha"] == 6
     assert config["base_model_name_or_path"] == "tiny"

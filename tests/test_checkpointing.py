@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from test_queue import a_run
 from test_time_model import rates
-from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
+from tiny import NumberTokenizer, random_examples, randomize_adapters, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -204,12 +203,6 @@ def test_whether_layers_are_checkpointed_is_what_transformers_says(model):
         with torch.no_grad():
             assert not is_checkpointed(base)
     assert [*found, is_checkpointed(base)] == [*said, base.is_activation_checkpointing] == [False, True, False]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A tiny model's."""
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2), QLoRA(rank=2), PromptTuning(length=3)], ids=lambda one: one.kind)

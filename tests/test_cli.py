@@ -23,6 +23,9 @@ from peftbook.memory.setup import CHOICES
 from peftbook.memory.stacks import STACKS, setup_in
 from peftbook.studies import NAMES
 
+SIZES = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 100}
+CONFIG = {"model_type": "llama", "num_attention_heads": 4, **SIZES}
+
 
 def refused(capsys, *argv: str) -> str:
     """Run a command that must be refused; returns the sentence."""
@@ -42,19 +45,8 @@ def pairs(tmp_path):
 
 
 def train(pairs, tmp_path, *more: str) -> list[str]:
-    home = ["--home", str(tmp_path / "home")]
-    return [
-        "train",
-        str(pairs),
-        "--input",
-        "question",
-        "--target",
-        "answer",
-        "--out",
-        str(tmp_path / "out"),
-        *home,
-        *more,
-    ]
+    words = f"train {pairs} --input question --target answer --out {tmp_path / 'out'} --home {tmp_path / 'home'}"
+    return [*words.split(), *more]
 
 
 def compare(pairs, tmp_path) -> list[str]:
@@ -62,16 +54,25 @@ def compare(pairs, tmp_path) -> list[str]:
     return ["compare", *train(pairs, tmp_path)[1:6], "--home", str(tmp_path / "home")]
 
 
-def test_unknown_study_names_the_known_ones(capsys):
-    assert "methods" in refused(capsys, "run", "nonsense")
+def fit_command(words: str) -> list[str]:
+    """`peftbook fit` of a Llama of 8B in 24 GiB, unless the words say another."""
+    return f"fit --model llama-3.1-8b --memory 24GiB {words}".split()
 
 
-def test_run_without_a_study_says_how(capsys):
-    assert "--all" in refused(capsys, "run")
+def fit(capsys, words: str) -> dict:
+    """What it prints as JSON; its status says whether it fits."""
+    status = cli.main(fit_command(f"--json {words}"))
+    found = json.loads(capsys.readouterr().out)
+    assert status == (0 if found["fits"] else 1)
+    return found
 
 
-def test_unknown_key_says_where_keys_are_printed(capsys):
-    assert "peftbook status -v" in refused(capsys, "run", "--key", "zzzz")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("run nonsense", "methods"), ("run", "--all"), ("run --key zzzz", "peftbook status -v")],
+)
+def test_run_without_a_known_study_or_key_says_what_there_is(capsys, words, said):
+    assert said in refused(capsys, *words.split())
 
 
 @pytest.mark.parametrize(
@@ -217,10 +218,8 @@ def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
     """Status 1 where it does not fit, 0 where it does; a config.json is as good as a name; --json computes again."""
     assert cli.main(["fit", "--model", "llama-2-7b", "--method", "full", "--memory", "24GiB"]) == 1
     assert "does not fit in 24.0 GiB less 0.2 to" in capsys.readouterr().out
-    settings = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 4, "vocab_size": 100}))
-    assert cli.main(["fit", "--model", str(tmp_path), "--memory", "2GiB", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    said = fit(capsys, f"--model {tmp_path} --memory 2GiB")
     assert said["fits"] and said["peak_bytes"] == round(sum(said["terms_bytes"].values()))
 
 
@@ -242,35 +241,24 @@ def test_fit_says_what_a_stack_assumes(capsys):
 
 def test_fit_takes_names_in_capitals_as_in_small_letters(capsys):
     """Every paper writes QLoRA."""
-
-    def said(*given: str) -> dict:
-        assert cli.main(["fit", "--model", "llama-3.1-8b", "--memory", "24GiB", "--json", *given]) in (0, 1)
-        return json.loads(capsys.readouterr().out)
-
-    assert said("--method", "QLoRA") == said("--method", "qlora") != said("--method", "lora")
-    assert said("--stack", "TRL") == said("--stack", "trl")
-    assert said("--saved", "lm_head,lm_head") == said("--saved", "lm_head")
-    named = said("--model", "unsloth/Meta-Llama-3.1-8B-bnb-4bit")
-    assert named["terms_bytes"] == said("--quant", "nf4")["terms_bytes"]
+    assert fit(capsys, "--method QLoRA") == fit(capsys, "--method qlora") != fit(capsys, "--method lora")
+    assert fit(capsys, "--stack TRL") == fit(capsys, "--stack trl")
+    assert fit(capsys, "--saved lm_head,lm_head") == fit(capsys, "--saved lm_head")
+    named = fit(capsys, "--model unsloth/Meta-Llama-3.1-8B-bnb-4bit")
+    assert named["terms_bytes"] == fit(capsys, "--quant nf4")["terms_bytes"]
 
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_advice_is_what_its_options_say(capsys, stack):
     """A change brings with it what the library does then: its option gives the very same bytes."""
-
-    def said(*given: str) -> dict:
-        cli.main(
-            ["fit", "--model", "llama-3.1-8b", "--stack", stack, "--memory", "18GiB", "--seq", "600", *given, "--json"]
-        )
-        return json.loads(capsys.readouterr().out)
-
     for method in ("lora", "full"):
-        for change in said("--method", method)["changes"]:
-            given = ["--method", method]
+        asked = f"--stack {stack} --memory 18GiB --seq 600 --method {method}"
+        for change in fit(capsys, asked)["changes"]:
+            given = asked
             for field, value in change["settings"].items():
                 words = ",".join(value) if isinstance(value, list) else value
-                given += option(field, tuple(value) if field == "targets" else words).split()
-            assert said(*given)["needed_bytes"] == change["needed_bytes"], (method, change["change"])
+                given += " " + option(field, tuple(value) if field == "targets" else words)
+            assert fit(capsys, given)["needed_bytes"] == change["needed_bytes"], (method, change["change"])
 
 
 def test_fit_says_which_options_do_nothing(capsys):
@@ -290,11 +278,7 @@ def test_fit_says_which_options_do_nothing(capsys):
 @pytest.mark.parametrize("batch", [1, 12])
 def test_the_largest_batch_does_not_depend_on_the_one_that_is_asked_for(capsys, batch):
     """One row has no padding, and more have."""
-    cli.main(
-        ["fit", "--model", "llama-3.1-8b", "--stack", "trl", "--method", "qlora", "--memory", "26GiB", "--json",
-         "--batch", str(batch)]
-    )  # fmt: skip
-    found = json.loads(capsys.readouterr().out)
+    found = fit(capsys, f"--stack trl --method qlora --memory 26GiB --batch {batch}")
     one, more = (
         training_step(
             read_shape("llama-3.1-8b"), setup_in("trl", quantised="nf4", batch=found["largest_batch"] + extra)[0]
@@ -307,19 +291,7 @@ def test_the_largest_batch_does_not_depend_on_the_one_that_is_asked_for(capsys, 
 
 def test_fit_answers_where_a_gpu_has_no_fused_attention(capsys):
     """Trainer's QLoRA of one row is in float32, over grouped heads and without a mask: torch's own kernel stands in."""
-    words = [
-        "fit",
-        "--model",
-        "llama-3.1-8b",
-        "--stack",
-        "trainer",
-        "--method",
-        "qlora",
-        "--memory",
-        "24GiB",
-        "--batch",
-        "1",
-    ]
+    words = fit_command("--stack trainer --method qlora --batch 1")
     assert cli.main(words) == 0
     assert "--attention eager" in capsys.readouterr().out
     assert "no fused attention" in refused(capsys, *words, "--attention", "sdpa")
@@ -335,28 +307,21 @@ def test_fits_help_names_every_stack_and_every_way_to_compute_the_loss(capsys):
 
 def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
     """An id of the hub, transformers' optimisers and attention, peft's targets, sizes as others write them."""
-
-    def said(*given: str) -> dict:
-        assert cli.main(["fit", "--seq", "512", "--json", *given]) in (0, 1)
-        return json.loads(capsys.readouterr().out)
-
-    ours = said("--model", "llama-3.1-8b", "--method", "qlora", "--memory", "24GiB", "--labels", "128")
-    theirs = said(
-        "--model", "meta-llama/Llama-3.1-8B-Instruct", "--method", "qlora", "--memory", "24Gi", "--labels", "25%",
-        "--targets", "all-linear", "--optimiser", "adamw_torch", "--attention", "flash_attention_2",
-    )  # fmt: skip
-    assert ours | {"assumed": {}} == theirs | {"assumed": {}}
-    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
-              "num_attention_heads": 4, "vocab_size": 100}  # fmt: skip
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": four}))
-    own = said("--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0GiB")
-    assert own == said(
-        "--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0", "--quant", "nf4", "--single-quant"
+    ours = fit(capsys, "--seq 512 --method qlora --labels 128")
+    theirs = fit(
+        capsys,
+        "--seq 512 --method qlora --labels 25% --model meta-llama/Llama-3.1-8B-Instruct --memory 24Gi"
+        " --targets all-linear --optimiser adamw_torch --attention flash_attention_2",
     )
-    qlora = said("--model", str(tmp_path), "--memory", "1GiB", "--reserve", "0", "--method", "qlora")
+    assert ours | {"assumed": {}} == theirs | {"assumed": {}}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": four}))
+    small = f"--model {tmp_path} --seq 512 --memory 1GiB --reserve"
+    own = fit(capsys, f"{small} 0GiB")
+    assert own == fit(capsys, f"{small} 0 --quant nf4 --single-quant")
+    qlora = fit(capsys, f"{small} 0 --method qlora")
     assert qlora["peak_bytes"] == own["peak_bytes"]  # its own constants, not those that qlora has elsewhere
-    assert own["peak_bytes"] != said("--model", str(tmp_path), "--memory", "2GiB", "--quant", "none")["peak_bytes"]
+    assert own["peak_bytes"] != fit(capsys, f"{small} 0 --memory 2GiB --quant none")["peak_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny_folder, tiny_task
+from tiny import tiny_task
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -27,14 +27,8 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> specs.Model:
-    """A tiny one on disk."""
-    return specs.Model(name=str(save_tiny_folder(tmp_path_factory.mktemp("tiny"))), revision="")
-
-
 @pytest.fixture
-def tiny_runs(model, monkeypatch) -> tuple[specs.Run, ...]:
+def tiny_runs(folder, monkeypatch) -> tuple[specs.Run, ...]:
     """LoRA of a tiny model on three tasks that differ in their instruction."""
     tasks = {
         name: dataclasses.replace(tiny_task(("exact_match",)), name=name, instruction=f"{name}: {{input}}")
@@ -43,8 +37,8 @@ def tiny_runs(model, monkeypatch) -> tuple[specs.Run, ...]:
     monkeypatch.setattr(execute, "get_task", tasks.__getitem__)
     return tuple(
         specs.Run(
-            model=model, task=task.spec, method=LoRA(rank=2, alpha=4), seed=seed, dtype="fp32",
-            budget=specs.Budget(tokens=400, batch_size=4, learning_rate=2e-2),
+            model=specs.Model(name=str(folder), revision=""), task=task.spec, method=LoRA(rank=2, alpha=4), seed=seed,
+            dtype="fp32", budget=specs.Budget(tokens=400, batch_size=4, learning_rate=2e-2),
             evaluation=specs.Evaluation(split="test", n_loss=5),
         )
         for seed, task in enumerate(tasks.values())

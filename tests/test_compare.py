@@ -17,7 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from studio_home import colours_project, finish, small_run, wait_for
+from conftest import wait_for
+from studio_home import colours_project, finish, small_run
 
 from peftbook import cli
 from peftbook.core import specs

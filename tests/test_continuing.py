@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studio_api import finish, served
 from studio_home import COLOURS, colours_project, small_run
-from tiny import save_tiny_folder, tiny_task
+from tiny import tiny_task
 
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError
@@ -58,11 +58,6 @@ def test_later_rows_are_trained_on_and_change_nothing_else(first, later, seed):
 
 
 # --- a run -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def a_run(folder, tokens: int = 200, start: str = "") -> specs.Run:

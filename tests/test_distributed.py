@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
+from conftest import wait_for
 from peft import PeftModel
 from safetensors.torch import load_file
 from small_llama_build import train_tokenizer
@@ -318,14 +318,6 @@ def test_when_the_parent_is_killed_all_processes_end(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
-
-
-def wait_for(condition, seconds: float = 900) -> None:
-    """Until a condition holds, or fail."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

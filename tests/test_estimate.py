@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_queue import Worker, a_run, a_study, interpreter
 from test_time_model import rates
-from tiny import NumberTokenizer, random_examples, save_tiny_folder, tiny_llama, tiny_task
+from tiny import NumberTokenizer, random_examples, tiny_llama, tiny_task
 from torch.utils.flop_counter import FlopCounterMode
 
 from peftbook.core import specs
@@ -141,12 +141,12 @@ def test_a_readers_questions_are_timed_without_padding():
     assert seconds(own, 40, 40) == pytest.approx(seconds(published, 2, 40))
 
 
-def test_a_record_says_what_was_predicted_and_what_it_took(monkeypatch, tmp_path):
+def test_a_record_says_what_was_predicted_and_what_it_took(folder, monkeypatch, tmp_path):
     """The same parts twice; nothing where the machine was never measured."""
     monkeypatch.setattr(execute, "get_task", lambda name: tiny_task())
     monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
     run = specs.Run(
-        model=specs.Model(name=str(save_tiny_folder(tmp_path / "tiny")), revision="0" * 64), task=tiny_task().spec,
+        model=specs.Model(name=str(folder), revision="0" * 64), task=tiny_task().spec,
         method=LoRA(rank=2), budget=specs.Budget(tokens=300, batch_size=4, learning_rate=1e-3),
         evaluation=specs.Evaluation(split="test", n_loss=5, n_generate=3, max_new_tokens=4),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny import save_tiny_folder, tiny_task
+from tiny import tiny_task
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -39,11 +39,6 @@ VARYING = {  # what two executions of one run may differ in
     "train_seconds", "train_tokens_per_second", "median_step_seconds", "loss_seconds", "generate_seconds",
     "peak_memory_bytes",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)

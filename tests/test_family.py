@@ -3,8 +3,7 @@
 import pytest
 import torch
 from peft import AdaLoraConfig, get_peft_model
-from tiny import NumberTokenizer, tiny_llama
-from torch import nn
+from tiny import NumberTokenizer, tiny_llama, trained_numbers
 
 from peftbook.memory import SHAPES, shape_from_config
 from peftbook.methods.adapter import Adapter
@@ -35,22 +34,20 @@ PREPARED = {
 COUNTS = trained_parameters(SHAPE, rank=3, width=5, length=6, prefix=4, random_rank=7)
 
 
-def trained(model: nn.Module) -> int:
-    return sum(value.numel() for value in model.parameters() if value.requires_grad)
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", PREPARED)
 def test_counts_are_those_of_models_prepared_for_training(name):
     """A formula of the chapter counts what a run of this method trains."""
-    assert trained(apply_method(tiny_llama(), PREPARED[name], seed=0, tokenizer=NumberTokenizer())) == COUNTS[name]
+    assert (
+        trained_numbers(apply_method(tiny_llama(), PREPARED[name], seed=0, tokenizer=NumberTokenizer())) == COUNTS[name]
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_count_of_adalora_is_that_of_peft():
     """Three factors a matrix, before anything is pruned."""
     config = AdaLoraConfig(init_r=3, target_r=3, target_modules=list(LoRA().targets), total_step=10)
-    assert trained(get_peft_model(tiny_llama(), config)) == COUNTS["adalora"]
+    assert trained_numbers(get_peft_model(tiny_llama(), config)) == COUNTS["adalora"]
 
 
 def test_every_member_has_a_count():
@@ -94,7 +91,7 @@ def test_the_newer_methods_train_what_their_formulas_say(name):
     """The table of the chapter counts what peft trains."""
     counts = newer_counts(SHAPE, rank=4, block=8, shard=6, bases=5)
     assert set(counts) == set(NEWER)
-    assert trained(apply_method(tiny_llama(), NEWER[name], seed=0, tokenizer=NumberTokenizer())) == counts[name]
+    assert trained_numbers(apply_method(tiny_llama(), NEWER[name], seed=0, tokenizer=NumberTokenizer())) == counts[name]
 
 
 def test_a_projected_gradient_has_the_moments_that_are_counted():

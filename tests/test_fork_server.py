@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_queue import until
+from conftest import wait_for
 from test_ray_engine import measured, small_run
 
 from peftbook.core.records import Store
@@ -156,7 +156,7 @@ def test_many_forks_leave_nothing_open(server):
     before = [place.num_fds() for place in places]
     for at in range(9):
         assert asked(server, ("none", "three", "kill")[at % 3])[3] is Fork
-    until(lambda: [place.num_fds() for place in places] == before, 10)
+    wait_for(lambda: [place.num_fds() for place in places] == before, 10)
     assert not places[1].children()
 
 
@@ -191,13 +191,13 @@ def test_who_knows_that_several_follow_has_the_first_forked():
         begun = server.process
         server.load(environment_of(2))
         assert begun is not None and server.process is begun and server.is_loading()
-        until(lambda: not server.is_loading(), 120)
+        wait_for(lambda: not server.is_loading(), 120)
         assert asked(server, "two")[2:] == ("Fix it.", Fork)
     with ForkServer() as server:
         server.load(environment_of(2))
         assert server.process is not None and server.is_loading()
         server.process.kill()
-        until(lambda: not server.is_loading(), 20)
+        wait_for(lambda: not server.is_loading(), 20)
         assert asked(server, "two")[2:] == ("Fix it.", subprocess.Popen)
 
 
@@ -240,7 +240,7 @@ def test_when_whoever_asked_dies_nothing_is_left(number):
     asking.send_signal(number)
     asking.wait(30)
     asking.stdout.close()
-    until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids), 20)
+    wait_for(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids), 20)
 
 
 @pytest.mark.model

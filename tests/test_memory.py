@@ -214,21 +214,9 @@ def test_layers_that_are_alike_are_walked_once():
     setup = replace(CPU, checkpointing=True)
     for one in (setup, replace(CPU, method="full"), replace(CPU, quantised="nf4"), replace(CPU, method="prefix")):
         seven, eight, thirteen = (training_step(replace(SMALL, layers=each, sliding=()), one) for each in (7, 8, 13))
-        for name, step in (("kept", Step.kept_of), ("peak", Step.peak_of)):
-            grown = step(eight) - step(seven)
-            assert step(thirteen) - step(eight) == pytest.approx(5 * grown, rel=1e-6), name
-
-
-class Step:
-    """Sums over a step."""
-
-    @staticmethod
-    def kept_of(step):
-        return sum(step.numbers(step.kept).values())
-
-    @staticmethod
-    def peak_of(step):
-        return step.peak().total
+        for size in (lambda step: sum(step.numbers(step.kept).values()), lambda step: step.peak().total):
+            grown = size(eight) - size(seven)
+            assert size(thirteen) - size(eight) == pytest.approx(5 * grown, rel=1e-6)
 
 
 def test_what_a_kind_of_layers_shares_is_counted_once():

@@ -10,7 +10,6 @@ from tiny import (
     random_examples,
     randomize_adapters,
     real_tokenizer,
-    save_tiny_folder,
     tiny_llama,
 )
 from torch import nn
@@ -257,11 +256,6 @@ def test_peft_reads_what_is_saved(method, tmp_path):
 # ---- the bitsandbytes trap (AVX512-BF16 processors)
 
 quiet = pytest.mark.filterwarnings("ignore:.*(gemv_4bit|gemm_4bit|Merge lora module to 4-bit).*:UserWarning")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def four_bit_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import gguf_from_arrays, save_tiny_folder, tiny_llama
+from tiny import gguf_from_arrays, tiny_llama
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -30,11 +30,6 @@ LINEARS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 @pytest.fixture(scope="module")
 def embedded():
     return prepare_embedded()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def local(path) -> specs.Model:

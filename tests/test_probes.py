@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
+from tiny import random_examples, randomize_adapters, tiny_llama, tiny_task
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -65,12 +64,6 @@ def test_random_unit_vectors_have_a_mean_squared_cosine_of_one_over_the_width():
 def few_pieces(tokenizer, whole=curves.prose_pieces):
     """Prose, cut to a short stretch of some texts."""
     return whole(tokenizer, 1, 16)[:8]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A tiny model's."""
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tiny import NumberTokenizer, random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
+from tiny import NumberTokenizer, random_examples, randomize_adapters, tiny_llama, tiny_task, tokens
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -28,10 +28,6 @@ from peftbook.training.probes import serving as probes
 
 few = settings(max_examples=10, deadline=None)
 TARGETS = {"q_proj", "v_proj", "down_proj"}
-
-
-def tokens(rows: int = 4, length: int = 6) -> torch.Tensor:
-    return torch.randint(3, 96, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 def states(count: int, rank: int = 3) -> list[dict]:
@@ -100,16 +96,16 @@ def test_rows_must_be_chosen_and_adapters_must_fit():
         add_multi_lora(tiny_llama(), [{name: value.T for name, value in one.items()}], scaling=1.0)
     mixed = add_multi_lora(tiny_llama(), states(2), scaling=1.0)
     with pytest.raises(ValueError, match="call select_adapters first"):
-        mixed(tokens(2))
+        mixed(tokens())
     select_adapters(mixed, [0, 1, 1])
     with pytest.raises(ValueError, match="2 rows has 3 adapters"):
-        mixed(tokens(2))
+        mixed(tokens())
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory) -> specs.Model:
+def tiny_model(folder) -> specs.Model:
     """A tiny model on disk, as a probe names it."""
-    return specs.Model(name=str(save_tiny_folder(tmp_path_factory.mktemp("model"))), revision="")
+    return specs.Model(name=str(folder), revision="")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from conftest import wait_for
 
 from peftbook.runtime import processes
 from peftbook.runtime.hardware import machine_name
@@ -42,13 +43,6 @@ for _ in range(40):
 """
 
 
-def until(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def grandchildren(child: Child) -> list[psutil.Process]:
     return psutil.Process(child.process.pid).children()
 
@@ -56,11 +50,11 @@ def grandchildren(child: Child) -> list[psutil.Process]:
 def test_a_child_takes_its_own_children_with_it():
     """Else they would go on computing for nobody."""
     with Child("-c", PARENT) as child:
-        until(lambda: grandchildren(child))
+        wait_for(lambda: grandchildren(child))
         (below,) = grandchildren(child)
         known = identity(below.pid)
     assert child.ended() and child.status == -9
-    until(lambda: not is_alive(below.pid, known))
+    wait_for(lambda: not is_alive(below.pid, known))
 
 
 def test_a_child_that_watches_its_input_ends_with_us():
@@ -71,7 +65,7 @@ def test_a_child_that_watches_its_input_ends_with_us():
         time.sleep(1.0)
         assert is_alive(pid, known)
         holder.kill()
-    until(lambda: not is_alive(pid, known))
+    wait_for(lambda: not is_alive(pid, known))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_llama_build
 import torch
-from tiny import random_examples, randomize_adapters, save_tiny_folder, tiny_llama, tiny_task
+from tiny import random_examples, randomize_adapters, tiny_llama, tiny_task
 from transformers import AutoModelForCausalLM
 
 from peftbook.core import specs
@@ -30,11 +30,6 @@ from peftbook.training.models import keep_linear4bit_layout, load_model
 from peftbook.training.probes import measure
 
 QLORA = {"rank": 4, "alpha": 12.0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def normal(shape: torch.Size) -> torch.Tensor:

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from conftest import wait_for
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -416,13 +417,6 @@ test_queue.run_studies(
 """
 
 
-def until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_killed_queue_is_started_again_and_goes_on(tmp_path):
     """kill -9 of the queue ends its workers; what was finished stays, what was under way resumes, nothing is lost."""
     folder = tmp_path / "records"
@@ -437,7 +431,7 @@ def test_a_killed_queue_is_started_again_and_goes_on(tmp_path):
         return {path.stem: int(path.read_text()) for path in folder.glob("*.step")}
 
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-    until(lambda: len(list(folder.glob("*.json"))) >= 2 and any(2 <= step < 10 for step in steps().values()))
+    wait_for(lambda: len(list(folder.glob("*.json"))) >= 2 and any(2 <= step < 10 for step in steps().values()))
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()  # its workers held its standard output: it closes when they end
     finished, interrupted = {path.stem for path in folder.glob("*.json")}, steps()

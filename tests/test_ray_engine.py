@@ -21,12 +21,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from conftest import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kills_studio import ENDS
 from studio_home import colours_project
 from test_cli import refused
-from test_queue import a_run, a_study, interpreter, until
+from test_queue import a_run, a_study, interpreter
 
 import peftbook
 from peftbook.core import specs
@@ -506,7 +507,7 @@ class Machines:
     def up(self, name: str) -> None:
         """Wait until a node has joined."""
         log = self.folder / f"{name}.log"
-        until(lambda: "Ray runtime started" in log.read_text() or self.nodes[name].poll() is not None, 120)
+        wait_for(lambda: "Ray runtime started" in log.read_text() or self.nodes[name].poll() is not None, 120)
         assert self.nodes[name].poll() is None, log.read_text()[-3000:]
 
     def fill(self, count: int) -> None:
@@ -639,11 +640,11 @@ def kill_mid_run(machines: Machines, run: specs.Run, folder: Path) -> None:
     """Kill the node that computes a run after its third step, wait until nothing of it is left. Its
     process is looked for when it has the run's lock, seconds before: then it imports its libraries.
     """
-    until(lambda: (folder / f"{run.key[:16]}.lock").exists(), 120)
+    wait_for(lambda: (folder / f"{run.key[:16]}.lock").exists(), 120)
     name, worker = machines.computing("peftbook.runtime.worker", f"{run.key[:16]}.lock")
-    until(lambda: progress(folder, run) >= 3, 120)
+    wait_for(lambda: progress(folder, run) >= 3, 120)
     machines.kill(name, worker)
-    until(lambda: is_gone(worker), 60)
+    wait_for(lambda: is_gone(worker), 60)
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -756,14 +757,14 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
         _, process = machines.computing("peftbook.studio.ray_jobs")
         home.cancel(job)
         comes(lambda: home.job(job).state == "cancelled")
-        until(lambda: is_gone(process), 60)
+        wait_for(lambda: is_gone(process), 60)
         reached = progress(checkpoints, run)
         home.resume(job)
         comes(lambda: progress(checkpoints, run) > reached)
         name, process = machines.computing("peftbook.studio.ray_jobs")
         machines.kill(name, process)
         comes(lambda: home.job(job).state not in ("queued", "running"))
-        until(lambda: is_gone(process), 60)
+        wait_for(lambda: is_gone(process), 60)
     finally:
         worker.end()
     assert (home.job(job).state, home.job(job).attempt, home.job(job).error) == ("done", 3, "")

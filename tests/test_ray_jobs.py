@@ -8,12 +8,11 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from studio_home import colours_project, small_run
+from studio_home import Doing, colours_project, small_run
 from test_cli import refused
 from test_ray_engine import InThisProcess, files_in, leave_checkpoint
 
@@ -124,27 +123,6 @@ def test_a_job_gets_a_share_of_a_node():
     assert [nodes.threads(jobs) for jobs in (1, 2, 3, 4, 8, 100)] == [4, 4, 2, 2, 1, 1]
     assert Nodes().threads(3) == 1
     assert Nodes(nodes=(replace(GPU, cpus=64),)).threads(1) == ray_nodes.MAX_THREADS
-
-
-@dataclass
-class Doing:
-    """A process that a worker believes in."""
-
-    status: int | None = None
-    process: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pid=os.getpid()))
-
-    def ended(self) -> bool:
-        return self.status is not None
-
-    def failure(self) -> str:
-        return "refused"
-
-    def output_lines(self) -> list[str]:
-        return ["was lost with node cpu/1"]
-
-    def end(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture

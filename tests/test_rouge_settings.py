@@ -1,6 +1,5 @@
 """Settings of ROUGE, the noise of its bootstrap, and negated copies: definitions and laws as oracles."""
 
-import itertools
 import string
 
 import numpy as np
@@ -14,6 +13,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store
 from peftbook.evidence import metrics
 from peftbook.methods.untuned import Untuned
+from peftbook.scratch.rouge import lcs_table
 from peftbook.studies import get_study, methods, rouge_settings
 from peftbook.tasks import task_spec
 from peftbook.training.probes import measure, paraphrases
@@ -22,16 +22,6 @@ from peftbook.training.probes import rouge as probes
 few = settings(max_examples=40, deadline=None)
 WORDS = ("return", "Returns", "the", "The", "graph", "graphs", "node_id", "node", "id", "x.", "x", "naïve")
 sentence = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
-
-
-def lcs(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence, by the definition: the longest subsequence of a that b has too."""
-
-    def inside(part: tuple[str, ...]) -> bool:
-        rest = iter(b)
-        return all(word in rest for word in part)
-
-    return max(n for n in range(len(a) + 1) if any(map(inside, itertools.combinations(a, n))))
 
 
 @few
@@ -54,7 +44,9 @@ def test_cased_scores_are_at_most_the_uncased(text, answer):
 def test_a_tokenizer_changes_the_tokens_and_nothing_else(text, answer):
     """F = 2 LCS / (m + n) over the tokens between blanks, by the definition."""
     a, b = text.lower().split(), answer.lower().split()
-    assert probes.rouge_l([text], [answer], "whitespace")[0] == pytest.approx(2 * lcs(a, b) / (len(a) + len(b)))
+    assert probes.rouge_l([text], [answer], "whitespace")[0] == pytest.approx(
+        2 * lcs_table(a, b)[-1][-1] / (len(a) + len(b))
+    )
 
 
 @few

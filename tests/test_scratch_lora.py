@@ -1,32 +1,16 @@
-"""LoRA from scratch: the laws of section 4.1 of the paper, and peft as the oracle."""
-
-import copy
+"""LoRA from scratch: the laws of section 4.1 of the paper; test_scratch_layers.py has those of a whole model."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
-from tiny import narrow_llama
+from tiny import SEVEN, scatter, tiny_llama, tokens, trained_numbers
 from torch import nn
 
 from peftbook.scratch.lora import LoRALinear, add_lora, load_lora_state, lora_state, trainable_fraction
 
-SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 shapes = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 2))  # d_in, d_out, rank
 few = settings(max_examples=20, deadline=None)
-
-
-def tokens(seed: int = 1) -> torch.Tensor:
-    return torch.randint(128, (2, 9), generator=torch.Generator().manual_seed(seed))
-
-
-def randomize_b(model: nn.Module, seed: int = 2) -> None:
-    """Give every B a value, as training would; with B = 0 half of the laws hold trivially."""
-    torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            nn.init.normal_(module.B, std=0.1)
 
 
 def a_layer(d_in: int, d_out: int, rank: int, bias: bool = True) -> LoRALinear:
@@ -34,14 +18,6 @@ def a_layer(d_in: int, d_out: int, rank: int, bias: bool = True) -> LoRALinear:
     layer = LoRALinear(nn.Linear(d_in, d_out, bias=bias), rank, alpha=3.0)
     nn.init.normal_(layer.B)
     return layer
-
-
-def test_zero_b_leaves_the_model_unchanged():
-    """Training starts from the pretrained model, bit for bit."""
-    model = narrow_llama()
-    before = model(tokens()).logits
-    add_lora(model, SEVEN, rank=4, alpha=8)
-    assert torch.equal(model(tokens()).logits, before)
 
 
 @few
@@ -69,20 +45,6 @@ def test_merged_equals_unmerged_and_unmerge_restores(shape):
     assert not layer.merged
     torch.testing.assert_close(layer.base.weight, weight, atol=2e-6, rtol=0)
     torch.testing.assert_close(layer(x), apart, atol=1e-5, rtol=1e-4)
-
-
-def test_merged_model_equals_unmerged_model():
-    """The same through two layers of attention, where the update reaches every logit."""
-    model = narrow_llama()
-    plain = model(tokens()).logits
-    add_lora(model, SEVEN, rank=4, alpha=8)
-    randomize_b(model)
-    apart = model(tokens()).logits
-    assert (apart - plain).abs().max() > 1e-2
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            module.merge()
-    torch.testing.assert_close(model(tokens()).logits, apart, atol=1e-5, rtol=1e-5)
 
 
 def test_merging_twice_is_merging_once():
@@ -118,34 +80,21 @@ def test_trainable_parameters_are_r_times_d_in_plus_d_out(shape):
     """The count on which every table of the book rests."""
     d_in, d_out, rank = shape
     layer = a_layer(*shape)
-    assert sum(p.numel() for p in layer.parameters() if p.requires_grad) == rank * (d_in + d_out)
+    assert trained_numbers(layer) == rank * (d_in + d_out)
 
 
 def test_trainable_fraction_counts_the_whole_model():
     """Trainable over all, the new A and B included in both."""
-    model = narrow_llama()
+    model = tiny_llama()
     base = sum(p.numel() for p in model.parameters())
     add_lora(model, {"q_proj", "v_proj"}, rank=4, alpha=8)
-    new = 2 * 4 * ((32 + 32) + (32 + 16))  # q: 32 to 32, v: 32 to 16, two layers
+    new = 2 * 4 * ((64 + 64) + (64 + 32))  # q: 64 to 64, v: 64 to 32, two layers
     assert trainable_fraction(model) == new / (base + new)
-
-
-def test_frozen_weights_get_no_gradient():
-    """Only A and B are trained, and both are reached: A as soon as B is not zero."""
-    model = narrow_llama()
-    add_lora(model, SEVEN, rank=4, alpha=8)
-    randomize_b(model)
-    model(tokens(), labels=tokens()).loss.backward()
-    for name, parameter in model.named_parameters():
-        if name.endswith((".A", ".B")):
-            assert parameter.grad.abs().max() > 0, name
-        else:
-            assert parameter.grad is None, name
 
 
 def test_first_step_moves_b_only():
     """With B = 0 the gradient of A is zero: dL/dA = (alpha / r) Bᵀ (dL/dh) xᵀ."""
-    model = narrow_llama()
+    model = tiny_llama()
     add_lora(model, {"q_proj"}, rank=4, alpha=8)
     model(tokens(), labels=tokens()).loss.backward()
     layer = model.model.layers[0].self_attn.q_proj
@@ -170,28 +119,6 @@ def test_the_first_step_of_sgd_goes_with_the_rank_in_its_mean_and_not_in_its_nor
     assert torch.stack(squares).mean() == pytest.approx(1 + width / rank, rel=0.2)
 
 
-@pytest.mark.parametrize("targets", [{"q_proj", "v_proj"}, SEVEN])
-def test_logits_and_gradients_equal_peft(targets):
-    """peft is the oracle: same weights, same logits, same gradients of A and B."""
-    ours = narrow_llama()
-    theirs = get_peft_model(copy.deepcopy(ours), LoraConfig(r=4, lora_alpha=8, target_modules=sorted(targets)))
-    names = add_lora(ours, targets, rank=4, alpha=8)
-    randomize_b(ours)
-    oracle = dict(theirs.named_modules())
-    for name in names:
-        layer, other = ours.get_submodule(name), oracle[f"base_model.model.{name}"]
-        other.lora_A["default"].weight.data.copy_(layer.A)
-        other.lora_B["default"].weight.data.copy_(layer.B)
-    mine, peft = (m(tokens(), labels=tokens()) for m in (ours, theirs))
-    torch.testing.assert_close(mine.logits, peft.logits, atol=1e-6, rtol=0)
-    mine.loss.backward()
-    peft.loss.backward()
-    for name in names:
-        layer, other = ours.get_submodule(name), oracle[f"base_model.model.{name}"]
-        torch.testing.assert_close(layer.A.grad, other.lora_A["default"].weight.grad, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(layer.B.grad, other.lora_B["default"].weight.grad, atol=1e-6, rtol=1e-5)
-
-
 def test_a_starts_as_torch_starts_a_linear_layer():
     """Kaiming-uniform with a = √5 is uniform in ±1/√d_in, the default of nn.Linear, and peft keeps it for A."""
     torch.manual_seed(0)
@@ -204,22 +131,22 @@ def test_a_starts_as_torch_starts_a_linear_layer():
 
 def test_state_moves_an_adapter_between_models():
     """A fine-tune is its A and B: loaded into a fresh copy they give the same logits."""
-    source, target = narrow_llama(), narrow_llama()
+    source, target = tiny_llama(), tiny_llama()
     for model in (source, target):
-        add_lora(model, SEVEN, rank=4, alpha=8)
-    randomize_b(source)
+        add_lora(model, set(SEVEN), rank=4, alpha=8)
+    scatter(source)
     state = lora_state(source)
     assert len(state) == 2 * 2 * 7
     load_lora_state(target, state)
     assert torch.equal(source(tokens()).logits, target(tokens()).logits)
-    randomize_b(source, seed=9)
+    scatter(source, seed=9)
     assert not torch.equal(state["model.layers.0.mlp.up_proj.B"], source.model.layers[0].mlp.up_proj.B)  # a copy
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "broadcastable"])
 def test_loading_refuses_a_state_that_does_not_fit(change):
     """A rank-1 A would broadcast into any rank without an error from torch."""
-    model = narrow_llama()
+    model = tiny_llama()
     (first, *_) = add_lora(model, {"q_proj"}, rank=4, alpha=8)
     state = lora_state(model)
     if change == "missing":
@@ -234,7 +161,7 @@ def test_loading_refuses_a_state_that_does_not_fit(change):
 
 def test_loading_refuses_a_merged_model():
     """Unmerging afterwards would subtract the new update from a weight that holds the old one."""
-    model = narrow_llama()
+    model = tiny_llama()
     (first, *_) = add_lora(model, {"q_proj"}, rank=4, alpha=8)
     model.get_submodule(first).merge()
     with pytest.raises(ValueError, match="unmerge"):
@@ -256,11 +183,9 @@ def test_rank_above_the_matrix_warns_with_the_effective_rank():
     assert torch.linalg.matrix_rank(layer.delta()) == 3
 
 
-def test_add_lora_refuses_no_match_and_a_second_time():
-    """A misspelt target would train nothing, a second call would nest the layers."""
-    model = narrow_llama()
-    with pytest.raises(ValueError, match="no linear layer is named any of"):
-        add_lora(model, {"query"}, rank=4, alpha=8)
+def test_add_lora_refuses_a_second_time():
+    """It would nest the layers."""
+    model = tiny_llama()
     add_lora(model, {"q_proj"}, rank=4, alpha=8)
     with pytest.raises(ValueError, match="already has LoRA"):
         add_lora(model, {"v_proj"}, rank=4, alpha=8)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import narrow_llama
+from tiny import SEVEN, scatter, tiny_llama, tokens
 from torch import nn
 
 from peftbook.scratch.double_quant import bits_per_parameter, double_dequantize, double_quantize, dynamic_levels
-from peftbook.scratch.lora import LoRALinear, add_lora, trainable_fraction
+from peftbook.scratch.lora import add_lora, trainable_fraction
 from peftbook.scratch.nf4 import dequantize_nf4, nf4_levels, pack, quantize_blocks, quantize_nf4, unpack
 from peftbook.scratch.nf4_linear import NF4Linear, quantize_linears
 
@@ -24,7 +24,6 @@ few = settings(max_examples=15, deadline=None)
 block_counts = st.integers(1, 600)  # beyond 256, so that double quantisation has full and partial blocks
 exponents = st.integers(-30, 30)
 seeds = st.integers(0, 2**32 - 1)
-SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 CELL = 2 / 65535  # width of a cell of bitsandbytes' CPU table on [-1, 1]
 
 
@@ -295,18 +294,15 @@ def test_nf4_linear_computes_with_its_dequantised_weight(double_quant):
 
 def test_qlora_trains_like_lora_on_the_dequantised_weights():
     """QLoRA is LoRA on other frozen weights: same logits, same gradients of A and B."""
-    ids = torch.randint(128, (2, 9), generator=torch.Generator().manual_seed(1))
-    quantized, dense = narrow_llama(), narrow_llama()
-    names = quantize_linears(quantized, SEVEN)
+    quantized, dense = tiny_llama(), tiny_llama()
+    names = quantize_linears(quantized, set(SEVEN))
     for name in names:
         dense.get_submodule(name).weight.data.copy_(quantized.get_submodule(name).dequantize())
     for model in (quantized, dense):
         torch.manual_seed(3)
-        assert add_lora(model, SEVEN, rank=4, alpha=8) == names
-        for module in model.modules():
-            if isinstance(module, LoRALinear):
-                nn.init.normal_(module.B, std=0.1)
-    outputs = [model(ids, labels=ids) for model in (quantized, dense)]
+        assert add_lora(model, set(SEVEN), rank=4, alpha=8) == names
+        scatter(model)
+    outputs = [model(tokens(), labels=tokens()) for model in (quantized, dense)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, atol=1e-6, rtol=0)
     for output in outputs:
         output.loss.backward()

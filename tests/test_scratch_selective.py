@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_llama
+from tiny import tiny_llama, trained_numbers
 from torch import nn
 
 from peftbook.scratch.selective import train_biases, train_gains
@@ -28,7 +28,7 @@ def test_gains_are_all_that_is_trained():
     model, llama = small(), tiny_llama()
     assert train_gains(model) == trainable(model) == ["0.weight"]
     assert train_gains(llama) == trainable(llama)
-    assert sum(value.numel() for value in llama.parameters() if value.requires_grad) == (2 * 2 + 1) * 64
+    assert trained_numbers(llama) == (2 * 2 + 1) * 64
 
 
 def test_choosing_changes_nothing():
@@ -48,8 +48,7 @@ def test_a_llama_has_no_bias_to_train():
 @pytest.mark.filterwarnings("ignore")
 def test_pefts_bias_option_is_silent_in_a_llama():
     """Family-tree chapter: bias="all" of peft adds nothing where there is no bias."""
-    counts = {}
-    for bias in ("none", "all"):
-        tuned = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], bias=bias))
-        counts[bias] = sum(value.numel() for value in tuned.parameters() if value.requires_grad)
-    assert counts["none"] == counts["all"] > 0
+    none, everything = (
+        get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], bias=bias)) for bias in ("none", "all")
+    )
+    assert trained_numbers(none) == trained_numbers(everything) > 0

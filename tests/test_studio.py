@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from studio_home import wait_for
+from conftest import wait_for
 
 from peftbook.core import specs
 from peftbook.studio.preflight import Check
@@ -86,17 +86,6 @@ def running(tmp_path_factory) -> Iterator[SimpleNamespace]:
     for worker in Studio(home).workers():
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    """One Chromium for all tests of this module."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
-            yield browser
 
 
 @pytest.fixture(scope="module")

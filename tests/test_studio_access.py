@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from studio_api import HOST, PASSWORD, Client, add_user
 
 from peftbook import cli
 from peftbook.core.errors import InputError
@@ -27,35 +27,9 @@ from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 
-HOST = "http://127.0.0.1:7861"
 OTHER = "http://evil.example"
 CSV = b"question,answer\n" + b"".join(b"%d and one?,%d\n" % (n, n + 1) for n in range(20))
 HOSTILE = '<img src=x onerror="window.hacked=1">'
-PASSWORD = "correct horse battery"
-
-
-class Client:
-    """Asks an ASGI application, one request after the other."""
-
-    def __init__(self, served):
-        self.served, self.cookies = served, httpx.Cookies()
-
-    def __call__(self, method: str, path: str, **options) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(app=self.served), base_url=HOST, cookies=self.cookies
-            ) as client:
-                answer = await client.request(method, path, **options)
-                self.cookies = client.cookies
-                return answer
-
-        return asyncio.run(ask())
-
-    def get(self, path: str, **options) -> httpx.Response:
-        return self("GET", path, **options)
-
-    def post(self, path: str, **options) -> httpx.Response:
-        return self("POST", path, **options)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +57,6 @@ def login_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("logins") / "login.json"
     add_user(path, "ada")
     return path
-
-
-def add_user(path: Path, name: str, password: str = PASSWORD) -> None:
-    """As somebody would who types the password."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        users.add_user(path, name)
 
 
 def start(login_file: Path, home: Path) -> Client:

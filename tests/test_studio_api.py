@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import hostile_studio
 import pytest
-from studio_api import Client, play, project_of, served, work
+from studio_api import PASSWORD, Client, add_user, play, project_of, served, work
 from studio_home import SMALL
 
 from peftbook.core.errors import Conflict, TooLarge
@@ -34,7 +32,6 @@ from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
 
-PASSWORD = "correct horse battery"
 JSON = {"content-type": "application/json"}
 DELETES = "DELETE /projects/{project}"
 
@@ -259,19 +256,12 @@ def test_two_who_send_the_same_upload_do_not_mix(tmp_path):
 @pytest.fixture
 def locked(tmp_path) -> Client:
     """Behind a login file with Ada in it."""
-    add_user(tmp_path / "login.json", "ada", PASSWORD)
+    add_user(tmp_path / "login.json", "ada")
     return client_of(tmp_path)
 
 
 def client_of(home: Path) -> Client:
     return served(Studio(home), SessionStore(home, users.LoginFile(home / "login.json")))
-
-
-def add_user(path: Path, name: str, password: str) -> None:
-    """As somebody would who types the password."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        users.add_user(path, name)
 
 
 def basic(name: str, password: str) -> Mapping[str, str]:
@@ -310,6 +300,7 @@ def test_without_a_login_file_the_printed_address_lets_in(tmp_path):
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and owner.token not in cookie
     assert client("GET", "/api/v1/projects", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
+    client.cookies.clear()
     for query in ("", "?token=", f"?token={owner.token[:-1]}", "?token=%00"):
         assert "/" + client("GET", f"/{query}").headers["location"] == access.LOGIN
     assert OwnerToken(tmp_path).token == owner.token and (tmp_path / "token").stat().st_mode & 0o77 == 0

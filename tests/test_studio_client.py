@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import studio_api
-from studio_home import wait_for
+from conftest import wait_for
 
 from peftbook import cli
 from peftbook.studio import client

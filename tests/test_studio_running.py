@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 import threading
 import time
@@ -66,13 +67,14 @@ def test_probes_are_answered_while_all_other_requests_wait(tmp_path):
 @pytest.mark.slow
 def test_a_backup_outlives_the_original_and_its_server(tmp_path):
     """Taken while it is served; then the server is killed and its home destroyed. What was restored is served under the
-    same tokens, with the same project, decision and adapter.
+    same tokens, with the same project, plans, jobs, decision, texts and adapter. Only its owner reads it.
     """
     home, backup = tmp_path / "home", tmp_path / "backup.tar"
     studio = Studio(home)
     project = studio_api.project_of(studio)
     studio_api.work(studio)
-    paths = [f"projects/{project.id}/decision", f"jobs/{studio.jobs()[1].id}/artefacts/adapter.zip", "projects"]
+    paths = ["projects", *(f"projects/{project.id}/{part}" for part in ("jobs", "plans", "findings", "decision"))]
+    paths += [f"jobs/{studio.jobs()[1].id}/artefacts/{name}" for name in ("adapter.zip", "outputs.csv")]
     studio.close()
     seen: list[list[bytes]] = []
     secret = ""
@@ -91,7 +93,8 @@ def test_a_backup_outlives_the_original_and_its_server(tmp_path):
         if len(seen) == 1:
             shutil.rmtree(home)
             assert cli.main(["studio", "--home", str(home), "--restore", str(backup)]) == 0
-    assert seen[0] == seen[1]
+    assert seen[0] == seen[1] and stat.S_IMODE(backup.stat().st_mode) == 0o600
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.systemd

@@ -16,13 +16,14 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from studio_home import SMALL, colours_project, log_of, small_run, wait_for, worker_alive
+from conftest import wait_for
+from studio_home import SMALL, Doing, colours_project, log_of, small_run, worker_alive
 from tiny import save_tiny_folder, tiny_llama
 
 from peftbook.core import specs
@@ -824,26 +825,6 @@ def test_the_first_of_several_jobs_waits_for_what_they_are_forked_from(tmp_path,
     if waits:
         worker.start_next()
     assert [job.state for job in studio.jobs()].count("queued") == jobs - 1
-
-
-@dataclass
-class Doing:
-    """A process that a worker believes in, with the threads that it computes with and those of its environment."""
-
-    threads: int
-    environment: int
-    status: int | None = None
-    process: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pid=os.getpid()))
-
-    def ended(self) -> bool:
-        return self.status is not None
-
-    def failure(self) -> str:
-        return "killed"
-
-    def end(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture

@@ -335,7 +335,7 @@ def test_the_hash_names_content_and_settings():
     default = {"table": table, "columns": COLUMNS}
     tasks = [task_from_table(**(default | variant)) for variant in variants]
     assert len({task.data_sha256 for task in tasks}) == len(variants)
-    assert task_from_table(**default) == tasks[0]
+    assert task_from_table(**default) == tasks[0] and tasks[1].splits != tasks[0].splits
     short = read_table(written(rows, header=("question", "answer", "who")).encode(), caps=Caps(cell_chars=20))
     assert len(short.faults) and task_from_table(short, COLUMNS).data_sha256 != tasks[0].data_sha256
 
@@ -374,12 +374,17 @@ def test_too_few_rows_are_an_obstacle_and_not_a_crash():
 
 
 @pytest.mark.parametrize(
-    "columns",
-    [Columns("question", "question"), Columns("question", "nothing"), Columns("question", "answer", "answer")],
+    ("columns", "words"),
+    [
+        (Columns("question", "question"), "'question' is chosen twice"),
+        (Columns("question", "answer", "answer"), "'answer' is chosen twice"),
+        (Columns("question", "nothing"), "no column 'nothing'"),
+        (Columns("question", "answer", group="nobody"), "no column 'nobody'"),
+    ],
 )
-def test_columns_that_cannot_be_are_refused(columns):
+def test_columns_that_cannot_be_are_refused(columns, words):
     """In one sentence that names the column."""
-    with pytest.raises(InputError, match="olumn"):
+    with pytest.raises(InputError, match=words):
         examine(read_table(written(pairs(20)).encode()), columns)
 
 

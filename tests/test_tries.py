@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny_folder, tiny_llama, tiny_task
+from tiny import tiny_llama, tiny_task
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -25,13 +25,12 @@ def long_answers(texts, examples) -> list[float]:
 
 
 @pytest.fixture
-def tiny_run(tmp_path, monkeypatch) -> specs.Run:
+def tiny_run(folder, monkeypatch) -> specs.Run:
     """LoRA of a tiny model on the first eight rows of a task with a judge."""
     task = dataclasses.replace(tiny_task(("exact_match",)), judge=long_answers, judge_name="even")
     monkeypatch.setattr(execute, "get_task", {task.name: task}.__getitem__)
-    model = specs.Model(name=str(save_tiny_folder(tmp_path / "model")), revision="")
     return specs.Run(
-        model=model, task=task.spec, method=LoRA(rank=2, alpha=4), dtype="fp32",
+        model=specs.Model(name=str(folder), revision=""), task=task.spec, method=LoRA(rank=2, alpha=4), dtype="fp32",
         budget=specs.Budget(tokens=300, batch_size=4, learning_rate=1e-2, train_examples=8),
         evaluation=specs.Evaluation(n_loss=1, max_new_tokens=5),
     )  # fmt: skip

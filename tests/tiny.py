@@ -48,19 +48,9 @@ def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def narrow_llama(seed: int = 0) -> LlamaForCausalLM:
-    """Two Llama layers of width 32 with an output matrix of their own."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
+def tokens(rows: int = 2, length: int = 9, seed: int = 1) -> torch.Tensor:
+    """Random ids of the tiny Llama."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 class NumberTokenizer:
@@ -128,6 +118,26 @@ def randomize_adapters(model: torch.nn.Module, seed: int = 5, std: float = 0.1) 
         for name, value in model.named_parameters():
             if "lora_B" in name:
                 value.copy_(std * torch.randn(value.shape, generator=generator))
+
+
+@torch.no_grad()
+def scatter(model: torch.nn.Module, seed: int = 2, std: float = 0.3) -> None:
+    """Move every trained parameter, as training would; where they start half of the laws hold trivially."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in model.parameters():
+        if value.requires_grad:
+            value.add_(std * torch.randn(value.shape, generator=generator))
+
+
+def of_peft(layer: torch.nn.Module, name: str) -> torch.nn.Parameter:
+    """A parameter of the default adapter in one of peft's layers."""
+    found = getattr(layer, name)["default"]
+    return getattr(found, "weight", found)
+
+
+def trained_numbers(model: torch.nn.Module) -> int:
+    """How many numbers of a model are trained."""
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
 def tiny_task(metrics: tuple[str, ...] = ("rouge", "bertscore", "exact_match")) -> TaskData:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_queue import interpreter, until
+from conftest import wait_for
+from test_queue import interpreter
 
 from bench import commands, live, measuring, peers, rounds
 from bench.book import book_bench
@@ -493,7 +494,7 @@ def test_a_contestant_does_not_outlive_the_bench(folder: Path):
     """However that ends. By itself this one would train the embedded model for minutes."""
     job = json.dumps(tiny_job("ours", folder) | {"steps": 100, "model": specs.Model().name})
     bench = subprocess.Popen([sys.executable, "-c", MEASURING, job], env=FINDS, stderr=subprocess.DEVNULL)
-    until(lambda: psutil.Process(bench.pid).children())
+    wait_for(lambda: psutil.Process(bench.pid).children())
     (contestant,) = psutil.Process(bench.pid).children()
     bench.kill()
     bench.wait()
