@@ -183,7 +183,7 @@ def test_status_and_claims_read_the_shipped_records(capsys):
     out = capsys.readouterr().out
     rows = json.loads(out[out.index("[\n") :])
     said = {row["study"]: (row["own"], bool(row["regime"])) for row in rows}
-    assert said["methods"] == (False, False) and said["costs"] == (False, True) and said["memory"] == (True, False)
+    assert said["methods"] == (False, False) and said["bases_hqq"] == (False, True) and said["costs"] == (True, False)
     assert cli.main(["claims"]) == 0
     assert capsys.readouterr().out.count("\n") == len(NAMES) + 5
     assert cli.main(["claims", "rank", "dora"]) == 0

@@ -63,7 +63,7 @@ GROWTH_BYTES = 1 << 30
 EVENTS = {"open", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.scandir", "os.symlink", "os.system",
           "subprocess.Popen"}  # fmt: skip
 CHILDREN = (
-    "peftbook.tasks.parquet",
+    "peftbook/tasks/parquet.py",
     "peftbook.decision.own_metrics.child",
 )  # which read and score in their own process
 
