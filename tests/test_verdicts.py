@@ -80,7 +80,7 @@ AS_FOUND = {
         ({}, "reproduced", "6 of 6"),
         ({"prompt 1 vocabulary": 1.9}, "refuted", "reproduced → refuted"),
         ({"26 q_proj": 2.01}, "undecided", "5 of 6 verdicts hold"),
-        ({"1 q_proj": 1.9}, "refuted", "rank matter? reproduced → equivalent"),  # rank 1 on the other side of zero
+        ({"1 q_proj": 1.9}, "refuted", "rank matter? reproduced → undecided"),  # rank 1 on the other side of zero
     ],
 )
 def test_verdicts_on_other_inputs_hold_turn_over_or_stay_open(tmp_path, elsewhere, outcome, words):

@@ -77,8 +77,7 @@ def rank() -> Found:
     elif all(verdict_of(each, 0, -0.02, INF) == "reproduced" for each in higher) and found[1].ends[1] >= 0.02:
         outcome = "reproduced"
     else:
-        alike = all(abs(each.mean) + each.half(0.10) <= 0.02 for each in higher)
-        outcome = "equivalent" if alike else "undecided"
+        outcome = "undecided"
     return outcome, {f"r{r}_minus_r16_loss": each.ends for r, each in found.items()}
 
 
@@ -525,7 +524,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     ),
 }  # fmt: skip
 # whose sources name a size, a length or bits of reward a weight that these runs are far from
-REGIME = ("costs", "prompt_longer", "subspace", "reward_rank")
+REGIME = ("prompt_longer", "subspace", "reward_rank")
 
 
 if __name__ == "__main__":
