@@ -60,7 +60,7 @@ def test_frozen_weights_get_no_gradient(add, names):
 
 @pytest.mark.parametrize("name", ["lora", "vera", "ia3"])
 def test_a_merged_model_equals_the_unmerged_one(name):
-    """Through two layers of attention, where the update reaches every logit; in float64, as processors sum apart."""
+    """Through two layers of attention, where the update reaches every logit, in float64."""
     model = tiny_llama()
     plain = model(tokens()).logits
     METHODS[name][0](model)

@@ -63,7 +63,7 @@ def test_no_mask_means_nothing_is_masked():
 
 
 def test_right_padding_changes_no_logit_before_it():
-    """Causal attention: a text gives the same logits alone and padded in a batch; in float64, as processors sum apart."""
+    """Causal attention: a text gives the same logits alone and padded in a batch, in float64."""
     soft = SoftPrompt(tiny_llama(), random_init(4, 64)).double()
     ids = tokens(length=6)
     padded = torch.cat([ids, torch.zeros(2, 3, dtype=torch.long)], dim=1)

@@ -157,7 +157,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     seconds = log_seconds()
     for name, pair in TIMES.items():
         ratio = log_ratio(seconds, pair.first, pair.second)
-        out[short(name)] = Quantity.ratio(ratio, (), 2, "95 % interval over batches")
+        out[short(name)] = Quantity.ratio(ratio, (), 2, "95 % interval over sets of versions")
     return out
 
 
@@ -271,7 +271,7 @@ def time_verdict(name: str) -> Callable[[Store], Verdict]:
         ratio, low, high = found.exp
         sentence = (
             f"{pair.label} takes {ratio:.2f} times LoRA's seconds within a batch (95 % interval {low:.2f} to "
-            f"{high:.2f} over {found.examples} batches; margin {TIME_MARGIN:.0%})."
+            f"{high:.2f} over {found.examples} sets of versions; margin {TIME_MARGIN:.0%})."
         )
         return Verdict(outcome, sentence, (short(name),), (judged,))
 
