@@ -527,14 +527,33 @@ class Machines:
         """Whether the node's raylet lives."""
         return any(process.name() == "raylet" for process in family(self.nodes[name].pid))
 
-    def driver(self, store: Path, checkpoints: Path | None, *runs: specs.Run) -> subprocess.Popen:
-        """A command that runs two studies, which share the first run, on the cluster."""
+    def wait(self, condition: Callable[[], object], seconds: float = 600) -> None:
+        """Wait until something is true, with the logs if it does not come. Meanwhile a cluster without a node gets
+        another, as its operator would see to: on a starved machine Ray has given up nodes that nobody had killed.
+        """
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < seconds, self.logs()
+            self.fill(1)
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        """The ends of the logs of nodes and driver."""
+        return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    @contextlib.contextmanager
+    def driver(self, store: Path, checkpoints: Path, *runs: specs.Run) -> Iterator[subprocess.Popen]:
+        """A command that runs two studies, which share the first run, on the cluster; what it says goes to a log."""
         script = DRIVER.format(tests=str(Path(__file__).parent))
-        arguments = [self.address, str(store), str(checkpoints or ""), *(one.canonical() for one in runs)]
-        return subprocess.Popen(
+        arguments = [self.address, str(store), str(checkpoints), *(one.canonical() for one in runs)]
+        with (self.folder / "driver.log").open("w") as log, subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", script, *arguments],
-            env=self.environment("head"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            env=self.environment("head"), stdout=log, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def computing(self, module: str, holds: str = "") -> tuple[str, psutil.Process]:
         """The node that computes now, and its process: that of the module, and with such a file open."""
@@ -606,21 +625,6 @@ def machines(head: Machines) -> Machines:
     return head
 
 
-def said_by(driver: subprocess.Popen, machines: Machines) -> list[str]:
-    """The lines of a driver that ends well; kept in the report of the test. A cluster without a node gets another, as
-    its operator would see to: on a starved machine Ray has given up a node that nobody had killed.
-    """
-    began, out = time.monotonic(), None
-    while out is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            out = driver.communicate(timeout=5)[0]
-        machines.fill(1)
-        assert time.monotonic() - began < 600, "the driver waits for ever"
-    print(out)
-    assert driver.returncode == 0
-    return out.splitlines()
-
-
 def measured(record: Record) -> dict:
     """A record without what differs between two machines: provenance, seconds, memory, checksum."""
     body = record.model_dump(mode="json", exclude={"provenance", "checksum"})
@@ -636,11 +640,12 @@ def progress(folder: Path, run: specs.Run) -> int:
     return 0
 
 
-def kill_mid_run(machines: Machines, run: specs.Run, folder: Path) -> None:
+def kill_mid_run(machines: Machines, driver: subprocess.Popen, run: specs.Run, folder: Path) -> None:
     """Kill the node that computes a run after its third step, wait until nothing of it is left. Its
     process is looked for when it has the run's lock, seconds before: then it imports its libraries.
     """
-    wait_for(lambda: (folder / f"{run.key[:16]}.lock").exists(), 120)
+    machines.wait(lambda: (folder / f"{run.key[:16]}.lock").exists() or driver.poll() is not None)
+    assert driver.poll() is None, machines.logs()
     name, worker = machines.computing("peftbook.runtime.worker", f"{run.key[:16]}.lock")
     wait_for(lambda: progress(folder, run) >= 3, 120)
     machines.kill(name, worker)
@@ -691,9 +696,11 @@ def test_a_killed_node_loses_no_run(machines, tmp_path):
     long, short = small_run(0, LONG), small_run(1, 4, n_generate=2)
     shared, store, here = tmp_path / "checkpoints", Store(tmp_path / "cluster"), Store(tmp_path / "here")
     shared.mkdir()
-    driver = machines.driver(store.folders[0], shared, long, short, long)
-    kill_mid_run(machines, long, shared)
-    lines = said_by(driver, machines)
+    with machines.driver(store.folders[0], shared, long, short, long) as driver:
+        kill_mid_run(machines, driver, long, shared)
+        machines.wait(lambda: driver.poll() is not None)
+    assert driver.returncode == 0, machines.logs()
+    lines = (machines.folder / "driver.log").read_text().splitlines()
     assert sum("start [" in line for line in lines) == 2 and sum(" done " in line for line in lines) == 2
     steps = store.get(long).measurements["train_steps"]
     assert 3 <= store.get(long).provenance["resumed_from_step"] < steps
@@ -741,15 +748,12 @@ def test_a_studios_job_outlives_a_cancel_and_its_node(machines, tmp_path, monkey
     worker.begin()
 
     def comes(condition: Callable[[], object]) -> None:
-        for at in range(3000):
-            if condition():
-                return
+        def now() -> object:
             say_open(home.home, machines.address)
             worker.tick()
-            if at % 50 == 49:  # a starved machine may have lost both nodes
-                machines.fill(1)
-            time.sleep(0.2)
-        raise AssertionError("it did not come")
+            return condition()
+
+        machines.wait(now)
 
     try:
         comes(lambda: progress(checkpoints, run) >= 3 and home.job(job).step >= 3)
