@@ -18,12 +18,14 @@ def test_outside_a_checkout_is_refused(tmp_path):
         build.build_book(tmp_path)
 
 
-def test_figures_that_cannot_be_drawn_are_said(tmp_path):
-    """They are drawn in another process, beside the site."""
+def test_a_deck_that_cannot_be_made_is_said(tmp_path):
+    """It is made in another process, beside the site."""
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match=r"figures could not be made: .*file"):  # noqa: SIM117
-        with build.made_beside("figures", tmp_path / "file"):
-            pass
+    with (
+        pytest.raises(InputError, match=r"slides could not be made: .*file"),
+        build.deck_beside(tmp_path / "file/deck"),
+    ):
+        pass
 
 
 def test_pages_offer_what_is_made_meanwhile(tmp_path, monkeypatch):

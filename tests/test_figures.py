@@ -165,6 +165,20 @@ def test_dark_mode_changes_colours_and_leaves_no_trace():
         style.render_svg(lora.low_rank_update, mode="sepia")
 
 
+@pytest.mark.parametrize("name", ["low_rank_update", "head_to_head", "adapters_served", "public_ranking", "rate_map"])
+def test_a_figure_drawn_once_for_both_modes_is_that_of_each_mode(store, name):
+    """But for identifiers, which hash colours; what is neither `colour` nor `shade` (a map's steps) is drawn again."""
+
+    def numbered(body: bytes) -> bytes:
+        identifiers = {name: b"%d" % at for at, name in enumerate(re.findall(rb'id="([^"]+)"', body))}
+        links = re.compile(rb'(id="|url\(#|href="#)([^")]+)')
+        return links.sub(lambda one: one[1] + identifiers.get(one[2], one[2]), body)
+
+    modes = style.render_modes(figures.draw, name, store)
+    assert modes["light"] == figures.svg(name, store)
+    assert numbered(modes["dark"]) == numbered(figures.svg(name, store, mode="dark"))
+
+
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_colours_reach_contrast_on_paper(mode: str):
     """WCAG AA asks 4.5:1 for text, and every method's colour is used for text."""

@@ -21,7 +21,8 @@ from peftbook.core import records, specs
 from peftbook.core.records import Record, Store, default_store
 from peftbook.evidence import results
 from peftbook.methods.untuned import Untuned
-from peftbook.views.site import bibliography, claim_cards, display, run_pages
+from peftbook.views import figures
+from peftbook.views.site import bibliography, claim_cards, display, pictures, run_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADING = {
@@ -194,6 +195,14 @@ def test_choosing_a_verdict_leaves_its_claims(open_page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("name", ["head_to_head", "low_rank_update"])
+def test_the_figures_of_the_pages_are_those_of_the_command(built_site, name):
+    """`make book` takes them from there: byte for byte what `peftbook figures` draws, and not drawings by options."""
+    drawn = pictures.drawn_figures(built_site)
+    assert drawn[name].read_bytes() == figures.svg(name, default_store())
+    assert drawn.keys() <= set(figures.FIGURES) and "learning_rate_curves" not in drawn
+
+
 def test_figures_follow_the_colour_mode(open_page, built_site):
     """Of each pair exactly one image is displayed, before and after the switch is pressed."""
     name = next(name for name in pages() if "book-figure" in (built_site / f"{name}.html").read_text(encoding="utf-8"))

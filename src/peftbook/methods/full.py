@@ -34,6 +34,6 @@ class Full(Method):
 PRESETS = (
     Preset(
         "full", Full(), "Every weight is trained: most memory, and a whole model to store.",
-        swept="methods.full", rate=5e-5, look=Look("Full", "s", "-", "#1f2933", "#eef1f4"), place=2,
+        swept="methods.full", rate=5e-5, look=Look("Full", "s", "-", "#1f2933", "#dde2e7"), place=2,
     ),
 )  # fmt: skip

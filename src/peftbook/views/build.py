@@ -36,6 +36,7 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
     from, and those of this build go (`site.shared_cache`). Raises InputError outside a checkout or if a page fails.
     """
     check_checkout(root)
+    need("matplotlib", "A figure")
     if executed is not None:
         from peftbook.views.site.shared_cache import check_place
 
@@ -58,11 +59,9 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
         cache_verdicts()
     with contextlib.ExitStack() as beside:
         promised: list[str] = []
-        if not fresh["figures"]:
-            beside.enter_context(made_beside("figures", places["figures"]))
         if not fresh["deck"] or not places["deck"].is_file():
             promised = lecture_files()
-            beside.enter_context(made_beside("slides", places["deck"]))
+            beside.enter_context(deck_beside(places["deck"]))
         places["site"] = build_site(root, strict=strict, executed=executed, promised=promised)
     for part, known in inputs.items():
         write_stamp(stamp_of(root, part), known)
@@ -80,18 +79,18 @@ def cache_verdicts() -> None:
 
 
 @contextlib.contextmanager
-def made_beside(what: str, out: Path) -> Iterator[None]:
-    """Make figures, or slides, in a process beside what is done inside, which has the cores first, and wait for it.
+def deck_beside(out: Path) -> Iterator[None]:
+    """Make the deck in a process beside what is done inside, which has the cores first, and wait for it.
 
-    Raises InputError if they cannot be made.
+    Raises InputError if it cannot be made.
     """
-    with Child("-m", "peftbook", what, "--out", str(out)) as child:
+    with Child("-m", "peftbook", "slides", "--out", str(out)) as child:
         psutil.Process(child.process.pid).nice(10)
         yield
-        with show_progress(what.capitalize(), "drawing the rest"):
+        with show_progress("Slides", "drawing the rest"):
             child.wait()
         if child.status:
-            raise InputError(f"The {what} could not be made: {child.last_error_line() or child.failure()}")
+            raise InputError(f"The slides could not be made: {child.last_error_line() or child.failure()}")
 
 
 def lecture_files() -> list[str]:
@@ -116,6 +115,7 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
     need("pptx", "The deck")
     from peftbook.views import slides
 
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     written = [
         slides.build(
             out, default_store(), address=identity.PUBLIC_ADDRESS, version=identity.version(), sections=sections,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,6 +47,8 @@ TONES = {
 SIZE = 12.0  # points at a width of 5.8 inches: 7.5 points on a phone 3.6 inches wide
 WIDTH = 5.8
 _MODE: ContextVar[Mode] = ContextVar("mode", default="light")
+_DARK: ContextVar[dict[str, set[str]]] = ContextVar("dark", default={})  # noqa: B039 — what nobody asks for
+HEX = re.compile(rb"#[0-9a-f]{6}\b")
 PARSER: Any = MathTextParser  # its method for one text with formulas has no public name
 PARSERS = {"vector": PARSER("path"), "raster": PARSER("agg")}
 lay_out = PARSER._parse_cached.__wrapped__
@@ -128,16 +131,31 @@ def mode_context(mode: Mode) -> Iterator[None]:
 
 def colour(name: str) -> str:
     """A method's colour, a tone (`ink`, `muted`, `rule`, `fill`, `accent`) or `paper`, in the current mode."""
-    mode = _MODE.get()
+    return of_mode(*(tone(name, mode) for mode in TONES))
+
+
+def shade(name: str, share: float) -> str:
+    """The colour mixed with paper: 1 is the colour, 0 is paper. Opaque, so that overlaps stay clean in print."""
+    return of_mode(*(mixed(tone(name, mode), PAPER[mode], share) for mode in TONES))
+
+
+def tone(name: str, mode: str) -> str:
+    """What `colour` is in a mode."""
     if name in arm_looks():
         return getattr(arm_looks()[name], mode) or TONES[mode]["accent"]
     return PAPER[mode] if name == "paper" else TONES[mode][name]
 
 
-def shade(name: str, share: float) -> str:
-    """The colour mixed with paper: 1 is the colour, 0 is paper. Opaque, so that overlaps stay clean in print."""
-    front, back = (matplotlib.colors.to_rgb(colour(one)) for one in (name, "paper"))
-    return matplotlib.colors.to_hex([share * f + (1 - share) * b for f, b in zip(front, back, strict=True)])
+def mixed(front: str, back: str, share: float) -> str:
+    """A share of one colour and the rest of another."""
+    pairs = zip(*map(matplotlib.colors.to_rgb, (front, back)), strict=True)
+    return matplotlib.colors.to_hex([share * f + (1 - share) * b for f, b in pairs])
+
+
+def of_mode(light: str, dark: str) -> str:
+    """The colour of the current mode; of a light drawing `render_modes` learns what is dark for it."""
+    _DARK.get().setdefault(light, set()).add(dark)
+    return light if _MODE.get() == "light" else dark
 
 
 def look(method: str, *, line: bool = True) -> dict[str, Any]:
@@ -200,6 +218,24 @@ def render_svg(function: Callable[..., Figure], *args: Any, mode: Mode = "light"
         figure, stream = function(*args, **options), io.BytesIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     return b"\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + b"\n"
+
+
+def render_modes(function: Callable[..., Figure], *args: Any, **options: Any) -> dict[Mode, bytes]:
+    """The figure as SVG in both modes, drawn once: the dark one has the dark colour in place of each light one.
+
+    It is drawn again if it holds pixels, or a colour that is no `colour` and no `shade`, or whose dark one is unclear.
+    """
+    dark_of = {light: {TONES["dark"][name]} for name, light in TONES["light"].items()}
+    known = _DARK.set(dark_of | {PAPER["light"]: {PAPER["dark"]}})
+    try:
+        light = render_svg(function, *args, **options)
+        choices = {one: _DARK.get().get(one.decode(), ()) for one in HEX.findall(light)}
+    finally:
+        _DARK.reset(known)
+    if b"<image" in light or any(len(dark) != 1 for dark in choices.values()):
+        return {"light": light, "dark": render_svg(function, *args, mode="dark", **options)}
+    dark = {one: next(iter(found)).encode() for one, found in choices.items()}
+    return {"light": light, "dark": HEX.sub(lambda one: dark[one[0]], light)}
 
 
 def render_png(
