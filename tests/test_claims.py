@@ -19,6 +19,7 @@ from peftbook.studies import (
     beyond_lora,
     get_study,
     learning_rate,
+    other_tasks,
     qlora_width,
     rank,
     recovery,
@@ -327,6 +328,31 @@ def test_the_arms_that_were_known_have_the_records_of_the_variants(tmp_path):
     new = {run.key for run in plan.runs(store) if arm_of(run) in beyond_lora.NEW}
     assert mine - theirs == new and len(new) == sum(len(plan.arm(name).rates) for name in beyond_lora.NEW)
     assert len({len(arm.rates) for arm in plan.arms}) == 1
+
+
+@pytest.mark.parametrize(
+    ("gains", "wobble", "outcome"),
+    [
+        (dict.fromkeys(other_tasks.BETTER, 0.02), 0.0, "reproduced"),
+        ({"pissa": 0.04, "plus16": 0.0}, 0.0, "refuted"),  # .008 on average over five
+        (dict.fromkeys(other_tasks.BETTER, -0.02), 0.0, "refuted"),
+        (dict.fromkeys(other_tasks.BETTER, 0.015), 0.02, "undecided"),
+    ],
+)
+def test_the_gain_elsewhere_is_the_mean_over_all_arms_at_their_own_rates(tmp_path, gains, wobble, outcome):
+    """Neither the best arm nor the number of those that gain, and full fine-tuning has no part in it."""
+    store, plan = Store(tmp_path), other_tasks.COMPARISONS["docstrings"]
+
+    def loss(run):
+        name = next(arm.name for arm in plan.arms if arm.method == run.method)
+        away = 0.02 * abs(math.log(run.budget.learning_rate / 1e-4))
+        return 1.5 + away - gains.get(name, 0.0) + wobble * (run.seed % 3 - 1) * (name in other_tasks.BETTER)
+
+    complete(store, plan.runs, loss, examples=plan.test_examples)
+    study = get_study("gain_docstrings")
+    assert study.verdict(store).outcome == outcome
+    mean = math.fsum(gains.get(name, 0.0) for name in other_tasks.BETTER) / len(other_tasks.BETTER)
+    assert study.quantities(store)["docstrings_gain"].value == pytest.approx(-mean, abs=0.01)
 
 
 def test_the_new_arms_train_about_as_many_numbers_as_lora():

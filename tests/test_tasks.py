@@ -6,8 +6,10 @@ import ast
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import prose_build
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import spam_build
 import sql_build
 from data_build import write_parquet
 from docstrings_packages import PACKAGES, PERMITTED
@@ -27,7 +30,7 @@ from scipy import sparse
 from peftbook import tasks
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskExample, get_task, hub, prose, references, sql
+from peftbook.tasks import SPLITS, TaskExample, get_task, hub, prose, references, spam, sql
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
@@ -180,6 +183,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path):
         (docstrings_task.PATH, build.Row),
         (prose.PATH, prose_build.Row),
         (sql.PATH, sql_build.Question),
+        (spam.PATH, spam_build.Row),
     ],
 )
 def test_rows_written_again_are_the_same_bytes(tmp_path, path, row):
@@ -195,6 +199,17 @@ def test_prose_is_whole_texts_with_unique_ids():
     assert {text.group for text in texts} == {"State of the Union", "Moby-Dick"}
     assert all(len(text.target) > 5_000 and not text.input for text in texts)
     assert prose.PATH.stat().st_size < 300_000
+
+
+def test_half_of_the_mails_are_spam_and_no_split_shares_words_with_another():
+    """Nothing of a message's headers but the subject, nothing that reaches a person, and no group in two splits."""
+    task = get_task("spam")
+    for rows in task.splits.values():
+        assert len(rows) >= 200 and sum(row.target == "spam" for row in rows) * 2 == len(rows)
+        assert not any(re.search(r"\S@\S|https?:|^(received|return-path):", row.input, re.I | re.M) for row in rows)
+    runs = {split: set().union(*(spam_build.links(row.input) for row in rows)) for split, rows in task.splits.items()}
+    assert all(runs[one].isdisjoint(runs[other]) for one, other in itertools.combinations(SPLITS, 2))
+    assert spam.PATH.stat().st_size < 300_000
 
 
 # --- the reader's files ----------------------------------------------------------------------------------------

