@@ -91,8 +91,9 @@ def choice_error(sweep: Sweep, finals: Records, column: str, lookup: Lookup) -> 
     losses, plan = sweep.losses(lookup), sweep.plan(lookup)
     near = [rate for rate in neighbours(losses) if math.isfinite(losses[rate])]
     lower, upper = (sweep.records(plan[rate], lookup) for rate in (near[0], near[-1]))
-    noise = stats.rate_noise(score(finals, column), len(lower), paired(upper, lower, column).example_se)
-    return sweep.choice_error(lookup, noise)
+    spread = score(finals, column).seed_se * math.sqrt(len(finals))
+    noise = stats.rate_noise(spread, len(lower), paired(upper, lower, column).example_se)
+    return sweep.choice_error(lookup, float(noise))
 
 
 def values_of(arm: Records, column: str, groups: Groups) -> np.ndarray:

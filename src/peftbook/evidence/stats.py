@@ -220,14 +220,14 @@ def gain_of_best(distances: np.ndarray, rises: np.ndarray, noise: np.ndarray | f
 
 
 @rule
-def rate_noise(final: Interval, sweep_seeds: int, example_se: float) -> float:
-    """Standard error of the difference of two rates' losses in a sweep.
+def rate_noise(spread: np.ndarray | float, seeds: int, example_se: np.ndarray | float) -> np.ndarray:
+    """Standard error of the difference of two rates' losses in a sweep of so many seeds.
 
-    final: of the arm's score at its chosen rate.  example_se: of that difference, by the sweep's examples.
+    spread: standard deviation of the loss between seeds, at one rate.  example_se: of the difference, by the examples.
     The difference of two rates with one seed has .65 of the variance that one rate has between seeds: pooled over 15
     pairs of neighbouring rates with three seeds each.
     """
-    return math.hypot(math.sqrt(0.65 * final.seeds / sweep_seeds) * final.seed_se, example_se)
+    return np.hypot(math.sqrt(0.65 / seeds) * spread, example_se)
 
 
 @rule

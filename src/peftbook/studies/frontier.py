@@ -355,9 +355,10 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
     tokens = seeds[0][one].target_tokens.tolist()
     found = stats.paired_interval(last, others, tokens, groups())
     with untracked():
+        spreads = [stats.score_interval(table, tokens).seed_se * math.sqrt(len(seeds)) for table in (last, others)]
         errors = [
-            tuning(arm).choice_error(store.get, stats.rate_noise(stats.score_interval(of, tokens), 1, found.example_se))
-            for arm, of in ((one, last), (other, others))
+            tuning(arm).choice_error(store.get, float(stats.rate_noise(spread, 1, found.example_se)))
+            for arm, spread in zip((one, other), spreads, strict=True)
         ]
     return stats.with_choice(found, *errors)
 
