@@ -123,7 +123,10 @@ class Sweep(Generic[Spec]):
             for rate in neighbours(losses)
             if rate != best and math.isfinite(losses[rate])
         ]
-        return float(gain_of_best(*np.array([beside[0], beside[-1]]).T, noise)) if beside else 0.0
+        if not beside:
+            return 0.0
+        distances, rises = np.array([beside[0], beside[-1]]).T
+        return float(gain_of_best(distances, rises, noise))
 
 
 def trials(sweeps: Iterable[Sweep[Spec]], lookup: Lookup) -> list[Spec]:

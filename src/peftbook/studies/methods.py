@@ -160,7 +160,7 @@ def difference(first: str, second: str, column: str, store: Store) -> stats.Inte
     tuned = [arm for arm in records if arm in ARMS and column == "loss_nats"]
     with untracked():
         errors = [comparison.choice_error(tuning(arm), records[arm], column, store.get) for arm in tuned]
-    return stats.with_choice(paired(*records.values(), column), *errors)
+    return stats.with_choice(paired(records[first], records[second], column), *errors)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

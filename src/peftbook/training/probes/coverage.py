@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -209,25 +208,30 @@ def tuned_rates(
     scores = math.sqrt(2 * own * (1 - alike) / seeds / share) * draw(rng, studies, seeds, sizes, parts, "normal")
     scores += (effects[0] - effects[1])[..., None]
     spreads = (effects + math.sqrt(1 - own) * rng.standard_normal((studies, seeds))).std(axis=-1, ddof=1)
-
-    places = step * np.arange(-REACH, REACH + 1)
     best = rng.uniform(-step / 2, step / 2, (2, studies, 1))
-    losses = rng.choice(probe.numbers("bends"), (2, studies, 1)) * (places - best) ** 2
+    losses = rng.choice(probe.numbers("bends"), (2, studies, 1)) * (step * np.arange(-REACH, REACH + 1) - best) ** 2
     of_examples = example_se / math.sqrt(2) * rng.standard_normal(losses.shape)
-    seen = losses + math.sqrt(own / sweep_seeds) * noise(len(places)) + of_examples
-    chosen = seen[..., 1:-1].argmin(axis=-1, keepdims=True) + 1
-    at = functools.partial(np.take_along_axis, axis=-1)
-    rises = np.stack([at(seen, chosen + side)[..., 0] - at(seen, chosen)[..., 0] for side in (-1, 1)])
-    distances = np.full((2, 1, 1), step)
-    noises = stats.rate_noise(spreads, int(sweep_seeds), example_se)
-    choice_se = np.hypot(*stats.gain_of_best(distances, np.maximum(rises, 0), noises))
+    seen = losses + math.sqrt(own / sweep_seeds) * noise(losses.shape[-1]) + of_examples
+    reached, errors_of_choice = choices(losses, seen, step, stats.rate_noise(spreads, int(sweep_seeds), example_se))
+    choice_se = np.hypot(*errors_of_choice)
 
     errors = Errors.of(scores, np.ones(len(sizes)))
     both = np.sqrt(errors.seeds), np.sqrt(errors.examples), seeds - 1, errors.freedom
     halves = {"plain": stats.half_width(LEVEL, *both), "choice": stats.half_width(LEVEL, *both, choice_se)}
-    reached = at(losses, chosen)[..., 0]
     regrets = {"grid": reached - losses.min(axis=-1), "all": reached}
     misses = {truth: scores.mean(axis=(1, 2)) + one - two for truth, (one, two) in regrets.items()}
     rates = {f"{rule}_{truth}": abs(miss) <= half for rule, half in halves.items() for truth, miss in misses.items()}
     width = halves["choice"].mean() / halves["plain"].mean()
     return {name: float(covered.mean()) for name, covered in rates.items()} | {"width": float(width)}
+
+
+def choices(losses: np.ndarray, seen: np.ndarray, step: float, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of each rate that was chosen and the error of its choice.
+
+    losses, seen: true ones and those of the sweep, (…, rates), of which the outer ones are not chosen.
+    """
+    chosen = seen[..., 1:-1].argmin(axis=-1, keepdims=True) + 1
+    low, best, high = (np.take_along_axis(seen, chosen + side, axis=-1)[..., 0] for side in (-1, 0, 1))
+    rises = np.maximum(np.stack([low, high]) - best, 0)
+    errors = stats.gain_of_best(np.full((2, 1, 1), step), rises, noise)
+    return np.take_along_axis(losses, chosen, axis=-1)[..., 0], errors
