@@ -71,11 +71,34 @@ def test_where_seeds_are_all_every_rule_is_students():
         assert halves == pytest.approx((high - low) / 2)
 
 
+def chosen(**settings) -> dict[str, float]:
+    """The rates of a single cell in which one sweep seed chose rates, and seeds are all of the error of five finals."""
+    one = {"sweep_seeds": (1.0,), "steps": (1.0,), "shares": (1.0,), "alike": (0.0,)}
+    probe = study.tuned_probe(5)
+    curve = coverage.tuned(probe.model_copy(update={"settings": probe.settings | one | settings})).curve
+    return {name: values[0] for name, values in curve.items()}
+
+
+def test_where_the_choice_is_never_wrong_the_rule_covers_as_without_a_choice():
+    """A valley of walls: the best rate of the grid is always found, and best rates of all are out of its reach."""
+    found = chosen(bends=(1e4,))
+    assert found["plain_grid"] == pytest.approx(0.95, abs=0.015) and found["plain_all"] < 0.1
+    assert found["choice_grid"] > found["choice_all"] > 0.5
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+def test_the_error_of_the_choice_is_what_the_interval_lacked(alike):
+    """Rates on record, one sweep seed: below 93 % without it; with it at least that, of both truths, and wider."""
+    found = chosen(alike=(alike,))
+    assert max(found["plain_grid"], found["plain_all"]) < 0.93 <= min(found["choice_grid"], found["choice_all"])
+    assert found["width"] > 1 and found["choice_all"] <= found["choice_grid"]
+
+
 def few_studies(store: Store, count: int = 40) -> None:
     """Records of all cells with so many studies each."""
-    for seeds in study.SEEDS:
-        probe = study.probe(seeds)
-        found = coverage.simulated(probe.model_copy(update={"settings": probe.settings | {"studies": count}}))
+    for probe in [*map(study.probe, study.SEEDS), *map(study.tuned_probe, study.FINALS)]:
+        measure = getattr(coverage, probe.measure.removeprefix("coverage."))
+        found = measure(probe.model_copy(update={"settings": probe.settings | {"studies": count}}))
         store.save(Record(key=probe.key, spec=probe, measurements=dict(found.measurements), curve=dict(found.curve)))
 
 
@@ -90,6 +113,9 @@ def test_the_study_reads_what_the_probe_wrote(tmp_path):
         covered = [cell.rates[study.RULE][0] for cell in cells if inside(cell)]
         assert found[f"{study.RULE}_{part}_worst"].value == min(covered)
         assert found[f"{study.RULE}_{part}_coverage"].value == pytest.approx(np.mean(covered))
+    for name in study.TUNED:
+        rates = [found[f"{name}_sweep{sweep}_final{final}"] for sweep in study.SWEEPS for final in study.FINALS]
+        assert found[f"{name}_worst"].value == min(rate.low for rate in rates)
     assert study.worst(store).rates[study.RULE][0] == found[f"{study.RULE}_aimed_worst"].value
     assert study.verdict(store).outcome == "measured"
     assert set(study.verdict(store).quantities) <= set(found)

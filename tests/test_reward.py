@@ -152,19 +152,18 @@ def test_a_best_rate_at_an_end_extends_the_grid(tmp_path, peak):
         assert best == pytest.approx(reward_rank.GRIDS[arm][0] * reward_rank.FACTOR**peak, rel=0.01)
 
 
-def test_what_a_finer_grid_might_gain_is_in_the_interval(tmp_path):
+def test_the_choice_of_a_rate_is_in_the_interval(tmp_path):
     """Two rates of almost the same accuracy: the best of all lies between them."""
     store = fill(tmp_path, dict.fromkeys(reward_rank.RANKS, 0.9), peak=1)
-    assert reward_rank.difference("rank1", "full", store).bias == 0, "a peak in the middle needs no finer grid"
+    plain = reward_rank.difference("rank1", "full", store).choice_se
     for rate in reward_rank.tuning("rank1").rates(store.get)[:1]:
         for seed in reward_rank.SWEEP_SEEDS:
             found = record(reward_rank.probe("rank1", rate, seed, "validation"), 0.3, 0.89)
             (tmp_path / f"{found.key[:12]}.json").unlink()
             store.save(found)
     fresh = Store(tmp_path)
-    short = reward_rank.tuning("rank1").shortfall(fresh.get)
-    assert short > reward_rank.BEARABLE
-    assert reward_rank.difference("rank1", "full", fresh).bias == pytest.approx(short)
+    short = reward_rank.tuning("rank1").choice_error(fresh.get, 0.0)
+    assert reward_rank.difference("rank1", "full", fresh).choice_se > max(plain, 0.9 * short)
 
 
 def test_seeds_and_grids_keep_the_protocol():

@@ -15,7 +15,7 @@ from scipy import stats as oracle
 import peftbook
 from peftbook.core.errors import InputError
 from peftbook.evidence import stats
-from peftbook.evidence.planning import settle
+from peftbook.evidence.planning import found_with, settle
 from peftbook.evidence.resampling import replicates, statistic_interval
 from peftbook.evidence.stats import (
     Interval,
@@ -26,6 +26,7 @@ from peftbook.evidence.stats import (
     paired_interval,
     score_interval,
 )
+from peftbook.training.probes.coverage import draw, half_widths
 
 # ---- the interval
 
@@ -393,6 +394,19 @@ def test_a_plan_finds_the_difference_that_matters_four_times_in_five(seeds):
         fresh = margin + rng.normal(0, spread[1], (wanted, 1)) + rng.normal(0, spread[0], (1, examples))
         found += p_value(score_interval(fresh + np.zeros((wanted, examples)))) <= 0.05
     assert found / 400 >= 0.74
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(("share", "least"), [(1.0, 0.78), (0.5, 0.77), (0.1, 0.73)])
+def test_the_difference_that_is_said_to_be_found_is_found_so_often(seeds, share, least):
+    """Simulated studies whose mean has variance 1, a share of it from seeds; at least what `found_with` says."""
+    count, studies = 60, 8000
+    parts, sizes = [share, 0.75 * (1 - share), 0.25 * (1 - share)], np.ones(count, dtype=int)
+    scores = draw(np.random.default_rng(seeds), studies, seeds, sizes, parts, "normal")
+    spread = stats.Interval.of(0.0, math.sqrt(share), math.sqrt(1 - share), seeds, count)
+    difference = found_with(spread, count, seeds, 0.025)
+    found = np.mean(scores.mean(axis=(1, 2)) + difference > half_widths(scores, sizes)["own_quantiles"])
+    assert least <= found <= 0.82
 
 
 def test_a_plan_does_not_look_at_the_difference():

@@ -60,7 +60,7 @@ def record_elsewhere(losses: Mapping[str, float], elsewhere: Mapping[str, float]
         nats = level + rng.normal(0, 0.01) + np.random.default_rng(run.evaluation.skip).normal(0, 0.1, count)
         nats += np.random.default_rng(int(run.key[:8], 16)).normal(0, 1e-3, count)
         return {
-            "measurements": {"loss_nats": float(nats.mean()) + abs(math.log(run.budget.learning_rate / 0.02))},
+            "measurements": {"loss_nats": float(nats.mean()) + 0.05 * abs(math.log(run.budget.learning_rate / 0.02))},
             "per_example": {"loss_nats": nats.tolist(), "label_tokens": [1.0] * count},
         }
 

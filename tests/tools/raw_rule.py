@@ -105,6 +105,15 @@ class Setting:
             losses |= {(rate := float(f"{one:.3g}")): loss(self.sweep(method, rate)) for one in between}
         return dict(sorted(losses.items()))
 
+    def choice(self, method: Raw, declared: Iterable[float] = ()) -> float:
+        """What the choice of the rate adds to the error of the final loss."""
+        if not declared:
+            return 0.0
+        losses = self.grid(method, declared)
+        beside = best_and_beside(losses)
+        lower, upper = ([self.sweep(method, rate)] for rate in (beside[0], beside[-1]))
+        return choice(losses, sweep_noise(self.finals(method, declared), lower, upper))
+
     def finals(self, method: Raw, declared: Iterable[float] = ()) -> list[Raw]:
         """The test runs of every seed, at the rate with the lowest validation loss."""
         losses = self.grid(method, declared) if declared else {}
@@ -113,6 +122,14 @@ class Setting:
             self.run(method, best, seed, split="test", n_loss=self.tested, n_generate=self.generated)
             for seed in self.seeds
         ]
+
+
+def sweep_noise(finals: Sequence[Raw], lower: Sequence[Raw], upper: Sequence[Raw], name: str = "loss_nats") -> float:
+    """Of the difference of two rates: by a sweep's examples, and .65 of how a final score varies between seeds."""
+    tokens = [column(records, "label_tokens")[0] if name == "loss_nats" else None for records in (lower, finals)]
+    beside = over_examples(column(upper, name) - column(lower, name), tokens[0])
+    final = over_examples(column(finals, name), tokens[1])
+    return math.hypot(beside.unit_se, final.seed_se * math.sqrt(0.65 * len(finals) / len(lower)))
 
 
 def extended(measured: Callable[[float], float], declared: Iterable[float], factor: float) -> dict[float, float]:
@@ -159,6 +176,28 @@ def finer_grid(losses: Mapping[float, float], bearable: float) -> float:
     return float(gain) if gain > bearable else 0.0
 
 
+def choice(losses: Mapping[float, float], noise: float) -> float:
+    """Root mean square of what a parabola's vertex gains on the best rate. noise: of the difference of two losses.
+
+    The mean over the slopes that such noise could have made is a sum over 20 nodes, exact for a power of four.
+    """
+    best = min(losses, key=losses.__getitem__)
+    beside = [
+        (abs(math.log(rate / best)), losses[rate] - losses[best]) for rate in best_and_beside(losses) if rate != best
+    ]
+    if not beside:
+        return 0.0
+    (left, fall), (right, rise) = beside[0], beside[-1]
+    fall, rise = (min(one, 9 * (min(fall, rise) + noise)) for one in (fall, rise))
+    bend = max((fall / left + rise / right) / (left + right), noise / (2 * left * right))
+    # Lagrange's weights of the losses in the slope at the middle; each loss has half of the difference's variance.
+    span = left + right
+    of_slope = np.array([-right / left / span, 1 / left - 1 / right, left / right / span])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    slopes = of_slope @ [fall, 0, rise] + noise / math.sqrt(2) * np.linalg.norm(of_slope) * nodes
+    return math.sqrt(float(weights @ (slopes**2 / (4 * bend)) ** 2) / math.sqrt(2 * math.pi))
+
+
 # --- the rule --------------------------------------------------------------------------------------------------
 
 
@@ -173,13 +212,14 @@ class Interval:
     freedom: float
     groups: int = 0
     first_look: float = 0.0  # share of the seeds that had been looked at before
+    choice: float = 0.0  # error of the rates, which were chosen
     bias: float = 0.0
 
     def half(self, level: float = 0.05) -> float:
         level = second_level(level, self.first_look) if self.first_look else level
         own = t.ppf(1 - level / 2, self.seeds - 1) * self.seed_se if self.seeds > 1 else 0.0
         units = t.ppf(1 - level / 2, self.freedom) * self.unit_se if self.unit_se else 0.0
-        return float(math.hypot(own, units)) + self.bias
+        return float(math.hypot(own, units, norm.isf(level / 2) * self.choice)) + self.bias
 
     @property
     def ends(self) -> tuple[float, float, float]:

@@ -45,16 +45,14 @@ def exp(interval: Interval) -> list[float]:
     return [math.exp(end) for end in interval.ends]
 
 
-def difference(
-    setting: Setting, first: tuple, second: tuple, name: str = "loss_nats", bearable: float = 0.0, task: str = ""
-) -> Interval:
-    """First − second, each a method with its declared rates, over shared seeds and examples."""
+def difference(setting: Setting, first: tuple, second: tuple, name: str = "loss_nats", task: str = "") -> Interval:
+    """First − second, each a method with its declared rates, over shared seeds and examples; a loss with its choice."""
     one_arm, other = setting.finals(*first), setting.finals(*second)
     weights = column(other, "label_tokens")[0] if name == "loss_nats" else None
     groups = groups_of_task(task, setting.tested) if task else ()
     found = over_examples(column(one_arm, name) - column(other, name), weights, groups)
-    bias = max(raw_rule.finer_grid(setting.grid(*arm), bearable) for arm in (first, second)) if bearable else 0.0
-    return replace(found, bias=bias)
+    chosen = [setting.choice(*arm) for arm in (first, second) if name == "loss_nats"]
+    return replace(found, choice=math.hypot(*chosen))
 
 
 def methods() -> Found:
@@ -84,7 +82,7 @@ def rank() -> Found:
 def targets(first: Raw, second: Raw, name: str) -> Found:
     """Five seeds, of which three had been looked at."""
     setting = replace(E2E, seeds=(1, 2, 3, 4, 5))
-    found = difference(setting, (first, LORA_RATES), (second, LORA_RATES), bearable=0.01)
+    found = difference(setting, (first, LORA_RATES), (second, LORA_RATES))
     found = replace(found, first_look=3 / 5)
     return verdict_of(found, 0.02, 0, INF), {f"{name}_loss": found.ends}
 
@@ -92,7 +90,7 @@ def targets(first: Raw, second: Raw, name: str) -> Found:
 def prompts(first: tuple[int, str], second: tuple[int, str], claim: tuple[float, float]) -> Found:
     """As `targets`, and too coarse a grid is refined."""
     setting = replace(E2E, seeds=(1, 2, 3, 4, 5), refined=0.01)
-    found = difference(setting, (prompt(*first), PROMPT_RATES), (prompt(*second), PROMPT_RATES), bearable=0.01)
+    found = difference(setting, (prompt(*first), PROMPT_RATES), (prompt(*second), PROMPT_RATES))
     found = replace(found, first_look=3 / 5)
     names = [f"{init}_{length}" for length, init in (first, second)]
     return verdict_of(found, 0, *claim), {"_minus_".join(names) + "_loss": found.ends}
@@ -113,7 +111,7 @@ def sql(first: str, second: str) -> Found:
 def data_size() -> Found:
     setting = replace(E2E, examples=100, generated=200)
     arms = (lora(), rates(5e-5, 4, 3)), (raw_rule.FULL, rates(1.25e-5, 4, 3))
-    found = difference(setting, *arms, bearable=0.025)
+    found = difference(setting, *arms)
     return verdict_of(found, 0, -INF, 0.05), {"n100_lora_minus_full_loss": found.ends}
 
 
@@ -327,7 +325,7 @@ def sorted_by(rank: int, rate: float, seed: int, split: str) -> Raw:
 
 def reward_rank() -> Found:
     """Test lists sorted by rank 1 less those by all weights, where these surely gained more than the margin."""
-    finals, finer = {}, 0.0
+    finals, chosen = {}, []
     for rank, lowest in ((0, 5e-4), (1, 2.5e-4)):
         wrong = raw_rule.extended(
             lambda rate, rank=rank: 1 - np.mean(
@@ -335,10 +333,13 @@ def reward_rank() -> Found:
             ),
             rates(lowest, 2, 4), 2,
         )  # fmt: skip
-        finer = max(finer, raw_rule.finer_grid(wrong, 0.01))
-        best = min(wrong, key=wrong.__getitem__)
+        best, beside = min(wrong, key=wrong.__getitem__), raw_rule.best_and_beside(wrong)
         finals[rank] = [sorted_by(rank, best, seed, "test") for seed in range(1, 6)]
-    found = replace(over_examples(column(finals[1], "exact") - column(finals[0], "exact")), bias=finer)
+        lower, upper = (
+            [sorted_by(rank, rate, seed, "validation") for seed in (0, 6, 7)] for rate in (beside[0], beside[-1])
+        )
+        chosen.append(raw_rule.choice(wrong, raw_rule.sweep_noise(finals[rank], lower, upper, "exact")))
+    found = replace(over_examples(column(finals[1], "exact") - column(finals[0], "exact")), choice=math.hypot(*chosen))
     gained = over_examples(column(finals[0], "exact") - column(finals[0], "start_exact"))
     outcome = verdict_of(found, 0, -0.05, INF)
     if outcome != "refuted" and gained.ends[1] <= 0.05:
@@ -482,7 +483,9 @@ def frontier(ways: Sequence[Way], pairs: Mapping[str, tuple[Way, Way]]) -> Found
     if REPLAY in ways:
         last = {way: np.array([nats_along(record, "test", "target")[-1] for record in finals[way]]) for way in ways}
         cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0])
-        cost = replace(cost, bias=max(raw_rule.finer_grid(grids[way], 0.0) for way in (REPLAY, LORA)))
+        spread = {way: over_examples(last[way], seeds[0].tokens[0]).seed_se * math.sqrt(0.65 * 5) for way in last}
+        chosen = [raw_rule.choice(grids[way], math.hypot(cost.unit_se, spread[way])) for way in (REPLAY, LORA)]
+        cost = replace(cost, choice=math.hypot(*chosen))
         outcomes.append(verdict_of(cost, 0, -INF, 0.02))
         printed["replay_minus_lora_target"] = cost.ends
     forgotten = at_one_loss(seeds, LORA).ends[1] > 0.2

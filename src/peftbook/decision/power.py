@@ -19,7 +19,7 @@ from peftbook.core.specs import Run
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import MEASURES, Measure
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_by, round_up
+from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_by, found_with, round_up
 from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.tasks import TaskData, groups_of, test_groups
 
@@ -151,20 +151,21 @@ def sight(measure: str, rows: int, seeds: int, arms: int = 2, groups: int = 0) -
     nine packages of our docstrings were two to five times as narrow as that.  Against the untuned model differences
     may scatter twice as much.
 
-    found = half_width(2 · level) + z_0.8 · √(seed_se² + row_se²), level = 0.05 / max(arms − 1, 2), one-sided. The
-    half-width of one seed is over rows alone: then luck of training passes for a difference, mistaken = 2 Φ(−half /
-    √(seed_se² + row_se²)). Two seeds decide nothing, nor do fewer than 20 rows or eight groups.
+    The difference is `found_with`, level = 0.05 / max(arms − 1, 2), one-sided. The half-width of one seed is over rows
+    alone: then luck of training passes for a difference, found = half_width(2 · level) + z_0.8 · √(seed_se² + row_se²)
+    and mistaken = 2 Φ(−half / √(seed_se² + row_se²)). Two seeds decide nothing, nor do fewer than 20 rows or eight
+    groups.
     """
     row, seed, _ = scatter_of(measure)
     units, level = groups or rows, 0.05 / max(arms - 1, 2)
     spread = Interval.of(0.0, seed / math.sqrt(seeds), row / math.sqrt(units), seeds, units, groups=groups)
     if rows < FEWEST_EXAMPLES or not spread.decides:
         return Sight(seeds, rows, math.inf, 0.0, groups)
-    judged = replace(spread, seed_se=0.0) if seeds == 1 else spread
-    half, error = judged.half(2 * level), spread.standard_error
-    beyond = 2 * float(stats.special.ndtr(-half / error)) if seeds == 1 else 2 * level
+    if seeds > 1:
+        return Sight(seeds, rows, found_with(spread, units, seeds, level), 2 * level, groups)
+    half, error = replace(spread, seed_se=0.0).half(2 * level), spread.standard_error
     power = float(stats.quantile(2 * (1 - POWER), math.inf))
-    return Sight(seeds, rows, half + power * error, beyond, groups)
+    return Sight(seeds, rows, half + power * error, 2 * float(stats.special.ndtr(-half / error)), groups)
 
 
 def sights_of(runs: Sequence[Run], task: TaskData, measure: str = "rougeL") -> tuple[Sight, ...]:

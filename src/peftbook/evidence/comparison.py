@@ -6,6 +6,7 @@ is a list in every record, one value for each example; `bleu` is corpus BLEU, co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -15,8 +16,11 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record
 from peftbook.evidence import metrics, resampling, stats
 from peftbook.evidence.stats import Groups, Interval
+from peftbook.evidence.sweep import Lookup, Sweep, neighbours
 
-__all__ = ["corpus_bleu", "has_column", "keys_of", "measured", "paired", "score", "shared", "table", "weights"]
+__all__ = [
+    "choice_error", "corpus_bleu", "has_column", "keys_of", "measured", "paired", "score", "shared", "table", "weights",
+]  # fmt: skip
 
 
 Records = Sequence[Record]  # of one arm
@@ -76,6 +80,20 @@ def paired(first: Records, second: Records, column: str, groups: Groups = ()) ->
         raise InputError(f"Paired runs have {sizes} scores: score the same examples.")
     units = groups[: counts[0]]
     return interval(values_of(first, column, units) - values_of(second, column, units), first, column, units)
+
+
+def choice_error(sweep: Sweep, finals: Records, column: str, lookup: Lookup) -> float:
+    """What the choice of an arm's rate by this sweep adds to the standard error of its score. Raises Missing.
+
+    The noise of the sweep is that of its examples, by the records of the rates beside the best, and that of its seeds,
+    by the spread of the final records.
+    """
+    losses, plan = sweep.losses(lookup), sweep.plan(lookup)
+    near = [rate for rate in neighbours(losses) if math.isfinite(losses[rate])]
+    lower, upper = (sweep.records(plan[rate], lookup) for rate in (near[0], near[-1]))
+    spread = score(finals, column).seed_se * math.sqrt(len(finals))
+    noise = stats.rate_noise(spread, len(lower), paired(upper, lower, column).example_se)
+    return sweep.choice_error(lookup, float(noise))
 
 
 def values_of(arm: Records, column: str, groups: Groups) -> np.ndarray:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peftbook.core.errors import InputError
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, half_width, judge, optimize, quantile
+from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, judge, optimize, quantile, special
 
 __all__ = [
     "MOST_EXAMPLES",
     "MOST_SEEDS",
     "Judged",
+    "findable",
     "found_by",
     "found_with",
     "judge_claim",
@@ -31,8 +32,8 @@ MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
 def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
     """About how many test examples and seeds find a true difference of `margin` four times in five: (examples, seeds).
 
-    The plan is for new seeds on a fresh test set and fulfils half_width(2 · level) + z_0.8 · error ≤ margin, where the
-    squared errors fall as one over the numbers. Seeds are added until they alone need at most √½ of the margin.
+    The plan is for new seeds on a fresh test set and fulfils `found_with` ≤ margin. Seeds are added until they alone
+    need at most √½ of the margin.
     spread: an interval of such a difference. Only its errors are used: planning by a difference that happened to be
     large would ask for too few examples.  level: one-sided.  Raises InputError where an error is not known.
     """
@@ -58,7 +59,9 @@ def settle(spread: Interval, margin: float, level: float) -> tuple[int, int]:
 def found_with(spread: Interval, examples: float, seeds: int, level: float) -> float:
     """The true difference that so many test examples and seeds find four times in five.
 
-    It is half_width(2 · level) + z_0.8 · error, where the squared errors fall as one over the numbers.
+    It is √((κ_{n−1} · seed_se)² + (κ_ν · example_se)²), κ of `findable`, where the squared errors fall as one over the
+    numbers. Simulated with three seeds or five, 79 to 80 % are found where seeds are half of the error or more, 74 to
+    79 % where they are a tenth, and with three seeds that all agree 69 %, since three values cannot show that they do.
     spread, level: as in `settle`.
     """
     return float(found_by([spread], np.array([examples]), seeds, level)[0])
@@ -70,8 +73,19 @@ def found_by(spreads: Sequence[Interval], examples: np.ndarray, seeds: int, leve
         [(one.seed_se, one.example_se, one.seeds, one.examples, one.freedom) for one in spreads]
     ).T
     seed_se, example_se = seed_se * np.sqrt(old_seeds / seeds), example_se * np.sqrt(old / examples)
-    half = half_width(2 * level, seed_se, example_se, seeds - 1, np.maximum(1.0, freedom * examples / old))
-    return half + quantile(2 * (1 - POWER), math.inf) * np.hypot(seed_se, example_se)
+    of_seeds = findable(level, seeds - 1.0) if seeds > 1 else 1.0
+    return np.hypot(of_seeds * seed_se, findable(level, np.maximum(1.0, freedom * examples / old)) * example_se)
+
+
+def findable(level: float, freedom: np.ndarray | float) -> np.ndarray:
+    """κ_ν: so many standard errors from zero a difference is found four times in five, at a one-sided level.
+
+    The noncentrality with which Student's t for ν degrees of freedom exceeds its quantile so often; z_{1−level} + z_0.8
+    for ν = ∞. The estimated error varies, so that t + z_0.8 would not be enough: 74 % with three seeds.
+    """
+    bar = quantile(2 * level, freedom)
+    exact = special.nctdtrinc(freedom, 1 - POWER, bar)
+    return np.where(np.isinf(freedom), bar + quantile(2 * (1 - POWER), math.inf), exact)
 
 
 def round_up(count: float) -> int:

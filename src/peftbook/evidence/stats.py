@@ -23,6 +23,7 @@ __all__ = [
     "Scores",
     "example_interval",
     "final_level",
+    "gain_of_best",
     "half_width",
     "holm",
     "judge",
@@ -30,12 +31,14 @@ __all__ = [
     "p_value",
     "paired_interval",
     "quantile",
+    "rate_noise",
     "score_interval",
     "second_look",
     "seed_interval",
     "standard_errors",
     "together",
     "with_bias",
+    "with_choice",
 ]
 
 FEWEST_SEEDS, FEWEST_GROUPS = 3, 8  # below, an interval says a direction and decides nothing
@@ -73,6 +76,7 @@ class Interval:
     is known, 0 where nothing is random but the seeds.  seeds: 1 where nothing is random but the choice of examples.
     groups: how many groups the examples form; 0 where each stands for itself.
     freedom: degrees of freedom of `example_se`.  by_example: the 95 % interval if examples of a group were unrelated.
+    choice_se: what the choice of learning rates adds, as `gain_of_best` of each.
     bias: by how much the mean may be off in either direction, which every half-width has on top.
     reach: how far from 0 the mean can be at most, 1 for a difference of shares; low and high go no farther.
     """
@@ -87,6 +91,7 @@ class Interval:
     groups: int = 0
     freedom: float = math.inf
     by_example: tuple[float, float] | None = None
+    choice_se: float = 0.0
     bias: float = 0.0
     reach: float = math.inf
 
@@ -110,7 +115,7 @@ class Interval:
 
     @property
     def standard_error(self) -> float:
-        return math.hypot(self.seed_se, self.example_se)
+        return math.hypot(self.seed_se, self.example_se, self.choice_se)
 
     @property
     @rule
@@ -129,7 +134,8 @@ class Interval:
 
     def half(self, level: float) -> float:
         """Half-width at 1 − level."""
-        return float(half_width(level, self.seed_se, self.example_se, self.seeds - 1, self.freedom)) + self.bias
+        errors = self.seed_se, self.example_se, self.seeds - 1, self.freedom, self.choice_se
+        return float(half_width(level, *errors)) + self.bias
 
     @classmethod
     def of(
@@ -177,14 +183,51 @@ def standard_errors(per_seed: np.ndarray, deviations: np.ndarray, scale: float) 
 
 @rule
 def half_width(
-    level: float, seed_se: np.ndarray | float, example_se: np.ndarray | float, seed_freedom: float, freedom: float
+    level: float,
+    seed_se: np.ndarray | float,
+    example_se: np.ndarray | float,
+    seed_freedom: float,
+    freedom: float,
+    choice_se: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Half-width at 1 − level: each error with its own quantile, √((t_{n−1} · seed_se)² + (t_ν · example_se)²).
+    """Half-width at 1 − level: each error with its own quantile, √((t_{n−1} · seed_se)² + (t_ν · example_se)² + …).
 
-    Source: Banerjee 1960, who proves that two such errors are covered at least as often as the level says.
+    Source: Banerjee 1960, who proves that two such errors are covered at least as often as the level says. The choice
+    of rates, if there is one, has the normal quantile; the study `coverage` simulates how often all three are covered.
     """
     own = seed_se * quantile(level, seed_freedom) if seed_freedom else np.multiply(seed_se, 1.0)
-    return np.hypot(own, example_se * quantile(level, freedom))
+    return np.hypot(np.hypot(own, example_se * quantile(level, freedom)), choice_se * quantile(level, math.inf))
+
+
+@rule
+def gain_of_best(distances: np.ndarray, rises: np.ndarray, noise: np.ndarray | float) -> np.ndarray:
+    """Root mean square of what the best rate of all would gain on a chosen one, by a parabola through its neighbours.
+
+    distances, rises: (2, …), of the neighbours below and above, in the logarithm of the rate and in loss.
+    noise: standard error of the difference of the neighbours' losses.
+    The vertex of ax² + bx lies b²/4a below 0. With b normal about what was seen, of variance v, the mean square of that
+    is (b⁴ + 6b²v + 3v²)/16a². An a below what noise alone shows is taken to be that; a rise beyond nine times the other
+    is a cliff and none of the valley.
+    """
+    left, right = distances
+    fall, rise = np.minimum(rises, 9 * (np.min(rises, axis=0) + noise))
+    span, uneven = left + right, left / right
+    bend = np.maximum((fall / left + rise / right) / span, noise / (2 * left * right))
+    slope = (rise * uneven - fall / uneven) / span
+    variance = (noise / span) ** 2 * (uneven**2 + uneven**-2 - 1)
+    square = slope**4 + 6 * slope**2 * variance + 3 * variance**2
+    return np.sqrt(square) / np.maximum(4 * bend, np.finfo(float).tiny)
+
+
+@rule
+def rate_noise(spread: np.ndarray | float, seeds: int, example_se: np.ndarray | float) -> np.ndarray:
+    """Standard error of the difference of two rates' losses in a sweep of so many seeds.
+
+    spread: standard deviation of the loss between seeds, at one rate.  example_se: of the difference, by the examples.
+    The difference of two rates with one seed has .65 of the variance that one rate has between seeds: pooled over 15
+    pairs of neighbouring rates with three seeds each.
+    """
+    return np.hypot(math.sqrt(0.65 / seeds) * spread, example_se)
 
 
 @rule
@@ -408,3 +451,9 @@ def with_bias(interval: Interval, bias: float) -> Interval:
     """The interval of an estimate that may be off by so much in either direction: both half-widths grow by |bias|."""
     half95, half90 = (half + abs(bias) for half in (interval.half95, interval.half90))
     return replace(interval, half95=half95, half90=half90, bias=interval.bias + abs(bias))
+
+
+def with_choice(interval: Interval, *errors: float) -> Interval:
+    """The interval of an estimate for which rates were chosen: each choice adds an error of its own."""
+    wider = replace(interval, choice_se=math.hypot(interval.choice_se, *errors))
+    return replace(wider, half95=wider.half(0.05), half90=wider.half(0.10))

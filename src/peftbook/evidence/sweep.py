@@ -17,6 +17,7 @@ import numpy as np
 
 from peftbook.core.records import Missing, Record
 from peftbook.core.specs import Probe, Run
+from peftbook.evidence.stats import gain_of_best
 
 __all__ = [
     "CUT", "FINEST", "HIGHEST_RATE", "LOWEST_RATE", "Lookup", "Sweep", "best_of", "better_half", "extended", "grid",
@@ -55,7 +56,7 @@ class Sweep(Generic[Spec]):
     make: the runs of a rate's trial, one a seed.  grid: the first rates, ascending.
     grow: from rate → loss of a whole grid the next grid; the same rates end the growth.  loss: of the trial's records.
     further: runs of more seeds, for the trials of the best rate and its neighbours. If they make another rate the best,
-    its neighbours get them too.
+    its neighbours get them too.  position: of a rate of the grid, on the axis on which losses are a parabola.
     """
 
     make: Callable[[float], Sequence[Spec]]
@@ -63,15 +64,21 @@ class Sweep(Generic[Spec]):
     grow: Callable[[Mapping[float, float]], Sequence[float]]
     loss: Callable[[Sequence[Record]], float] = mean_loss
     further: Callable[[float], Sequence[Spec]] = nothing_further
+    position: Callable[[float], float] = math.log
 
     def trial(self, runs: Sequence[Spec], lookup: Lookup) -> float:
         """The validation loss of a rate's runs. Raises Missing."""
+        return self.loss(self.records(runs, lookup))
+
+    @staticmethod
+    def records(runs: Sequence[Spec], lookup: Lookup) -> list[Record]:
+        """The records of these runs. Raises Missing."""
         records = []
         for run in runs:
             if (record := lookup(run)) is None:
                 raise Missing(run)
             records.append(record)
-        return self.loss(records)
+        return records
 
     def plan(self, lookup: Lookup) -> dict[float, tuple[Spec, ...]]:
         """Rate → its runs, ascending, as far as the records at hand determine them."""
@@ -103,10 +110,23 @@ class Sweep(Generic[Spec]):
         """The rate with the lowest validation loss of the whole grid. Raises Missing."""
         return best_of(self.losses(lookup))
 
-    def shortfall(self, lookup: Lookup) -> float:
-        """By how much a finer grid might lower the loss. Raises Missing."""
+    def choice_error(self, lookup: Lookup, noise: float) -> float:
+        """Error of the chosen rate's loss as the least of all rates: `gain_of_best`. Raises Missing.
+
+        noise: standard error of the difference of two losses.  A neighbour that is missing or diverged counts as one
+        like the other.
+        """
         losses = self.losses(lookup)
-        return shortfall(losses, best_of(losses))
+        best = best_of(losses)
+        beside = [
+            (abs(self.position(rate) - self.position(best)), losses[rate] - losses[best])
+            for rate in neighbours(losses)
+            if rate != best and math.isfinite(losses[rate])
+        ]
+        if not beside:
+            return 0.0
+        distances, rises = np.array([beside[0], beside[-1]]).T
+        return float(gain_of_best(distances, rises, noise))
 
 
 def trials(sweeps: Iterable[Sweep[Spec]], lookup: Lookup) -> list[Spec]:

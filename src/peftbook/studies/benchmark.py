@@ -52,7 +52,6 @@ COMPARISON = TunedComparison(
         Arm("prompt", "Prompt tuning", PromptTuning(), PROMPT_RATES, 0.3),
     ),
     factor=4,
-    bearable=MARGIN / 2,
     test_examples=630,
     generate=630,
     max_new_tokens=64,

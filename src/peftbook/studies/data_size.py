@@ -36,7 +36,6 @@ COMPARISONS = {
         tokens=E2E_TOKENS,
         arms=ARMS,
         factor=4,
-        bearable=MARGIN / 2,
         train_examples=size,
         generate=200,
         max_new_tokens=64,

@@ -349,13 +349,18 @@ def groups() -> tuple[str, ...]:
 
 
 def gained(one: str, other: str, store: Store) -> stats.Interval:
-    """Target loss at the end, one minus the other, and what a finer grid might gain of either. Raises Missing."""
+    """Target loss at the end, one minus the other, with the choice of both rates. Raises Missing."""
     seeds = seed_paths((one, other), store)
     last, others = (np.array([paths[arm].target[-1] for paths in seeds]) for arm in (one, other))
-    found = stats.paired_interval(last, others, seeds[0][one].target_tokens.tolist(), groups())
+    tokens = seeds[0][one].target_tokens.tolist()
+    found = stats.paired_interval(last, others, tokens, groups())
     with untracked():
-        short = max(tuning(arm).shortfall(store.get) for arm in (one, other))
-    return stats.with_bias(found, short)
+        spreads = [stats.score_interval(table, tokens).seed_se * math.sqrt(len(seeds)) for table in (last, others)]
+        errors = [
+            tuning(arm).choice_error(store.get, float(stats.rate_noise(spread, 1, found.example_se)))
+            for arm, spread in zip((one, other), spreads, strict=True)
+        ]
+    return stats.with_choice(found, *errors)
 
 
 def on_grid(one: tuple[str, float], other: tuple[str, float], store: Store) -> float:

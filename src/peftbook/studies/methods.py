@@ -77,7 +77,13 @@ def sweep_run(arm: str, exponent: int, seed: int = SWEEP_SEED) -> Run:
 def tuning(arm: str, further: Sequence[int] = ()) -> Sweep[Run]:
     """The sweep that chooses the arm's rate, over exponents; further: as of `TunedComparison.tuning`."""
     more = functools.partial(sweep_runs, arm, further)
-    return Sweep(functools.partial(sweep_runs, arm, [SWEEP_SEED]), EXPONENTS[arm], longer, further=more)
+    return Sweep(
+        functools.partial(sweep_runs, arm, [SWEEP_SEED]),
+        EXPONENTS[arm],
+        longer,
+        further=more,
+        position=lambda k: math.log(rate(arm, int(k))),
+    )
 
 
 def sweep_runs(arm: str, seeds: Sequence[int], exponent: float) -> list[Run]:
@@ -148,6 +154,15 @@ def paired(first: list[Record], second: list[Record], column: str) -> stats.Inte
     return comparison.paired(first, second, column, groups())
 
 
+def difference(first: str, second: str, column: str, store: Store) -> stats.Interval:
+    """`paired` of two arms' final records; of losses, with the choice of rates. Raises Missing."""
+    records = {arm: final_records(arm, store) for arm in (first, second)}
+    tuned = [arm for arm in records if arm in ARMS and column == "loss_nats"]
+    with untracked():
+        errors = [comparison.choice_error(tuning(arm), records[arm], column, store.get) for arm in tuned]
+    return stats.with_choice(paired(records[first], records[second], column), *errors)
+
+
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Every named result of the study that its records determine."""
     out = gathered(lambda arm: sweep_quantities(arm, store), ARMS)
@@ -169,7 +184,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     ):
         if first in finals and second in finals:
             both = finals[first], finals[second]
-            each = functools.partial(comparison.paired, *both, groups=groups())
+            each = functools.partial(difference, first, second, store=store)
             out |= score_quantities(f"{first}_minus_{second}", both[0], each, keys_of(*both), least=-1.0)
     return out
 
@@ -209,14 +224,12 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
 @study("methods", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
-    lora, full = final_records("lora", store), final_records("full", store)
-    difference = paired(lora, full, "loss_nats")
-    outcome = stats.judge(difference, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
-    rouge = paired(lora, full, "rougeL")
+    nats, rouge = (difference("lora", "full", column, store) for column in ("loss_nats", "rougeL"))
+    outcome = stats.judge(nats, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
     in_rouge = stats.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
     sentence = (
-        f"LoRA's test loss minus full fine-tuning's is {difference.mean:+.3f} nats per token "
-        f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}; margin {MARGIN_NATS}). In ROUGE-L it is "
+        f"LoRA's test loss minus full fine-tuning's is {nats.mean:+.3f} nats per token "
+        f"(95 % interval {nats.low:+.3f} to {nats.high:+.3f}; margin {MARGIN_NATS}). In ROUGE-L it is "
         f"{rouge.mean:+.3f} ({rouge.low:+.3f} to {rouge.high:+.3f}; margin {MARGIN_ROUGE}): {in_rouge}."
     )
     return Verdict(outcome, sentence, ("lora_minus_full_loss", "lora_minus_full_rougeL"))

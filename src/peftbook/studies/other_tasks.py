@@ -6,9 +6,9 @@ study's margin calls too little to decide. One task and forty steps say nothing 
 fine-tuning beside, are tuned anew on two tasks whose data ship with the package: docstrings, and real e-mails that are
 spam or not. LoRA, full fine-tuning, PiSSA and LoRA+ are trained for ten times the tokens on E2E.
 
-Every rate of a grid is trained with three seeds, a factor of 4 apart, extended at the edges; five fresh seeds at the
-chosen rate. The long trainings have rates a factor of 2 apart and one seed; three fresh seeds. Their grids lie around
-what the short trainings chose.
+Grids lie around what each arm chose on E2E, three rates a factor of 2 apart, each trained with three seeds and extended
+at the edges; five fresh seeds at the chosen rate. The long trainings have one sweep seed and three fresh seeds. The
+choice of every rate is in the interval (`stats.gain_of_best`).
 
 The gain is one number a comparison: the mean over its better arms of their test loss minus LoRA's, paired by seed and
 example, so that no arm is picked. LEAST is half of what the same mean is on E2E, where these arms were picked, so that
@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,29 +42,37 @@ __all__ = ["BETTER", "COMPARISONS", "LEAST", "gain"]
 LEAST = 0.012  # nats per token
 BETTER = ("plus16", "pissa", "olora", "oft", "miss")
 SWEEP_SEEDS = (0, 10, 11)
-ARMS = tuple(beyond_lora.COMPARISON.arm(name) for name in ("lora", *BETTER))
-FULL = Arm("full", "Full fine-tuning", Full(), rates(-5, 1, 2), 5e-5)
+# Arm → the middle of its grid, as k of 2e-4 · 2^k: what it chose on E2E.
+CENTRES = {"full": -1, "lora": 2, "plus16": 0, "pissa": 0, "olora": -2, "oft": -1, "miss": 0}
+
+
+def arms(*names: str) -> tuple[Arm, ...]:
+    """Full fine-tuning, LoRA and these arms of `beyond_lora`, each with its grid."""
+    known = [Arm("full", "Full fine-tuning", Full()), *map(beyond_lora.COMPARISON.arm, ("lora", *names))]
+    return tuple(replace(arm, rates=rates(CENTRES[arm.name] - 1, CENTRES[arm.name] + 1)) for arm in known)
+
+
 COMPARISONS = {
     "docstrings": TunedComparison(
-        task="docstrings", tokens=TOKENS, arms=(FULL, *ARMS), factor=4, sweep_seeds=SWEEP_SEEDS,
+        task="docstrings",
+        tokens=TOKENS,
+        arms=arms(*BETTER),
+        sweep_seeds=SWEEP_SEEDS,
         seeds=(1, 2, 3, 4, 5),
     ),
     "spam": TunedComparison(
-        task="spam", tokens=E2E_TOKENS, arms=(FULL, *ARMS), factor=4, sweep_seeds=SWEEP_SEEDS, seeds=(1, 2, 3, 4, 5),
-        sweep_examples=220, test_examples=272, generate=272, max_new_tokens=4,
+        task="spam",
+        tokens=E2E_TOKENS,
+        arms=arms(*BETTER),
+        sweep_seeds=SWEEP_SEEDS,
+        seeds=(1, 2, 3, 4, 5),
+        sweep_examples=220,
+        test_examples=272,
+        generate=272,
+        max_new_tokens=4,
     ),
-    "long": TunedComparison(
-        task="e2e", tokens=10 * E2E_TOKENS,
-        arms=tuple(
-            Arm(arm.name, arm.label, arm.method, grid)
-            for arm, grid in zip(
-                (FULL, *(beyond_lora.COMPARISON.arm(name) for name in ("lora", "plus16", "pissa"))),
-                (rates(-3, -1), rates(0, 2), rates(-2, 0), rates(-2, 0)),
-                strict=True,
-            )
-        ),
-    ),
-}  # fmt: skip
+    "long": TunedComparison(task="e2e", tokens=10 * E2E_TOKENS, arms=arms("plus16", "pissa")),
+}
 SUBJECTS = {"docstrings": "docstrings", "spam": "e-mails", "long": "E2E after ten times the steps"}
 
 
@@ -78,7 +87,9 @@ def gain(name: str, store: Store) -> stats.Interval:
     records = one.finals_of((*better(name), "lora"), store)
     values = {arm: comparison.values_of(found, "loss_nats", one.groups) for arm, found in records.items()}
     mean = np.mean([values[arm] for arm in better(name)], axis=0)
-    return comparison.interval(mean - values["lora"], records["lora"], "loss_nats", one.groups)
+    found = comparison.interval(mean - values["lora"], records["lora"], "loss_nats", one.groups)
+    shares = dict.fromkeys(better(name), 1 / len(better(name))) | {"lora": 1.0}
+    return stats.with_choice(found, *(share * one.choice_error(arm, store) for arm, share in shares.items()))
 
 
 def quantities_of(name: str) -> Callable[[Store], Mapping[str, Quantity]]:

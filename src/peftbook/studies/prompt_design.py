@@ -44,7 +44,6 @@ COMPARISON = TunedComparison(
     arms=tuple(arm(length, init) for init in ("vocabulary", "random", "text") for length in LENGTHS),
     factor=4,
     bearable=MARGIN / 2,
-    refine=True,
     seeds=(1, 2, 3, 4, 5),
     first_look=3,
 )

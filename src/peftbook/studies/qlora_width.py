@@ -11,7 +11,8 @@ LoRA on sixteen bits (float32 weights, bfloat16 arithmetic) against LoRA on NF4,
 on two bits, the positive control. All have rank h/64, the share of the width that the source's r = 64 is of 4,096, so
 that the adapter can hold about the same share of the rounding error, 4r/h, at every width; α = 2r, as everywhere here.
 Three rates a factor of 2 apart for each arm at each width, one seed, extended at the edges; five fresh seeds at the
-chosen rate. What a finer grid might gain counts into a difference where it is more than BEARABLE.
+chosen rate. What a finer grid might gain counted into a difference where it was more than a quarter of MARGIN; now the
+choice of every rate does, as in all comparisons.
 
 NF4 matches where it ends at most MARGIN above sixteen bits; that margin is `recovery`'s, of the same difference. The
 claim holds where it does so at all widths, and is refuted where it surely fails at one (Bonferroni). A width tells only
@@ -55,7 +56,6 @@ __all__ = ["MARGIN", "PLANS", "comparisons"]
 
 TOKENS = 14_000
 EXAMPLES = 100  # of the test split, from nine packages
-BEARABLE = MARGIN / 4
 GRID = rates(4, 6)
 QUANTS: tuple[Literal["nf4", "nf2"], ...] = ("nf4", "nf2")  # the first is on trial, the second its control
 SHARE = 64  # of the width that the rank is: Dettmers et al. 2023 have r = 64 at width 4,096
@@ -71,7 +71,6 @@ def comparison_on(model: specs.Model, width: int) -> TunedComparison:
     return TunedComparison(
         task="docstrings",
         tokens=TOKENS,
-        bearable=BEARABLE,
         seeds=(1, 2, 3, 4, 5),
         test_examples=EXAMPLES,
         model=model,
@@ -112,11 +111,11 @@ def gap(name: str, store: Store, *, tuned: bool = True) -> np.ndarray:
 
 
 def gap_difference(gaps: np.ndarray, names: Sequence[str], store: Store) -> Quantity:
-    """A difference of two gaps as a quantity; what finer grids of these models might gain counts. Raises Missing."""
+    """A difference of two gaps as a quantity; the choice of each arm's rate counts. Raises Missing."""
     tuned = [comparisons(store)[name] for name in names]
     finals = [one.finals(arm, store) for one in tuned for arm in ("nf4", "lora")]
     found = stats.mean_interval(gaps, weights(finals[0], "loss_nats"), tuned[0].groups)
-    found = stats.with_bias(found, math.fsum(one.coarseness(("nf4", "lora"), store) for one in tuned))
+    found = stats.with_choice(found, *(one.choice_error(arm, store) for one in tuned for arm in ("nf4", "lora")))
     return Quantity.of(found, "nats per token", keys_of(*finals))
 
 

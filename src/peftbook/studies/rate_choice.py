@@ -12,15 +12,18 @@ for LoRA of rank 16, where one seed had chosen 1.6e-3.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+
+import numpy as np
 
 from peftbook.core.records import Missing, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.planning import judge_claim
-from peftbook.evidence.sweep import Sweep, best_of, trials
+from peftbook.evidence.sweep import Sweep, best_of, trials, validation_loss
 from peftbook.studies import (
     Quantity,
     Verdict,
@@ -105,6 +108,24 @@ def costs(store: Store) -> tuple[list[float], tuple[str, ...]]:
     return found, tuple(keys)
 
 
+def contrast(store: Store) -> dict[str, Quantity]:
+    """How much two neighbouring rates differ with one seed, in the variance that one rate has between seeds.
+
+    Pooled over the pairs of rates whose further runs are there; `stats.rate_noise` has the value of the first 15.
+    """
+    pairs: dict[tuple[str, ...], tuple[float, float]] = {}
+    for _, several in sweeps():
+        whole = [runs for runs in several.plan(store.get).values() if len(runs) > 1 and all(map(store.get, runs))]
+        for runs in itertools.pairwise(whole):
+            losses = np.array([[validation_loss(store.need(run)) for run in trial] for trial in runs])
+            if np.isfinite(losses).all():
+                spread = float(np.diff(losses, axis=0).var(ddof=1)), float(losses.var(axis=1, ddof=1).mean())
+                pairs[tuple(run.key for trial in runs for run in trial)] = spread
+    share = math.fsum(one for one, _ in pairs.values()) / (math.fsum(of for _, of in pairs.values()) or math.nan)
+    keys = tuple(dict.fromkeys(itertools.chain(*pairs)))
+    return {"contrast": Quantity(share, "", keys, n=len(pairs), seeds=1 + len(FURTHER), note="n: pairs of rates")}
+
+
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """How many sweeps were asked, in how many three seeds choose another rate, and what one seed's choice costs."""
     found, keys = costs(store)
@@ -113,6 +134,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     finite = [one for one in found if math.isfinite(one)]
     count = functools.partial(Quantity, unit="sweeps", runs=keys, n=len(found), digits=0)
     return {
+        **contrast(store),
         "sweeps": count(len(found)),
         "moved": count(sum(one > 0 for one in found)),
         "diverged": count(len(found) - len(finite)),

@@ -68,12 +68,12 @@ def arms(centre: int, model: str) -> tuple[Arm, ...]:
 
 COMPARISONS = {
     "small": TunedComparison(
-        task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2, refine=True,
+        task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2,
         model=specs.SMALL_LLAMA, seeds=(1, 2, 3, 4, 5),
         first_look=3,
     ),
     "smollm2": TunedComparison(
-        task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2, refine=True
+        task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2
     ),
 }  # fmt: skip
 

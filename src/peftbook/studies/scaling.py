@@ -54,7 +54,6 @@ COMPARISON = TunedComparison(
         Arm("plus256", "α/r, r = 256, η_B = 16 η_A", LoRA(rank=256, b_rate_ratio=16), rates(-4, 2, 2)),
     ),
     factor=4,
-    bearable=MARGIN / 2,
 )
 
 

@@ -36,7 +36,6 @@ COMPARISON = TunedComparison(
         for name, (label, rank, targets) in CHOICES.items()
     ),
     factor=4,
-    bearable=MARGIN / 2,
     seeds=(1, 2, 3, 4, 5),
     first_look=3,
 )

@@ -61,9 +61,8 @@ class TunedComparison:
     """Arms that share task, budget, seeds and test examples.
 
     tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
-    bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the grid counts as too
-    coarse; 0 never asks.  refine: whether such an arm gets the two rates halfway to the neighbours of its best one, and
-    again, down to FINEST. Else the shortfall is an error of every difference of its loss.
+    bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the arm gets the two
+    rates halfway to the neighbours of its best one, and again, down to FINEST; 0 never asks.
     sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
     first_look: how many of the seeds had been looked at before the others were added; 0: their number was fixed before.
     train_examples: only the first so many training examples are used; 0 means all.  dtype: of every run's arithmetic.
@@ -75,7 +74,6 @@ class TunedComparison:
     batch_size: int = 8
     factor: float = 2.0
     bearable: float = 0.0
-    refine: bool = False
     sweep_seeds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (1, 2, 3)
     first_look: int = 0
@@ -86,6 +84,11 @@ class TunedComparison:
     train_examples: int = 0
     dtype: Literal["bf16", "fp32"] = "bf16"
     model: specs.Model = field(default_factory=specs.Model)
+
+    @property
+    def refine(self) -> bool:
+        """Whether a grid is refined where it is too coarse."""
+        return self.bearable > 0
 
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
@@ -177,17 +180,21 @@ class TunedComparison:
         return found
 
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
-        """first − second, paired over seeds and test examples. Raises Missing."""
+        """first − second, paired over seeds and test examples; of losses, with the choice of rates. Raises Missing."""
         records = self.finals_of((first, second), store)
         found = comparison.paired(records[first], records[second], column, self.groups)
-        found = stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
-        return stats.with_bias(found, self.coarseness((first, second), store)) if column == "loss_nats" else found
+        if column == "loss_nats":  # which is what rates are chosen by
+            found = stats.with_choice(found, *(self.choice_error(name, store) for name in (first, second)))
+        return stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
 
-    def coarseness(self, names: Iterable[str], store: Store) -> float:
-        """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
+    def choice_error(self, name: str, store: Store) -> float:
+        """What the choice of the arm's rate adds to the error of its loss; 0 if it has none. Raises Missing."""
+        arm = self.arm(name)
+        if not arm.rates:
+            return 0.0
+        finals = self.finals(name, store)
         with untracked():
-            found = [self.tuning(self.arm(name)).shortfall(store.get) for name in names if self.arm(name).rates]
-        return max((loss for loss in found if loss > self.bearable > 0), default=0.0)
+            return comparison.choice_error(self.tuning(arm), finals, "loss_nats", store.get)
 
     def verdict(
         self,
@@ -356,8 +363,8 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
 
 def half_width_of(interval: stats.Interval) -> str:
     """How wide the interval is, and what of it no further seed or example takes away."""
-    grid = f", of which {interval.bias:.3f} is what a finer grid of rates might gain" if interval.bias else ""
-    return f"its half-width is {interval.half95:.3f}{grid}"
+    chosen = f"; the choice of rates alone makes {1.96 * interval.choice_se:.3f}" if interval.choice_se else ""
+    return f"its half-width is {interval.half95:.3f}{chosen}"
 
 
 def bounds(claim: Claim) -> str:

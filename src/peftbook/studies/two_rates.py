@@ -33,7 +33,6 @@ COMPARISON = TunedComparison(
         Arm("plus64", "η_B = 64 η_A", LoRA(b_rate_ratio=64), rates(-6, 0, 2)),
     ),
     factor=4,
-    bearable=MARGIN / 2,
     seeds=variants.COMPARISON.seeds,
 )
 

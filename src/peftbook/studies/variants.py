@@ -47,7 +47,6 @@ COMPARISON = TunedComparison(
     ),
     factor=4,
     bearable=MARGIN / 2,
-    refine=True,
     seeds=(1, 2, 3, 4, 5),
 )
 best_rate = COMPARISON.best_rate

@@ -1,4 +1,4 @@
-"""How often intervals cover: simulated studies with errors of seeds, examples or groups, and their interplay."""
+"""How often intervals cover: simulated studies with errors of seeds, examples or groups, and of chosen rates."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from peftbook.core import specs
 from peftbook.evidence import stats
 from peftbook.training.probes import Findings
 
-__all__ = ["simulated"]
+__all__ = ["simulated", "tuned"]
 
 LEVEL = 0.05
 SMALLEST_GROUP = 12.0  # the largest group is so many times the smallest, as in the book's tasks
 FOUND = 2.80  # an effect of so many true standard errors is found four times in five by 1.96 of them
 AT_ONCE = 1_500_000  # scores
+REACH = 4  # grid points on either side of the best
 
 
 def simulated(probe: specs.Probe) -> Findings:
@@ -160,3 +161,77 @@ RULES: Mapping[str, Callable[[Errors, int], np.ndarray]] = {
         LEVEL, np.sqrt(errors.seeds), np.sqrt(errors.examples), seeds - 1, errors.freedom
     ),
 }
+
+
+# --- the whole procedure, with the choice of rates ---------------------------------------------------------------
+
+
+def tuned(probe: specs.Probe) -> Findings:
+    """Coverage where two methods are compared at rates that a sweep of each chose, cell by cell of a grid.
+
+    The unit of loss is the standard deviation of one method at one rate between seeds. Losses are parabolas in the
+    logarithm of the rate whose best lies anywhere between two rates of the grid.
+    settings: seeds, examples, of the final runs; studies, of each cell; sweep_seeds; steps, of the grid, in doublings;
+    shares (the final seeds' share of the variance of the mean); alike (of the noise of a method's run beside what its
+    seed does to all, the share that both methods have); bends, per squared doubling, one drawn for each method;
+    contrast, the variance of the difference of two rates with one seed; example_se of that difference.
+    curve: of every cell its coordinates, coverage of the difference at the best rates of both grids and at the best
+    rates of all, without and with the choice of rates, and the mean half-width with it over that without.
+    """
+    seeds, studies = probe.whole("seeds"), probe.whole("studies")
+    names = ("sweep_seeds", "steps", "shares", "alike")
+    curve: dict[str, list[float]] = {}
+    for at, cell in enumerate(itertools.product(*map(probe.numbers, names))):
+        rng = np.random.default_rng((probe.seed, seeds, at))
+        found = tuned_rates(rng, probe, seeds, studies, *cell)
+        for name, value in {**dict(zip(names, cell, strict=True)), **found}.items():
+            curve.setdefault(name, []).append(round(float(value), 4))
+    return Findings(measurements={"cells": len(curve["shares"]), "studies": studies}, curve=curve)
+
+
+def tuned_rates(
+    rng: np.random.Generator, probe: specs.Probe, seeds: int, studies: int, sweep_seeds: float, step: float,
+    share: float, alike: float,
+) -> dict[str, float]:  # fmt: skip
+    """The coverages and the width of one cell."""
+    (contrast,), (example_se,), (examples,) = map(probe.numbers, ("contrast", "example_se", "examples"))
+    own = contrast / 2  # of a run, beside what its seed does to all rates and both methods
+
+    def noise(*size: int) -> np.ndarray:
+        """Of two methods, (2, studies, …), with variance 1 each."""
+        both, each = rng.standard_normal((studies, *size)), rng.standard_normal((2, studies, *size))
+        return math.sqrt(alike) * both + math.sqrt(1 - alike) * each
+
+    effects = math.sqrt(own) * noise(seeds)
+    parts = [0.0, 0.75 * (1 - share), 0.25 * (1 - share)]
+    sizes = group_sizes(int(examples), 0)
+    scores = math.sqrt(2 * own * (1 - alike) / seeds / share) * draw(rng, studies, seeds, sizes, parts, "normal")
+    scores += (effects[0] - effects[1])[..., None]
+    spreads = (effects + math.sqrt(1 - own) * rng.standard_normal((studies, seeds))).std(axis=-1, ddof=1)
+    best = rng.uniform(-step / 2, step / 2, (2, studies, 1))
+    losses = rng.choice(probe.numbers("bends"), (2, studies, 1)) * (step * np.arange(-REACH, REACH + 1) - best) ** 2
+    of_examples = example_se / math.sqrt(2) * rng.standard_normal(losses.shape)
+    seen = losses + math.sqrt(own / sweep_seeds) * noise(losses.shape[-1]) + of_examples
+    reached, errors_of_choice = choices(losses, seen, step, stats.rate_noise(spreads, int(sweep_seeds), example_se))
+    choice_se = np.hypot(*errors_of_choice)
+
+    errors = Errors.of(scores, np.ones(len(sizes)))
+    both = np.sqrt(errors.seeds), np.sqrt(errors.examples), seeds - 1, errors.freedom
+    halves = {"plain": stats.half_width(LEVEL, *both), "choice": stats.half_width(LEVEL, *both, choice_se)}
+    regrets = {"grid": reached - losses.min(axis=-1), "all": reached}
+    misses = {truth: scores.mean(axis=(1, 2)) + one - two for truth, (one, two) in regrets.items()}
+    rates = {f"{rule}_{truth}": abs(miss) <= half for rule, half in halves.items() for truth, miss in misses.items()}
+    width = halves["choice"].mean() / halves["plain"].mean()
+    return {name: float(covered.mean()) for name, covered in rates.items()} | {"width": float(width)}
+
+
+def choices(losses: np.ndarray, seen: np.ndarray, step: float, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of each rate that was chosen and the error of its choice.
+
+    losses, seen: true ones and those of the sweep, (…, rates), of which the outer ones are not chosen.
+    """
+    chosen = seen[..., 1:-1].argmin(axis=-1, keepdims=True) + 1
+    low, best, high = (np.take_along_axis(seen, chosen + side, axis=-1)[..., 0] for side in (-1, 0, 1))
+    rises = np.maximum(np.stack([low, high]) - best, 0)
+    errors = stats.gain_of_best(np.full((2, 1, 1), step), rises, noise)
+    return np.take_along_axis(losses, chosen, axis=-1)[..., 0], errors
