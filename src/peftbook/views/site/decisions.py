@@ -81,16 +81,19 @@ def cited(name: str) -> str:
 
 def limits(store: Store) -> str:
     """What the trainings at hand are, in a line: how many, of which models and tasks, how long, and on what."""
-    runs = [one for one in store.all() if isinstance(one.spec, specs.Run) and one.spec.budget and not one.failure]
+    runs = [
+        (one.spec, one.measurements["total_parameters"] or 0, one.measurements["train_steps"] or 0)
+        for one in store.all()
+        if isinstance(one.spec, specs.Run) and one.spec.budget and not one.failure
+    ]
     if not runs:
         return ""
     sizes: dict[str, float] = {}  # of each model the least that a run had, which is the model with the least added
-    for one in runs:
-        size = one.measurements["total_parameters"]
-        sizes[one.spec.model.name] = min(size, sizes.get(one.spec.model.name, size))
-    (task, most), *_ = Counter(one.spec.task.name for one in runs).most_common(1)
-    steps = statistics.median(one.measurements["train_steps"] for one in runs)
-    cpu = sum(one.spec.platform == "cpu" for one in runs)
+    for spec, size, _ in runs:
+        sizes[spec.model.name] = min(size, sizes.get(spec.model.name, size))
+    (task, most), *_ = Counter(spec.task.name for spec, *_ in runs).most_common(1)
+    steps = statistics.median(steps for *_, steps in runs)
+    cpu = sum(spec.platform == "cpu" for spec, *_ in runs)
     small, large = (f"{end / 1e6:.{0 if end > 1e7 else 1}f}M" for end in (min(sizes.values()), max(sizes.values())))
     return studies.typeset(
         f"{len(runs):,} trainings of {len(sizes)} models of {small} to {large} parameters; {most / len(runs):.0%} of "
