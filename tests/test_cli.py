@@ -185,7 +185,7 @@ def test_status_and_claims_read_the_shipped_records(capsys):
     said = {row["study"]: (row["own"], bool(row["regime"])) for row in rows}
     assert said["methods"] == (False, False) and said["bases_hqq"] == (False, True) and said["costs"] == (True, False)
     assert cli.main(["claims"]) == 0
-    assert capsys.readouterr().out.count("\n") == len(NAMES) + 5
+    assert capsys.readouterr().out.count("\n") == len(NAMES) + 6
     assert cli.main(["claims", "rank", "dora"]) == 0
     assert capsys.readouterr().out.count("\n  Refuted if: ") == 2
     assert cli.main(["claims", "rnak"]) == 2

@@ -136,17 +136,31 @@ def test_the_page_shows_every_amendment_of_both_kinds_in_the_order_of_time():
         assert bool(row.details) == (len(change.verdicts) > display.UNFOLDED)
 
 
-def test_a_card_says_when_its_study_was_changed_after_records_existed(tmp_path):
-    """With each date once, and a link to the ledger; a study that never was says nothing."""
+def test_a_kind_says_what_a_change_did_to_a_claim():
+    """A new claim is no change; what changes words, or nothing, leaves every verdict that there was."""
+    assert {mark for _, mark in ledger.KINDS.values()} == {*ledger.MARKS}
+    for change in ledger.claim_amendments():
+        fates = change.studies.values()
+        if change.kind == "claim":
+            assert {fate.before for fate in fates} == {"no claim"}, f"{change.commit}: a changed claim is another kind"
+        if ledger.KINDS[change.kind][1] in ("wording", "nothing"):
+            assert {before for before, _ in change.changed.values()} <= {"no claim", "not yet run"}, change.commit
+
+
+def test_a_card_says_what_was_changed_after_records_existed(tmp_path):
+    """By four marks, or that it was stated then, each with its dates; a study that never was says nothing."""
     unchanged = next(name for name in NAMES if not ledger.claim_amendments(name))
     assert ledger.claim_amendments("targets") and ledger.claim_amendments("costs")
     for name, home in (("targets", ""), ("costs", "../"), (unchanged, "")):
         card = BeautifulSoup(
             claim_cards.claim_card(results.claim(name, Store(tmp_path)), None, home=home, page=""), "html.parser"
         )
-        line, dates = card.select_one(".claim-amended"), {one.date for one in ledger.claim_amendments(name)}
-        assert (line is None) == (not dates)
+        line, marks = card.select_one(".claim-marks"), ledger.marks(name)
+        assert (line is None) == (not marks)
+        dates = {one.date for one in ledger.claim_amendments(name)}
+        assert {date for found in marks.values() for date in found} == dates
         if line:
-            assert line.text.startswith("Changed after records existed: ")
-            assert sorted(re.findall(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", line.text)) == sorted(dates)
+            shown = {span.text: span["title"].split(", ") for span in line.select("span")}
+            assert shown == {ledger.MARKS[mark]: dates for mark, dates in marks.items()}
             assert line.a["href"] == f"{home}trials.html#amendments"
+    assert {*ledger.marks("targets")} == {"rule"} and {*ledger.marks("costs")} == {"threshold", "rule", "nothing"}

@@ -306,26 +306,38 @@ def badge(element) -> str:
     return element.select_one(".verdict").text.removeprefix(sign).strip()
 
 
-def test_every_study_has_one_card_in_order_of_worth(board):
-    """No claim is left out, not even one that was refuted or has no run."""
-    assert [card["id"] for card in board.select("article")] == [f"claim-{name}" for name in studies.NAMES]
+def study_card(name: str, store):
+    """The card on a study's own page."""
+    page = run_pages.study_page(studies.get_study(name), store)
+    return BeautifulSoup(page, "html.parser").article
+
+
+def test_every_study_has_one_card_on_one_of_the_two_pages(board, store):
+    """No claim is left out, not even one that was refuted or has no run; public runs of others stand apart."""
+    checks = BeautifulSoup(claim_cards.checks(store), "html.parser")
+    cards = [card["id"] for card in (*board.select("article"), *checks.select("article"))]
+    assert sorted(cards) == sorted(f"claim-{name}" for name in studies.NAMES)
+    for place in board.select(".scale"):
+        assert len({"is-others" in card["class"] for card in place.select("article")}) == 1
 
 
 def test_a_card_says_what_its_study_says(board, store):
-    """Verdict as colour, sign and word; claim, evidence, source, what refutes it and what it does not show."""
+    """Verdict as colour, sign and word; claim, evidence, source; on its own page what refutes it and does not show."""
     for one in results.claims(store):
-        card = board.find(id=f"claim-{one.study.name}")
+        card, whole = board.find(id=f"claim-{one.study.name}"), study_card(one.study.name, store)
+        card = card or whole  # a tool of ours
         slug = one.verdict.outcome.replace(" ", "-")
         assert badge(card).partition(":")[0] == one.verdict.outcome
         kind = "others" if one.study.others else "own" if one.study.own else slug
         assert card["class"] == ["claim", f"is-{kind}"]
         assert card.select_one(".verdict")["class"] == ["verdict", f"verdict-{slug}"]
-        assert card.h2.text == one.study.claim and card.select_one(".claim-evidence").text == one.verdict.sentence
+        assert card.find(["h2", "h3"]).text == one.study.claim
+        assert card.select_one(".claim-evidence").text == one.verdict.sentence
         regime = [f"{one.study.regime}."] if one.verdict.outcome == "fails in this regime" else []
         told = [one.study.refuted_if, *regime, one.study.does_not_show]
-        assert [term.text for term in card.select("dd")] == told
+        assert [term.text for term in whole.select("dd")] == told
         key = one.study.source.partition(",")[0]
-        assert card.select_one(".claim-source a")["href"] == f"bibliography.html#ref-{key}"
+        assert card.select_one(".claim-source a")["href"].removeprefix("../") == f"bibliography.html#ref-{key}"
 
 
 def test_every_claim_names_a_work_of_the_bibliography():
@@ -335,11 +347,11 @@ def test_every_claim_names_a_work_of_the_bibliography():
         assert key in bibliography.entries(), name
 
 
-def test_a_card_shows_its_effect_or_the_command_that_makes_it(board, store):
+def test_a_study_page_shows_its_effect_or_the_command_that_makes_it(store):
     """The deciding number with both ends of its interval and the way to its runs, or how to get it."""
     decided = 0
     for one in results.claims(store):
-        card = board.find(id=f"claim-{one.study.name}")
+        card = study_card(one.study.name, store)
         if one.effect is None:
             assert card.select_one(".claim-effect code").text == results.run_command(one.study.name)
             continue
@@ -348,8 +360,7 @@ def test_a_card_shows_its_effect_or_the_command_that_makes_it(board, store):
         printed = card.select_one(".claim-effect").text
         assert all(results.format_value(end, one.effect.digits) in printed for end in ends)
         study_page = BeautifulSoup(run_pages.study_page(one.study, store), "html.parser")
-        page, _, anchor = card.select_one(".claim-facts a")["href"].partition("#")
-        assert page == f"runs/study-{one.study.name}.html" and study_page.find(id=anchor)
+        assert study_page.find(id=card.select_one(".claim-facts a")["href"].removeprefix("#"))
     assert decided
 
 
@@ -378,8 +389,18 @@ def test_checks_of_our_own_tools_are_counted_apart(store):
     claims = results.claims(store)
     counts = [results.count_verdicts(claims, *apart) for apart in ((True, False), (False, False), (False, True))]
     own, papers, others = (sum(count.values()) for count in counts)
-    assert own == sum(one.study.own and not one.study.others for one in claims) > 0
-    assert others == sum(one.study.others for one in claims) > 0 and own + papers + others == len(claims)
+    judged = [one for one in claims if not one.study.measures]
+    assert own == sum(one.study.own and not one.study.others for one in judged) > 0
+    assert others == sum(one.study.others for one in judged) > 0 and own + papers + others == len(judged)
+
+
+def test_what_measures_and_cannot_be_refuted_counts_nowhere():
+    """A verdict that nothing could have turned is none."""
+    claims = results.claims(default_store())
+    measured = {one.study.name for one in claims if one.verdict.outcome == "measured"}
+    assert measured == {one.study.name for one in claims if one.study.measures} and len(measured) > 5
+    counts = [results.count_verdicts(claims, *apart) for apart in ((True, False), (False, False), (False, True))]
+    assert not any("measured" in count for count in counts)
 
 
 def test_a_claim_that_no_paper_makes_is_counted_as_ours():
@@ -406,7 +427,7 @@ def test_every_verdict_has_its_own_sign_a_meaning_and_a_filter():
     assert len(set(signs)) == len(signs) and all(meaning for _, meaning in display.VERDICTS.values())
     style = (ROOT / "book/assets/css/evidence.css").read_text(encoding="utf-8")
     for slug in (*(outcome.replace(" ", "-") for outcome in results.OUTCOMES), "own"):
-        assert f".claims:has(#show-{slug}:checked) .claim:not(.is-{slug})" in style
+        assert slug == "measured" or f".claims:has(#show-{slug}:checked) :is(.claim:not(.is-{slug})," in style
 
 
 @pytest.mark.parametrize("name", ["methods", "costs"])

@@ -54,7 +54,7 @@ function question(card, guess) {
     return made;
   });
   place.append(legend, ...choices, document.createElement("p"));
-  card.querySelector("h2").after(place);
+  card.querySelector("h3").after(place);
 }
 
 function show(card, guess) {

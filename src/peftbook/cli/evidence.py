@@ -163,6 +163,7 @@ def command_claims(args: argparse.Namespace) -> int:
         ):
             counts = count_verdicts(judged, own, others)
             print(f"{sum(counts.values())} {what}: " + ", ".join(f"{count} {said}" for said, count in counts.items()))
+        print(f"{sum(one.study.measures for one in judged)} measurements, which judge no claim")
         wide = max(len(one.study.name) for one in judged)
         for one in judged:
             print(f"{one.verdict.outcome:21} {one.study.name:{wide}} {one.study.title}")

@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Amendment", "ClaimAmendment", "Fate", "amendments", "claim_amendments"]
+__all__ = ["Amendment", "ClaimAmendment", "Fate", "amendments", "claim_amendments", "marks"]
 
 PATH = Path(__file__).with_name("ledger.toml")
-# What a change was made to, and how a reader is told.
+# What a change was made to, how a reader is told, and its mark on a card. A new claim over records that were there is
+# no change of one.
 KINDS = {
-    "claim": "the claim or what refutes it",
-    "rule": "how it is decided",
-    "margin": "the margin",
-    "grid": "the grid",
-    "seeds": "the number of seeds",
-    "window": "the window",
-    "budget": "the budget",
-    "report": "what it says it shows",
+    "claim": ("a new claim", "new"),
+    "margin": ("the margin, or a bound in the claim", "threshold"),
+    "rule": ("how it is decided", "rule"),
+    "grid": ("the grid", "rule"),
+    "seeds": ("the number of seeds", "rule"),
+    "window": ("the window", "rule"),
+    "budget": ("the budget", "rule"),
+    "wording": ("the words of the claim or of its limits", "wording"),
+    "report": ("what is shown or counted beside it", "nothing"),
+}
+MARKS = {
+    "new": "first stated",
+    "threshold": "threshold changed",
+    "rule": "rule changed",
+    "wording": "wording changed",
+    "nothing": "value unchanged",
 }
 
 
@@ -85,6 +94,14 @@ class ClaimAmendment:
     def changed(self) -> dict[str, tuple[str, str]]:
         """The verdicts that the change altered."""
         return changed(self.verdicts)
+
+
+def marks(study: str) -> dict[str, list[str]]:
+    """Mark → the dates on which such a change was made to a study that had records, in the order of MARKS."""
+    found: dict[str, list[str]] = {mark: [] for mark in MARKS}
+    for change in claim_amendments(study):
+        found["new" if change.studies[study].before == "no claim" else KINDS[change.kind][1]].append(change.date)
+    return {mark: sorted({*dates}) for mark, dates in found.items() if dates}
 
 
 def changed(verdicts: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

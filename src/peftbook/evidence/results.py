@@ -21,8 +21,8 @@ from peftbook.evidence.cache import cached_result
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
 __all__ = ["OUTCOMES", "Claim", "claims", "command_for", "core_seconds", "count_verdicts", "describe",
-           "format_quantity", "format_value", "quantities", "quantity", "run_command", "study_quantities",
-           "study_runs", "study_verdict"]  # fmt: skip
+           "format_bound", "format_quantity", "format_value", "quantities", "quantity", "run_command",
+           "study_quantities", "study_runs", "study_verdict"]  # fmt: skip
 
 OUTCOMES = (
     "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
@@ -39,6 +39,9 @@ HASH = re.compile("[0-9a-f]{64}")
 QUANTITIES = TypeAdapter(Mapping[str, Quantity])
 VERDICT = TypeAdapter(Verdict)
 RUNS = TypeAdapter(list[tuple[str, str]])
+NATS = "nats per token"
+SHORT = {NATS: "nats", "×": "times"}  # units in a sentence
+ROUND = 10  # per cent, from which on a change of perplexity is printed without decimals
 LISTED = 4  # a setting with more values is counted
 
 
@@ -145,6 +148,23 @@ def format_quantity(quantity: Quantity, *, interval: bool = True) -> str:
     return f"{text} {quantity.unit}" if quantity.unit else text
 
 
+def format_bound(quantity: Quantity) -> str:
+    """The interval in words, of nats in per cent too: `0.02 to 0.04 nats (2.0 to 4.1 % perplexity)`."""
+    ends = [end for end in (quantity.low, quantity.high) if end is not None and math.isfinite(end)]
+    ends = ends if len(ends) == 2 else [quantity.value]
+    said = f"{_span(ends, quantity.digits)} {SHORT.get(quantity.unit, quantity.unit)}".strip()
+    if quantity.unit == NATS:
+        changes = [100 * math.expm1(end) for end in ends]
+        said += f" ({_span(changes, 0 if max(map(abs, changes)) >= ROUND else 1)} % perplexity)"
+    return said
+
+
+def _span(ends: list[float], digits: int) -> str:
+    """`0.1 to 0.2`, or `−0.1 to +0.2` where the ends differ in sign."""
+    sign = "+" if ends[0] < 0 < ends[-1] else ""
+    return " to ".join([*(format_value(end, digits) for end in ends[:-1]), sign + format_value(ends[-1], digits)])
+
+
 @dataclass(frozen=True)
 class Claim:
     """A study's claim and what the records at hand say about it.
@@ -201,9 +221,11 @@ def core_seconds(record: Record) -> float | None:
 def count_verdicts(claims: list[Claim], own: bool = False, others: bool = False) -> dict[str, int]:
     """How many claims of papers have each outcome, the decided ones first; or of the book's own claims and tools.
 
-    others: of claims, whosever they are, that runs of others decide, which count in neither.
+    others: of claims, whosever they are, that runs of others decide, which count in neither. Studies that measure and
+    put no claim to the test count nowhere.
     """
-    said = [one.verdict.outcome for one in claims if (others or one.study.own == own) and one.study.others == others]
+    judged = [one for one in claims if one.study.others == others and not one.study.measures]
+    said = [one.verdict.outcome for one in judged if others or one.study.own == own]
     return {outcome: said.count(outcome) for outcome in (*OUTCOMES, *said) if outcome in said}
 
 

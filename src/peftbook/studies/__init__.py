@@ -140,6 +140,11 @@ class Study:
     own: bool = False
     others: bool = False
 
+    @property
+    def measures(self) -> bool:
+        """Whether it puts no claim to the test: nothing would refute it, so it is no verdict and is not counted."""
+        return self.refuted_if.startswith("Nothing: ")
+
     def quantities(self, store: Store) -> Mapping[str, Quantity]:
         """The named values that the records at hand determine."""
         return determined(self.measure, store)

@@ -1,17 +1,20 @@
-"""The claims scoreboard: every claim as a card with its verdict, what decided it and what it does not show."""
+"""The pages of claims: the decisions that they serve, then every claim as a card with its verdict."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from peftbook import studies
 from peftbook.core.records import Store
 from peftbook.evidence import results
-from peftbook.evidence.ledger import KINDS, claim_amendments
+from peftbook.evidence.ledger import MARKS, marks
 from peftbook.views.html import fill, piece, powers_raised
 from peftbook.views.site.bibliography import BIBLIOGRAPHY, short_name
+from peftbook.views.site.decisions import decisions, limits, tools, with_numbers
 from peftbook.views.site.display import VERDICTS, badge, pluralize, sign, slug
 
 # What a reader may bet on before the verdict shows, and the outcomes that make the bet right.
@@ -22,33 +25,77 @@ SIDES = {
 }
 
 
+@dataclass(frozen=True)
+class Group:
+    """The cards of a decision: of our own runs, and apart from them of public runs of others."""
+
+    name: str
+    title: str
+    ours: Sequence[Markup]
+    others: Sequence[Markup]
+
+
 def scoreboard(store: Store) -> Markup:
-    """Every claim as a card, in order of worth, behind a row of counts that filters them.
+    """The decisions, then the claims behind them as cards, behind a row of counts that filters them.
 
     Its script lets a reader guess each verdict of a paper's claim before it shows.
     """
-    claims, cuda = results.claims(store), seen_from_cuda(store)
+    claims = [one for one in results.claims(store) if not (one.study.measures or one.study.name in tools())]
     counts, others = results.count_verdicts(claims), sum(claim.study.others for claim in claims)
     own = sum(claim.study.own and not claim.study.others for claim in claims)
     choices: list[tuple[str, object, int]] = [("all", "all", len(claims))]
     choices += [(slug(name), piece("{} {}", sign(name), name), count) for name, count in counts.items()]
-    choices += [("own", "our own claims and tools", own)] if own else []
+    choices += [("own", "our own claims", own)] if own else []
     choices += [("others", "public runs of others", others)] if others else []
-    meanings = [(badge(outcome), VERDICTS[outcome][1]) for outcome in counts if outcome in VERDICTS]
-    cards = [claim_card(claim, cuda, home="", page=f"runs/study-{claim.study.name}.html") for claim in claims]
-    return fill("claims.html", choices=choices, meanings=meanings, cards=cards)
+    return fill(
+        "claims.html",
+        decisions=decisions(),
+        with_numbers=lambda text: with_numbers(text, store),
+        pluralize=pluralize,
+        limits=limits(store),
+        choices=choices,
+        meanings=[(badge(outcome), VERDICTS[outcome][1]) for outcome in counts if outcome in VERDICTS],
+        groups=_groups(claims, seen_from_cuda(store)),
+    )
+
+
+def _groups(claims: Sequence[results.Claim], cuda: Store | None) -> list[Group]:
+    """The claims by decision; last those that are under none."""
+    cards = {one.study.name: (one.study.others, board_card(one, cuda)) for one in claims}
+    groups = [(one.name, one.title, one.claims) for one in decisions()]
+    under = {name for _, _, names in groups for name in names}
+    groups.append(("other", "Other claims", tuple(name for name in cards if name not in under)))
+    found = [(name, title, [cards[one] for one in names if one in cards]) for name, title, names in groups]
+    return [
+        Group(name, title, [card for others, card in mine if not others], [card for others, card in mine if others])
+        for name, title, mine in found
+    ]
+
+
+def checks(store: Store) -> Markup:
+    """The claims about tools of the book, and the studies that measure what others rest on."""
+    claims, cuda = results.claims(store), seen_from_cuda(store)
+    judged = [one for one in claims if one.study.name in tools() and not one.study.measures]
+    return fill(
+        "checks.html",
+        cards=[board_card(one, cuda) for one in judged],
+        measurements=[board_card(one, cuda) for one in claims if one.study.measures],
+    )
+
+
+def board_card(claim: results.Claim, cuda: Store | None) -> Markup:
+    """A claim as a card of these pages, which links to the study's page for the rest."""
+    return claim_card(claim, cuda, home="", page=f"runs/study-{claim.study.name}.html")
 
 
 def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str) -> Markup:
-    """One claim as a card: verdict, source, effect, what would have refuted it and what it does not show.
+    """One claim as a card: verdict, source, what decided it, and how it was changed after its records existed.
 
-    home: the way to the book's pages.   page: the way to the study's page, empty on that page itself.
+    home: the way to the book's pages.   page: the way to the study's page; empty on that page itself, where the card
+    has the effect, what would have refuted the claim and what it does not show too.
     """
     study, outcome = claim.study, claim.verdict.outcome
     elsewhere = None if cuda is None else results.study_verdict(study.name, cuda)
-    changes: dict[str, list[str]] = {}
-    for change in claim_amendments(study.name):
-        changes.setdefault(change.date, []).append(KINDS[change.kind])
     work, comma, rest = study.source.partition(",")
     chapter = study.chapter.removeprefix("book/").removesuffix(".md")
     return fill(
@@ -59,7 +106,7 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         command=results.run_command(study.name),
         side=next((name for name, outcomes in SIDES.items() if outcome in outcomes), "") if bettable(study) else "",
         cuda=elsewhere if elsewhere and elsewhere.outcome != "not yet run" else None,
-        changes=changes,
+        marks=[(mark, MARKS[mark], dates) for mark, dates in marks(study.name).items()],
         work=work.strip() if short_name(work.strip()) else "",
         where=comma + rest,
         chapter=chapter if chapter and BIBLIOGRAPHY.with_name(f"{chapter}.md").is_file() else "",

@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from peftbook.views.html import joined, json_script, link, piece
+
+if TYPE_CHECKING:
+    from peftbook.core.records import Store
 
 UNFOLDED = 3  # verdicts of an amendment that a reader need not ask for
 # Of each outcome its sign and what it says.
@@ -154,7 +157,7 @@ def amendments() -> Shown:
     for claim in ledger.claim_amendments():
         names, counts = list(claim.studies), [fate.records for fate in claim.studies.values()]
         whose = ", ".join(names).replace("_", " ") if len(names) <= UNFOLDED else f"{len(names)} studies"
-        what = f"Of {whose}: {ledger.KINDS[claim.kind]}."
+        what = f"Of {whose}: {ledger.KINDS[claim.kind][0]}."
         records = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
         code = piece("<code>{}</code>", claim.commit)
         rows.append((claim.date, code, _change_note(what, claim), f"yes: {records}", _moves(claim.verdicts)))
@@ -216,11 +219,11 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def measured(name: str, form: str = "") -> str:
+def measured(name: str, form: str = "", store: Store | None = None) -> str:
     """A study's quantity as HTML, for captions: the same text and link as the {measured} role."""
     from peftbook.views.site.numbers import printed
 
-    text, title = printed(name, form)
+    text, title = printed(name, form, store)
     study, _, short = name.partition(".")
     return str(piece('<a class="measured" href="runs/study-{}.html#{}" title="{}">{}</a>', study, short, title, text))
 

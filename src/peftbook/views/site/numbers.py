@@ -1,7 +1,8 @@
 r"""The roles that print numbers: {measured}`study.name` from runs, {cited}`name` from the literature.
 
 {measured}`study.name` prints value and interval and links to the study's page; {measured}`study.name;value` prints the
-value and its unit alone. A quantity without records fails the build and names the command that computes it.
+value and its unit alone, `;bound` the interval in words. A quantity without records fails the build and names the
+command that computes it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from sphinx.util.docutils import SphinxRole
 from sphinx.util.osutil import relative_uri
 
 from peftbook.core.errors import InputError
+from peftbook.core.records import Store
 from peftbook.evidence.literature import published, published_values
-from peftbook.evidence.results import format_quantity, quantity
+from peftbook.evidence.results import format_bound, format_quantity, quantity
 from peftbook.studies import Quantity, get_study
 from peftbook.views.html import piece
 from peftbook.views.site.bibliography import short_name
@@ -25,7 +27,7 @@ from peftbook.views.site.display import pluralize
 from peftbook.views.site.identity import PUBLIC_ADDRESS
 
 LOGGER = logging.getLogger(__name__)
-FORMS = ("", "value")
+FORMS = ("", "value", "bound")
 Answer = tuple[str, str, str, str]  # text, tooltip, and the page and anchor of what is behind it
 
 
@@ -37,12 +39,16 @@ class CitedNumber(nodes.Inline, nodes.TextElement):
     """A number quoted from a paper; `page` and `anchor` say where the paper is listed."""
 
 
-def printed(name: str, form: str) -> tuple[str, str]:
-    """Text and tooltip of the quantity `study.name`; form `value` leaves the interval out. Raises InputError."""
+def printed(name: str, form: str, store: Store | None = None) -> tuple[str, str]:
+    """Text and tooltip of the quantity `study.name`; form `value` leaves the interval out, `bound` is it in words.
+
+    Raises InputError.
+    """
     if form not in FORMS:
-        raise InputError(f"Unknown form {form!r} of {name!r}: write {name!r} or '{name};value'.")
-    measured = quantity(name)
-    return format_quantity(measured, interval=form != "value"), describe(name, measured)
+        raise InputError(f"Unknown form {form!r} of {name!r}: write {name!r}, '{name};value' or '{name};bound'.")
+    measured = quantity(name, store)
+    text = format_bound(measured) if form == "bound" else format_quantity(measured, interval=not form)
+    return text, describe(name, measured)
 
 
 def describe(name: str, measured: Quantity) -> str:

@@ -29,7 +29,7 @@ from peftbook.evidence.cache import records_hash
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
 from peftbook.views.html import TEMPLATES, fill, flatten, powers_raised, with_unit
-from peftbook.views.site.claim_cards import claim_card, scoreboard, seen_from_cuda
+from peftbook.views.site.claim_cards import checks, claim_card, scoreboard, seen_from_cuda
 from peftbook.views.site.display import pluralize
 from peftbook.views.site.execution import LOCK_FILES
 from peftbook.views.site.machines import machines_table
@@ -192,7 +192,9 @@ class StoreDirective(SphinxDirective):
         return [nodes.raw("", str(DIRECTIVES[self.name](default_store())), format="html")]
 
 
-DIRECTIVES = {"scoreboard": scoreboard, "run-index": run_index, "machines": lambda _: machines_table()}
+DIRECTIVES = {
+    "scoreboard": scoreboard, "tool-checks": checks, "run-index": run_index, "machines": lambda _: machines_table(),
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- the build

@@ -3,8 +3,7 @@
 `{methods.lora_loss}` is a quantity with its interval; `{methods.lora_loss;value}` its value alone;
 `{methods.lora_minus_full_loss;below|not separable from|above}` the word for a quantity wholly below zero, not separable
 from zero, or wholly above it (`;…;1` compares with 1); `{cite:ID}` a published value; `{computed:NAME}` arithmetic;
-`{verdict:STUDY}` what a claim's runs decided; `{claims:OUTCOME}` how many claims of papers have that verdict, or `all`;
-`{tools:OUTCOME}` how many of our own claims and tools.
+`{verdict:STUDY}` what a claim's runs decided; `{claims:OUTCOME}` how many claims of papers have that verdict, or `all`.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ def placeholder(name: str, sources: Sources) -> str:
         return COMPUTED[rest]()
     if colon and kind == "verdict":
         return sources.verdict(rest)
-    if colon and kind in ("claims", "tools"):
-        verdicts = list(outcomes(sources.store, own=kind == "tools").values())
+    if colon and kind == "claims":
+        verdicts = list(outcomes(sources.store).values())
         return str(len(verdicts) if rest == "all" else verdicts.count(rest))
     name, *forms = name.split(";")
     quantity = results.quantity(name, sources.store)
@@ -87,13 +86,10 @@ def placeholder(name: str, sources: Sources) -> str:
     return words[0] if high < pivot else words[2] if low > pivot else words[1]
 
 
-def outcomes(store: Store, own: bool = False) -> dict[str, str]:
-    """Study → what its runs decided, in order of worth: of papers' claims, or of our own claims and tools.
-
-    Claims that runs of others decide are in neither.
-    """
+def outcomes(store: Store) -> dict[str, str]:
+    """Study → what its runs decided, in order of worth, of the papers' claims that our runs decide."""
     with untracked():
-        studies = [study for study in map(get_study, NAMES) if study.own == own and not study.others]
+        studies = [study for study in map(get_study, NAMES) if not (study.own or study.others)]
         return {study.name: results.study_verdict(study.name, store).outcome for study in studies}
 
 
