@@ -80,12 +80,15 @@ def bowl(optima, apart=lambda rank: 0.05, width=0.05):
     [(10, 0.05, "reproduced"), (40, 0.05, "refuted"), (2, 0.05, "refuted"), (19, 0.4, "undecided")],
 )
 def test_the_ratio_of_best_rates_is_found_and_judged(tmp_path, ratio, apart, outcome):
-    """From parabolas whose vertices are known; near the border of the claim, with seeds that disagree, it is open."""
+    """From parabolas whose vertices are known; near the border of the claim, with seeds that disagree, it is open.
+
+    Vertices beyond the best rate's neighbours are held there.
+    """
     store = Store(tmp_path)
     loss = bowl(lambda rank: 4e-5 * (ratio if rank else 1), lambda rank: apart if rank else 0.05)
     complete(store, learning_rate.short_runs, loss)
     found = learning_rate.log_ratio("r16", "full", store)
-    assert math.exp(found.mean) == pytest.approx(ratio, rel=0.1)
+    assert math.exp(found.mean) == pytest.approx(ratio, rel=0.15)
     assert learning_rate.ratio_verdict(store).outcome == outcome
 
 
