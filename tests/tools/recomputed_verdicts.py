@@ -61,7 +61,7 @@ def methods() -> Found:
     setting = Setting("docstrings", 48_000, factor=3, validated=200, generated=200)
     arms = (lora(), rates(2e-4 / 3, 3, 4)), (raw_rule.FULL, rates(5e-5 / 3, 3, 4))
     nats, rouge = (difference(setting, *arms, name, task="docstrings") for name in ("loss_nats", "rougeL"))
-    return verdict_of(nats, 0, -INF, 0.05), {"lora_minus_full_loss": nats.ends, "lora_minus_full_rougeL": rouge.ends}
+    return verdict_of(nats, 0, -INF, 0.02), {"lora_minus_full_loss": nats.ends, "lora_minus_full_rougeL": rouge.ends}
 
 
 def rank() -> Found:
@@ -113,8 +113,8 @@ def sql(first: str, second: str) -> Found:
 def data_size() -> Found:
     setting = replace(E2E, examples=100, generated=200)
     arms = (lora(), rates(5e-5, 4, 3)), (raw_rule.FULL, rates(1.25e-5, 4, 3))
-    found = difference(setting, *arms, bearable=0.025)
-    return verdict_of(found, 0, -INF, 0.05), {"n100_lora_minus_full_loss": found.ends}
+    found = difference(setting, *arms, bearable=0.01)
+    return verdict_of(found, 0, -INF, 0.02), {"n100_lora_minus_full_loss": found.ends}
 
 
 def prose_at(record: Raw, target: float) -> np.ndarray:

@@ -44,7 +44,7 @@ from peftbook.evidence.comparison import keys_of, paired, table, weights
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
@@ -54,7 +54,7 @@ BATCHES = (2, 8, 32)  # examples
 SMALLEST, LARGEST = BATCHES[0], BATCHES[-1]
 EXAMPLES = 800
 TOKENS = 116_167  # of these examples by the small Llama's tokenizer: every run is one pass
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 BEARABLE = MARGIN / 4  # shortfall of a grid; two of them add up in a difference of costs
 ARMS = {"full": "Full fine-tuning", "r16": "LoRA, r = 16"}
 CONTRARY = "the control says the opposite: at equal steps LoRA pays surely less, so that it pays for few steps"

@@ -31,7 +31,7 @@ from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.scratch.checks import means
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "BOUNDS", "GalleryRun", "probe", "records_of"]
@@ -43,7 +43,7 @@ LIMIT = 24  # new tokens of an answer
 RATE, FULL_RATE = 2e-3, 1e-4
 TOKENS, FULL_TOKENS = 30_000, 16_000
 FEW = 20  # training rows
-MARGIN_LOSS = 0.02  # nats per token
+MARGIN_LOSS = margins.LOSS
 COST = 0.1  # of the answers
 LORA = LoRA()
 # Above its bound a check says that something is wrong.

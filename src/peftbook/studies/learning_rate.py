@@ -32,7 +32,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
@@ -43,7 +43,7 @@ REPLICATED = ("full", "r4", "r16", "r64")
 SEEDS = (0, 10, 11)
 WINDOW, WIDE_WINDOW = 1, 2  # grid steps on either side of the best that the quadratic is fitted to, and as a check
 RATIO = (5.0, 20.0)  # what "about ten times" allows
-REGRET_MARGIN = 0.02  # nats per token
+REGRET_MARGIN = margins.LOSS
 STEP = 2.0  # of the grid: how far fitted optima may be apart where the seeds choose the same rate of it
 SAME = (-math.log(STEP), math.log(STEP))
 FACTORS = {"quarter": 0.25, "fourfold": 4.0}  # wrong rates whose price is told

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store, Unusable
@@ -27,8 +28,8 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import Quantity, Verdict, available, gathered, study
-from peftbook.studies.tuned_comparison import score_quantities
+from peftbook.studies import Quantity, Verdict, available, gathered, margins, study
+from peftbook.studies.tuned_comparison import decide, score_quantities
 from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
@@ -54,8 +55,7 @@ SHOT_SEED = 1  # draws the five examples, once: the arm is this one prompt, its 
 TOKENS = 48_000
 SHOTS = 5
 TEST_EXAMPLES = 200
-MARGIN_NATS = 0.05
-MARGIN_ROUGE = 0.02
+MARGIN_NATS, MARGIN_ROUGE = margins.LOSS, margins.ROUGE
 
 
 def rate(arm: str, exponent: int) -> float:
@@ -210,13 +210,11 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
     lora, full = final_records("lora", store), final_records("full", store)
-    difference = paired(lora, full, "loss_nats")
-    outcome = stats.judge(difference, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
+    what, difference = "LoRA's test loss minus full fine-tuning's", paired(lora, full, "loss_nats")
+    found = decide(difference, 0.0, (-math.inf, MARGIN_NATS), what, "lora_minus_full_loss", "nats per token")
     rouge = paired(lora, full, "rougeL")
     in_rouge = stats.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
-    sentence = (
-        f"LoRA's test loss minus full fine-tuning's is {difference.mean:+.3f} nats per token "
-        f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}; margin {MARGIN_NATS}). In ROUGE-L it is "
-        f"{rouge.mean:+.3f} ({rouge.low:+.3f} to {rouge.high:+.3f}; margin {MARGIN_ROUGE}): {in_rouge}."
+    beside = f"In ROUGE-L it is {rouge:+.3f} (margin {MARGIN_ROUGE}): {in_rouge}."
+    return replace(
+        found, sentence=f"{found.sentence} {beside}", quantities=(*found.quantities, "lora_minus_full_rougeL")
     )
-    return Verdict(outcome, sentence, ("lora_minus_full_loss", "lora_minus_full_rougeL"))

@@ -13,7 +13,7 @@ that the adapter can hold about the same share of the rounding error, 4r/h, at e
 Three rates a factor of 2 apart for each arm at each width, one seed, extended at the edges; five fresh seeds at the
 chosen rate. What a finer grid might gain counts into a difference where it is more than BEARABLE.
 
-NF4 matches where it ends at most MARGIN above sixteen bits; that margin is `recovery`'s, of the same difference. The
+NF4 matches where it ends at most MARGIN above sixteen bits. The
 claim holds where it does so at all widths, and is refuted where it surely fails at one (Bonferroni). A width tells only
 if its control ends surely more than MARGIN above sixteen bits: else a loss of that size might not have been seen, and
 nothing is decided. What NF4 costs before tuning, and whether its cost after tuning changes with the width, is told and
@@ -46,8 +46,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
-from peftbook.studies.recovery import MARGIN
+from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
@@ -55,7 +54,8 @@ __all__ = ["MARGIN", "PLANS", "comparisons"]
 
 TOKENS = 14_000
 EXAMPLES = 100  # of the test split, from nine packages
-BEARABLE = MARGIN / 4
+MARGIN = margins.LOSS
+BEARABLE = 0.0125  # nats per token, a quarter of the margin that was stated first
 GRID = rates(4, 6)
 QUANTS: tuple[Literal["nf4", "nf2"], ...] = ("nf4", "nf2")  # the first is on trial, the second its control
 SHARE = 64  # of the width that the rank is: Dettmers et al. 2023 have r = 64 at width 4,096

@@ -33,19 +33,20 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.merging import loss_quantities, lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISONS"]
 
-MARGIN = 0.05  # nats per token
+MARGIN = margins.LOSS
+BEARABLE = 0.025  # nats per token by which grids may fall short; half of the margin that they were refined for
 FLOOR = 0.02  # nats per token: a model whose gap before tuning is not surely larger has nothing to recover or to tell
 QUANTISED = {"small": ("nf4", "fp4", "int4", "nf2"), "smollm2": ("nf4", "fp4", "int4")}
 STARTS = ("nf2_loftq", "nf2_pissa")
 MERGED = (("small", "nf4"), ("small", "nf2"), ("smollm2", "nf4"))  # model and arm; the first decides
-MARGIN_MERGED = 0.05  # a share of what the adapter gained
+MARGIN_MERGED = margins.SHARE
 RECIPES = ("requantised", "merged_16bit", "requantised_16bit")
 
 
@@ -68,12 +69,12 @@ def arms(centre: int, model: str) -> tuple[Arm, ...]:
 
 COMPARISONS = {
     "small": TunedComparison(
-        task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=MARGIN / 2, refine=True,
+        task="e2e", tokens=2 * E2E_TOKENS, arms=arms(3, "small"), factor=4, bearable=BEARABLE, refine=True,
         model=specs.SMALL_LLAMA, seeds=(1, 2, 3, 4, 5),
         first_look=3,
     ),
     "smollm2": TunedComparison(
-        task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=MARGIN / 2, refine=True
+        task="e2e", tokens=E2E_TOKENS, arms=arms(2, "smollm2"), factor=4, bearable=BEARABLE, refine=True
     ),
 }  # fmt: skip
 

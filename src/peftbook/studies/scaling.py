@@ -28,7 +28,7 @@ from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import measured, paired
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, available, study
+from peftbook.studies import Quantity, Verdict, available, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 from peftbook.tasks import task_spec
@@ -36,7 +36,7 @@ from peftbook.tasks import task_spec
 __all__ = ["COMPARISON", "RANKS"]
 
 RANKS = (16, 64, 256)
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 SCALINGS = {"standard": "standard", "rank_stabilized": "stabilised"}
 SIZE_RANKS = (4, 16, 64, 256)
 SIZE_SEEDS = (1, 2, 3)

@@ -345,6 +345,8 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         short = f"the margin is not reached: {half_width_of(interval)}"
         reason = f"; {'with' if kept else 'against'} the claim, but "
         reason += short if interval.decides else f"{interval.basis} decide nothing"
+    if outcome != "refuted" and not margin and against(interval, claim):
+        reason += f"; surely {'above' if interval.low > 0 else 'below'} 0, and the claim holds the margin"
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
@@ -352,6 +354,12 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         (quantity,),
         (part,),
     )
+
+
+def against(interval: stats.Interval, claim: Claim) -> bool:
+    """Whether a difference is surely on the side of 0 that a claim allows only by the margin at its edge."""
+    low, high = claim
+    return (interval.low > 0 and 0 < high < math.inf) or (interval.high < 0 and -math.inf < low < 0)
 
 
 def half_width_of(interval: stats.Interval) -> str:

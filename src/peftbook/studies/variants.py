@@ -22,13 +22,13 @@ from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged
 from peftbook.methods.lora import LoRA
 from peftbook.methods.vera import VeRA
-from peftbook.studies import Quantity, Verdict, rank, study
+from peftbook.studies import Quantity, Verdict, margins, rank, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
 __all__ = ["COMPARISON", "best_rate", "steps_to"]
 
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
 REACHED = 0.6  # of plain LoRA's steps, after which its training loss is the target
 SMOOTH = 8
