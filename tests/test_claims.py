@@ -282,6 +282,19 @@ def test_no_variant_is_judged_before_its_family_is_there(tmp_path):
     assert get_study("pissa").verdict(store).outcome == "not yet run"
 
 
+@pytest.mark.parametrize(("apart", "outcome"), [(0.0, "undecided"), (0.05, "equivalent")])
+def test_dora_is_equal_only_where_some_rate_parts_it_from_lora(tmp_path, apart, outcome):
+    """Two methods that no rate of the grid can tell apart have not been compared."""
+    store = Store(tmp_path)
+
+    def loss(run):
+        rate = run.budget.learning_rate
+        return 1.5 + 0.02 * abs(math.log(rate / 8e-4)) + apart * (rate == 3.2e-3 and getattr(run.method, "dora", False))
+
+    complete(store, variants.COMPARISON.runs, loss, lambda run: falling(1.0))
+    assert get_study("dora").verdict(store).outcome == outcome
+
+
 # --- beyond LoRA -----------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,17 @@ def rank() -> Found:
     return outcome, {f"r{r}_minus_r16_loss": each.ends for r, each in found.items()}
 
 
+def dora() -> Found:
+    """Equality counts only where at some rate of both sweeps the losses are apart by the margin."""
+    setting = replace(E2E, seeds=(1, 2, 3, 4, 5), refined=0.01)
+    arms = [({**lora(), "dora": dora}, LORA_RATES) if dora else (lora(), LORA_RATES) for dora in (True, False)]
+    found = difference(setting, *arms, bearable=0.01)
+    one, two = (setting.grid(*arm) for arm in arms)
+    apart = max(abs(one[rate] - two[rate]) for rate in one if rate in two)
+    outcome = verdict_of(found, 0.02, -INF, 0)
+    return ("undecided" if outcome == "equivalent" and apart < 0.02 else outcome), {"dora_minus_lora_loss": found.ends}
+
+
 def targets(first: Raw, second: Raw, name: str) -> Found:
     """Five seeds, of which three had been looked at."""
     setting = replace(E2E, seeds=(1, 2, 3, 4, 5))
@@ -497,6 +508,7 @@ Q_AND_V, ALL_LAYERS = lora(53, 106.0, ["q_proj", "v_proj"]), lora(10, 20.0)
 CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "methods": (methods, "+.3f", 1e-9),
     "rank": (rank, "+.3f", 1e-9),
+    "dora": (dora, "+.3f", 1e-9),
     "targets": (lambda: targets(ATTENTION_ONLY, MLP_ONLY, "attention_minus_mlp"), "+.3f", 1e-7),
     "targets_all": (lambda: targets(Q_AND_V, ALL_LAYERS, "query_value_minus_all"), "+.3f", 1e-7),
     "prompt_length": (lambda: prompts((1, "vocabulary"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),

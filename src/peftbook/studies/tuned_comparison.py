@@ -183,6 +183,11 @@ class TunedComparison:
         found = stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
         return stats.with_bias(found, self.coarseness((first, second), store)) if column == "loss_nats" else found
 
+    def by_rate(self, first: str, second: str, store: Store) -> dict[float, float]:
+        """Rate → validation loss of first minus second, of the rates that both sweeps have. Raises Missing."""
+        one, two = (self.tuning(self.arm(name)).losses(store.get) for name in (first, second))
+        return {rate: one[rate] - two[rate] for rate in one if rate in two}
+
     def coarseness(self, names: Iterable[str], store: Store) -> float:
         """The largest shortfall of these arms' grids that is more than bearable, else 0. Raises Missing."""
         with untracked():
