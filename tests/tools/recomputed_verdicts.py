@@ -109,6 +109,25 @@ def prompts(first: tuple[int, str], second: tuple[int, str], claim: tuple[float,
     return verdict_of(found, 0, *claim), {"_minus_".join(names) + "_loss": found.ends}
 
 
+def loftq() -> Found:
+    """Two bits on the small Llama, from LoftQ's start and from the plain one; the other two differences are told."""
+    setting = Setting("e2e", 68_000, factor=4, seeds=(1, 2, 3, 4, 5), refined=0.025, model="small-llama")
+    plain = {**lora(), "kind": "qlora", "quant": "nf2", "double_quant": True}
+    arms = {
+        "nf2": plain, "nf2_loftq": {**plain, "init": "loftq"}, "lora": lora(),
+        "loftq": {**plain, "init": "loftq", "rounded": False},
+    }  # fmt: skip
+    found = {
+        f"small_{first}_minus_{second}_loss": replace(
+            difference(setting, *((arms[name], rates(4e-4, 4, 3)) for name in (first, second)), bearable=0.025),
+            first_look=3 / 5,
+        )
+        for first, second in (("nf2_loftq", "nf2"), ("nf2", "lora"), ("loftq", "lora"))
+    }
+    outcome = verdict_of(next(iter(found.values())), 0.02, -INF, 0)
+    return outcome, {name: each.ends for name, each in found.items()}
+
+
 def sql(first: str, second: str) -> Found:
     """Four tables are the groups of the questions."""
     setting = Setting("sql", 48_000, factor=4, tested=300, generated=300)
@@ -514,6 +533,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "prompt_length": (lambda: prompts((1, "vocabulary"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
     "prompt_longer": (lambda: prompts((20, "vocabulary"), (100, "vocabulary"), (-INF, 0.02)), "+.3f", 1e-9),
     "prompt_init": (lambda: prompts((100, "random"), (100, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
+    "loftq": (loftq, "+.3f", 1e-7),
     "sql_prompt": (lambda: sql("prompt", "fewshot"), "+.3f", 1e-9),
     "sql_lora": (lambda: sql("lora", "prompt"), "+.3f", 1e-9),
     "data_size": (data_size, "+.3f", 1e-9),
