@@ -484,10 +484,19 @@ def at_one_loss(seeds: Sequence[Paths], one: Way, other: Way | None = None) -> I
     return replace(found, bias=abs(float(values(whole, bent=True).mean())))
 
 
+def below_cliff(way: Way, losses: Mapping[float, float]) -> list[float]:
+    """The best rate and those beside it whose target loss ends no higher than at any moment before."""
+    along = {
+        rate: nats_along(watched(way, rate, 0, "validation"), "validation", "target")[1:].sum(axis=1)
+        for rate in raw_rule.best_and_beside(losses)
+    }
+    return [rate for rate, sums in along.items() if sums[-1] == sums.min()]
+
+
 def signs_hold(one: Way, other: Way, grids: Mapping[Way, Mapping[float, float]], outcome: str, mean: float) -> str:
     """The outcome, undecided where another rate of either contradicts it."""
     moved = []
-    for rates_of_both in itertools.product(*(raw_rule.best_and_beside(grids[way]) for way in (one, other))):
+    for rates_of_both in itertools.product(*(below_cliff(way, grids[way]) for way in (one, other))):
         pair = {way: watched(way, rate, 0, "validation") for way, rate in zip((one, other), rates_of_both, strict=True)}
         paths = Paths(pair, "validation")
         added = paths.added([np.ones(len(each)) for each in paths.tokens])
@@ -513,7 +522,8 @@ def frontier(ways: Sequence[Way], pairs: Mapping[str, tuple[Way, Way]]) -> Found
     if REPLAY in ways:
         last = {way: np.array([nats_along(record, "test", "target")[-1] for record in finals[way]]) for way in ways}
         cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0])
-        cost = replace(cost, bias=max(raw_rule.finer_grid(grids[way], 0.0) for way in (REPLAY, LORA)))
+        below = [{rate: grids[way][rate] for rate in below_cliff(way, grids[way])} for way in (REPLAY, LORA)]
+        cost = replace(cost, bias=max(raw_rule.finer_grid(losses, 0.0) for losses in below))
         outcomes.append(verdict_of(cost, 0, -INF, 0.02))
         printed["replay_minus_lora_target"] = cost.ends
     forgotten = at_one_loss(seeds, LORA).ends[1] > 0.2

@@ -12,7 +12,9 @@ moments at which both were taken. What other target examples would change of the
 other seeds and other sources of general text would, and so is the bend of the curve that a line leaves out.
 
 What a finer grid might change of a general loss no parabola tells, since the grid was tuned for another. Instead the
-sign must be the same wherever either arm has its best rate or a neighbour of it, nine pairs, with the seed of the grid.
+sign must be the same wherever either arm has its best rate or a neighbour of it, up to nine pairs, with the seed of the
+grid. A rate whose target loss ends above what it had been lies beyond a cliff and stands beside none: that exception
+came after the records.
 Nothing is decided unless LoRA itself forgets more than FLOOR at the matched loss: there must be something to save.
 
 Looked at before, on validation with seed 99, which is not used here: one training each of LoRA, OFT and LoRA with
@@ -37,7 +39,8 @@ from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
-from peftbook.evidence.sweep import Sweep, best_of, extended, grid, interleave, trials
+from peftbook.evidence.sweep import Sweep, best_of, extended, grid, interleave, shortfall, trials
+from peftbook.evidence.sweep import neighbours as beside
 from peftbook.methods import Method
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
@@ -293,11 +296,15 @@ def best_rate(arm: str, store: Store) -> float:
 
 
 def neighbours(arm: str, store: Store) -> list[float]:
-    """The best rate and those beside it at which the training did not diverge, ascending. Raises Missing."""
+    """The best rate and those beside it at which the training `fell`, ascending. Raises Missing."""
     losses = tuning(arm).losses(store.get)
-    rates = sorted(losses)
-    at = rates.index(best_of(losses))
-    return [rate for rate in rates[max(0, at - 1) : at + 2] if math.isfinite(losses[rate])]
+    return [rate for rate in beside(losses) if fell(store.need(probe(arm, rate, SWEEP_SEED, "validation")))]
+
+
+def fell(record: Record) -> bool:
+    """Whether a training ended at the lowest target loss that it had."""
+    ends = [math.fsum(map(float, record.per_example[f"target_nats_{int(step)}"])) for step in record.curve["step"]]
+    return not record.measurements.get("diverged") and ends[-1] == min(ends)
 
 
 def final_probes(arm: str, store: Store) -> list[specs.Probe]:
@@ -354,8 +361,9 @@ def gained(one: str, other: str, store: Store) -> stats.Interval:
     last, others = (np.array([paths[arm].target[-1] for paths in seeds]) for arm in (one, other))
     found = stats.paired_interval(last, others, seeds[0][one].target_tokens.tolist(), groups())
     with untracked():
-        short = max(tuning(arm).shortfall(store.get) for arm in (one, other))
-    return stats.with_bias(found, short)
+        known = {arm: tuning(arm).losses(store.get) for arm in (one, other)}
+        near = {arm: {rate: losses[rate] for rate in neighbours(arm, store)} for arm, losses in known.items()}
+    return stats.with_bias(found, max(shortfall(losses, best_of(losses)) for losses in near.values()))
 
 
 def on_grid(one: tuple[str, float], other: tuple[str, float], store: Store) -> float:
@@ -437,11 +445,10 @@ def rate_quantities(store: Store) -> dict[str, Quantity]:
 
     Added when the records were there, which say that the rate moves what is forgotten more than the arm does.
     """
-    shared = [rate for rate in neighbours("lora", store) if rate in neighbours("replay", store)]
+    plain, mixed = (tuning(arm).losses(store.get) for arm in ("lora", "replay"))
+    shared = [rate for rate in plain if math.isfinite(plain[rate] + mixed.get(rate, math.inf))]
     same, best = [on_grid(("lora", rate), ("replay", rate), store) for rate in shared], best_rate("lora", store)
-    keys = tuple(
-        probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in neighbours(arm, store)
-    )
+    keys = tuple(probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in shared)
     slower = on_grid(("lora", best), ("lora", neighbours("lora", store)[0]), store)
     return {
         "lora_minus_replay_at_one_rate": Quantity.middle(
