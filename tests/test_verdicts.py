@@ -378,6 +378,7 @@ def test_weight_error_decides_only_where_the_loss_can_tell_codebooks_apart(
         ({"nf4": 0.0, "e3m0": 0.1, "e2m1": 0.2, "int4": 0.3}, 0.0, "reproduced"),
         ({"nf4": 0.0, "e3m0": 0.5, "e2m1": 0.2, "int4": 0.3}, 0.0, "refuted"),
         ({"nf4": 0.0, "e3m0": 0.2, "e2m1": 0.2, "int4": 0.3}, 0.0, "undecided"),
+        ({"nf4": 0.0, "e3m0": 0.203, "e2m1": 0.2, "int4": 0.3}, 0.0, "direction only"),
         ({"nf4": 0.0, "e3m0": 0.5, "e2m1": 0.2, "int4": 0.3}, 0.3, "undecided"),
     ],
 )

@@ -207,6 +207,28 @@ def double_quant_loss() -> Found:
     return raw_rule.of_parts(outcomes), printed
 
 
+def weight_error_order() -> Found:
+    """Each codebook against the next of the paper's order, over copies and texts; one of three may turn."""
+    order = ("nf4", "e3m0", "e2m1", "int4")
+    known = {"measure": "codebooks.quantised_loss", "settings": {"source": "small"}}
+    matching = [record for record in raw_rule.every_record() if raw_rule.agrees(record["spec"], known)]
+    records, tokens = sorted(matching, key=lambda each: each["spec"]["seed"]), column(matching, "label_tokens")[0]
+    apart = {
+        f"small_{first}_minus_{second}": over_examples(
+            column(records, f"{first}_64") - column(records, f"{second}_64"), tokens
+        )
+        for first, second in itertools.pairwise(order)
+    }
+    outcome = raw_rule.of_parts(verdict_of(each, 0.005, -INF, 0) for each in apart.values())
+    turned = any(each.mean > each.half(0.05 / 3) for each in apart.values())
+    surely = any(each.mean - each.half(0.05 / 3) > 0.005 for each in apart.values())
+    if outcome == "refuted" and not surely:
+        outcome = "undecided"
+    printed = {name: each.ends for name, each in apart.items()}
+    printed["small_nf4_64_cost"] = over_examples(column(records, "nf4_64") - column(records, "full"), tokens).ends
+    return ("direction only" if outcome == "undecided" and turned else outcome), printed
+
+
 def subspace() -> Found:
     """φ(1, 1) against the paper's 0.5; directions 2 to 8 against random spaces."""
     records = [probe("weights.subspaces", seed) for seed in (1, 2, 3)]
@@ -550,6 +572,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "forgetting": (forgetting, "+.3f", 1e-9),
     "merging_quality": (merging_quality, "+.2f", 1e-9),
     "double_quant_loss": (double_quant_loss, "", 1e-9),
+    "weight_error_order": (weight_error_order, "+.4f", 1e-9),
     "subspace": (subspace, ".3f", 1e-9),
     "costs": (costs, ".2f", 1e-9),
     "learning_rate": (lambda: learning_rate(34_000, (0, 10, 11), "r16_over_full"), ".1f", 0.02),
