@@ -95,7 +95,7 @@ def test_verdicts_on_other_inputs_hold_turn_over_or_stay_open(tmp_path, elsewher
         assert before.key in tested and run.evaluation.skip == 200 == before.evaluation.n_loss
     fill(store, study, made)
     found = decided(store, study, outcome, words)
-    assert len(found.quantities) == len(second_test.DECIDING)
+    assert found.quantities[-1] == "seed_correlation" and len(found.quantities) == len(second_test.DECIDING) + 1
 
 
 def test_what_becomes_of_a_verdict_is_said_for_every_pair_of_outcomes():
