@@ -46,12 +46,12 @@ def exp(interval: Interval) -> list[float]:
 
 
 def difference(
-    setting: Setting, first: tuple, second: tuple, name: str = "loss_nats", bearable: float = 0.0, task: str = ""
+    setting: Setting, first: tuple, second: tuple, name: str = "loss_nats", bearable: float = 0.0
 ) -> Interval:
-    """First − second, each a method with its declared rates, over shared seeds and examples."""
+    """First − second, each a method with its declared rates, over shared seeds and groups of examples."""
     one_arm, other = setting.finals(*first), setting.finals(*second)
     weights = column(other, "label_tokens")[0] if name == "loss_nats" else None
-    groups = groups_of_task(task, setting.tested) if task else ()
+    groups = groups_of_task(setting.task, setting.tested)
     found = over_examples(column(one_arm, name) - column(other, name), weights, groups)
     bias = max(raw_rule.finer_grid(setting.grid(*arm), bearable) for arm in (first, second)) if bearable else 0.0
     return replace(found, bias=bias)
@@ -60,7 +60,7 @@ def difference(
 def methods() -> Found:
     setting = Setting("docstrings", 48_000, factor=3, validated=200, generated=200)
     arms = (lora(), rates(2e-4 / 3, 3, 4)), (raw_rule.FULL, rates(5e-5 / 3, 3, 4))
-    nats, rouge = (difference(setting, *arms, name, task="docstrings") for name in ("loss_nats", "rougeL"))
+    nats, rouge = (difference(setting, *arms, name) for name in ("loss_nats", "rougeL"))
     return verdict_of(nats, 0, -INF, 0.02), {"lora_minus_full_loss": nats.ends, "lora_minus_full_rougeL": rouge.ends}
 
 
@@ -136,7 +136,7 @@ def sql(first: str, second: str) -> Found:
         "prompt": (prompt(8, "text", "Write the SQL query that answers the question."), PROMPT_RATES),
         "fewshot": ({"kind": "untuned", "shots": 5, "version": 1},),
     }
-    found = difference(setting, arms[first], arms[second], "execution_match", task="sql")
+    found = difference(setting, arms[first], arms[second], "execution_match")
     return verdict_of(found, 0.05, 0, INF), {f"{first}_minus_{second}_execution_match": found.ends}
 
 
@@ -495,7 +495,10 @@ def at_one_loss(seeds: Sequence[Paths], one: Way, other: Way | None = None) -> I
         found = [paths.added(counted, bent) for paths in seeds]
         return np.array([each[one] - (each[other] if other else 0.0) for each in found])
 
-    units = [np.arange(len(tokens[0])), raw_rule.units_of(seeds[0].sources, len(tokens[1]))]
+    units = [
+        raw_rule.units_of(groups_of_task("e2e", len(tokens[0])), len(tokens[0])),
+        raw_rule.units_of(seeds[0].sources, len(tokens[1])),
+    ]
     lists = [
         [(kept, whole[1]) for kept in raw_rule.leaving_out(units[0])],
         [(whole[0], kept) for kept in raw_rule.leaving_out(units[1])],
@@ -543,7 +546,7 @@ def frontier(ways: Sequence[Way], pairs: Mapping[str, tuple[Way, Way]]) -> Found
         printed[name] = found.ends
     if REPLAY in ways:
         last = {way: np.array([nats_along(record, "test", "target")[-1] for record in finals[way]]) for way in ways}
-        cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0])
+        cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0], groups_of_task("e2e", len(last[LORA][0])))
         below = [{rate: grids[way][rate] for rate in below_cliff(way, grids[way])} for way in (REPLAY, LORA)]
         cost = replace(cost, bias=max(raw_rule.finer_grid(losses, 0.0) for losses in below))
         outcomes.append(verdict_of(cost, 0, -INF, 0.02))

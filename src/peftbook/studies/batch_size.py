@@ -105,7 +105,7 @@ def pair(name: str, small: TunedComparison, store: Store) -> tuple[list[Record],
 def cost(name: str, store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats.Interval:
     """Test loss of an arm at the largest batch minus that in `small`, by seed and example. Raises Missing."""
     one, two = pair(name, small, store)
-    found = paired(one, two, "loss_nats")
+    found = paired(one, two, "loss_nats", small.groups(two[0]))
     return stats.with_bias(found, max(left(plan, name, store) for plan in (COMPARISONS[LARGEST], small)))
 
 
@@ -113,7 +113,9 @@ def extra(store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats
     """LoRA's `cost` minus that of full fine-tuning, by seed and example. Raises Missing."""
     large, records = COMPARISONS[LARGEST], {name: pair(name, small, store) for name in ARMS}
     paid = {name: table(one, "loss_nats") - table(two, "loss_nats") for name, (one, two) in records.items()}
-    found = stats.paired_interval(paid["r16"], paid["full"], weights(records["r16"][0], "loss_nats"))
+    weight = weights(records["r16"][0], "loss_nats") or ()
+    groups = small.groups(records["r16"][0][0])[: len(weight)]
+    found = stats.paired_interval(paid["r16"], paid["full"], weight, groups)
     lower = left(large, "r16", store) + left(small, "full", store)
     higher = left(small, "r16", store) + left(large, "full", store)
     return stats.with_bias(found, max(lower, higher))

@@ -115,7 +115,7 @@ def gap_difference(gaps: np.ndarray, names: Sequence[str], store: Store) -> Quan
     """A difference of two gaps as a quantity; what finer grids of these models might gain counts. Raises Missing."""
     tuned = [comparisons(store)[name] for name in names]
     finals = [one.finals(arm, store) for one in tuned for arm in ("nf4", "lora")]
-    found = stats.mean_interval(gaps, weights(finals[0], "loss_nats"), tuned[0].groups)
+    found = stats.mean_interval(gaps, weights(finals[0], "loss_nats"), tuned[0].groups(finals[0][0]))
     found = stats.with_bias(found, math.fsum(one.coarseness(("nf4", "lora"), store) for one in tuned))
     return Quantity.of(found, "nats per token", keys_of(*finals))
 

@@ -74,7 +74,7 @@ def fixed_difference(store: Store) -> stats.Interval:
     for record in (*plain, *stabilised):
         if record.failure:
             raise Unusable(record.spec, "A run diverged at the fixed rate.")
-    return paired(stabilised, plain, "loss_nats")
+    return paired(stabilised, plain, "loss_nats", COMPARISON.groups(plain[0]))
 
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:

@@ -179,7 +179,7 @@ class TunedComparison:
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
         """first − second, paired over seeds and test examples. Raises Missing."""
         records = self.finals_of((first, second), store)
-        found = comparison.paired(records[first], records[second], column, self.groups)
+        found = comparison.paired(records[first], records[second], column, self.groups(records[first][0]))
         found = stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
         return stats.with_bias(found, self.coarseness((first, second), store)) if column == "loss_nats" else found
 
@@ -214,10 +214,11 @@ class TunedComparison:
         keys, count = self.keys(store, second, *names), sum(stats.holm(family).values())
         return Quantity(count, f"of {len(names)} {unit}", keys, seeds=len(self.seeds), digits=0, note=note)
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """What the test examples share."""
-        return test_groups(self.task, self.test_examples)
+    def groups(self, record: Record) -> tuple[str, ...]:
+        """What the test examples of a final record share."""
+        assert isinstance(record.spec, Run)
+        tested = record.spec.evaluation
+        return test_groups(self.task, tested.skip + tested.n_loss)[tested.skip :]
 
     def keys(self, store: Store, *names: str) -> tuple[str, ...]:
         """Keys of the final records of the arms."""
@@ -237,7 +238,9 @@ class TunedComparison:
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
         first, keys = records[0], comparison.keys_of(records)
-        out = score_quantities(name, records, functools.partial(comparison.score, records, groups=self.groups), keys)
+        out = score_quantities(
+            name, records, functools.partial(comparison.score, records, groups=self.groups(first)), keys
+        )
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(

@@ -138,7 +138,7 @@ def against_finer_lora(name: str, store: Store) -> dict[str, Quantity]:
     plain = rank.COMPARISON.finals("r16", store)
     records = COMPARISON.finals(name, store)[: len(plain)]
     assert [one.spec.seed for one in records] == [one.spec.seed for one in plain]
-    found = comparison.paired(records, plain, "loss_nats", COMPARISON.groups)
+    found = comparison.paired(records, plain, "loss_nats", COMPARISON.groups(plain[0]))
     return {f"{name}_minus_finer_lora_loss": Quantity.of(found, "nats per token", comparison.keys_of(records, plain))}
 
 
