@@ -110,7 +110,7 @@ def likeness(store: Store) -> dict[str, Quantity]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """The differences on the other inputs, and how alike those of one seed are on both."""
-    return gathered(lambda name: of_study(name, store), DECIDING) | determined(likeness, store)
+    return {**gathered(lambda name: of_study(name, store), DECIDING), **determined(likeness, store)}
 
 
 def of_study(name: str, store: Store) -> dict[str, Quantity]:
