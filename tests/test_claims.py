@@ -26,6 +26,7 @@ from peftbook.studies import (
     survival,
     variants,
 )
+from peftbook.studies.tuned_comparison import decide
 
 TOKENS = 4.0
 
@@ -59,6 +60,22 @@ def complete(store: Store, runs, loss, steps=lambda run: (5.0,), examples: int =
             found = loss(run)
             save(store, run, found if math.isfinite(found) else 9.0, steps=steps(run), examples=examples,
                  failure="" if math.isfinite(found) else "Training diverged")  # fmt: skip
+
+
+# --- a claim that holds the margin -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "outcome", "told"), [(0.01, "reproduced", True), (0.02, "undecided", True), (0.05, "refuted", False),
+                                  (0.0, "reproduced", False), (-0.01, "reproduced", False)]
+)  # fmt: skip
+def test_a_difference_that_a_claim_allows_by_its_margin_alone_is_told(mean, outcome, told):
+    """It is surely against what is claimed, and the rule has no direction for it."""
+    one = stats.Interval.of(mean, 0.001, 0.0, 5, 100)
+    for sign, claim in ((1, (-math.inf, 0.02)), (-1, (-0.02, math.inf))):
+        found = decide(one if sign > 0 else -one, 0.0, claim, "The difference", "it", "nats per token")
+        assert found.outcome == outcome
+        assert (f"surely {'above' if sign > 0 else 'below'} 0" in found.sentence) == told
 
 
 # --- the best learning rate ------------------------------------------------------------------------------------
