@@ -93,6 +93,12 @@ def test_the_interval_has_the_matching_and_the_sources_in_it():
 # --- verdicts ----------------------------------------------------------------------------------------------------
 
 
+def arm_name(probe: specs.Probe) -> str:
+    """The arm that a training belongs to."""
+    known = probe.runs[0].method, float(probe.settings["replay"])
+    return next(name for name, one in frontier.ARMS.items() if (one.method, one.replay) == known)
+
+
 def made(
     rises: dict[str, float], falls: dict[str, float] | None = None, noise: float = 0.02, turn: float = 0.0
 ) -> Callable:
@@ -111,7 +117,7 @@ def made(
             zero = path(0, 0, np.ones(frontier.EXAMPLES), np.ones(len(SOURCES)))
             nats = {"target_nats_0": zero.target[0].tolist(), "general_nats_0": zero.general[0].tolist()}
             return {"curve": {"step": [0.0]}, "per_example": fixed | nats}
-        arm = next(name for name, one in frontier.ARMS.items() if one.method == run.method and one.replay == replayed)
+        arm = arm_name(probe)
         best = frontier.ARMS[arm].rates[1]
         away = abs(np.log2(run.budget.learning_rate / best))
         rng = np.random.default_rng([probe.seed, len(arm)])
@@ -176,6 +182,26 @@ def test_the_grid_grows_until_its_best_rate_lies_inside(tmp_path):
         for low, high in itertools.pairwise(rates):
             assert high / low == pytest.approx(frontier.FACTOR, rel=0.02)
     assert [probe.seed for probe in frontier.runs(store)][-len(grids) :] == [frontier.SEEDS[-1]] * len(grids)
+
+
+def test_a_rate_beyond_the_cliff_stands_beside_none(tmp_path):
+    """Where the target loss ends higher than it had been, another arm is not held against that training."""
+    store, plain = Store(tmp_path), made(BETTER, turn=0.4)
+
+    def record(probe: specs.Probe) -> dict:
+        found, run = plain(probe), probe.runs[0]
+        if (
+            run.budget
+            and run.budget.learning_rate != frontier.ARMS[arm_name(probe)].rates[1]
+            and arm_name(probe) == "oft"
+        ):
+            found["per_example"]["target_nats_30"] = [9 * nats for nats in found["per_example"]["target_nats_30"]]
+        return found
+
+    fill(store, get_study("frontier"), record)
+    assert frontier.neighbours("oft", store) == [frontier.best_rate("oft", store)]
+    assert len(frontier.neighbours("lora", store)) == 3
+    decided(store, get_study("frontier"), "reproduced", "")
 
 
 def test_replay_and_its_twin_differ_in_nothing_else():

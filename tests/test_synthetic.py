@@ -248,17 +248,17 @@ CONTROLS = {"lora4": ALL, "prompt_ascending": ALL}
     ("accuracies", "learned", "at_end", "first", "second"),
     [
         (CONTROLS, 1.0, (), "reproduced", "refuted"),
-        (CONTROLS | {"prompt": {4: 0.9, 8: 0.9}}, 1.0, (), "reproduced", "reproduced"),
-        (CONTROLS | {"prefix": {8: 0.9}}, 1.0, (), "reproduced", "reproduced"),
-        (CONTROLS | {"prefix": ALL}, 1.0, (), "refuted", "undecided"),  # depth has nothing to give
+        (CONTROLS | {"prompt": {4: 0.9, 8: 0.9}}, 1.0, (), "reproduced", "refuted"),  # not the prefix
+        (CONTROLS | {"prompt": {8: 0.9}, "prefix": {8: 0.9}}, 1.0, (), "reproduced", "reproduced"),
+        (CONTROLS | {"prompt": {8: 0.9}, "prefix": ALL}, 1.0, (), "refuted", "undecided"),  # depth has nothing to give
         ({"prompt": ALL}, 1.0, (), "refuted", "undecided"),
         ({}, 1.0, (), "undecided", "undecided"),
         ({"lora4": ALL}, 1.0, (), "undecided", "undecided"),  # nothing shows that a prompt can be trained
         ({"prompt_ascending": ALL}, 1.0, (), "undecided", "undecided"),
         (CONTROLS, 0.3, (), "undecided", "undecided"),
         (CONTROLS, 1.0, ("prefix",), "undecided", "undecided"),
-        (CONTROLS | {"prompt": ALL}, 1.0, ("prompt",), "refuted", "undecided"),
-        (CONTROLS | {"prompt": {1: 0.5, 8: 0.97}}, 1.0, (), "undecided", "undecided"),
+        (CONTROLS | {"prompt": ALL}, 1.0, ("prompt",), "refuted", "refuted"),
+        (CONTROLS | {"prompt": {1: 0.5, 8: 0.97}, "prefix": {8: 0.9}}, 1.0, (), "undecided", "undecided"),
     ],
 )
 def test_the_verdicts_on_prompts_follow_the_accuracies(tmp_path, accuracies, learned, at_end, first, second):

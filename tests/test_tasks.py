@@ -30,7 +30,7 @@ from scipy import sparse
 from peftbook import tasks
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskExample, get_task, hub, prose, references, spam, sql
+from peftbook.tasks import SPLITS, TaskExample, e2e, get_task, hub, prose, references, spam, sql
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
@@ -405,13 +405,14 @@ if "PEFTBOOK_E2E" in os.environ:  # the real files cannot ship: CC BY-SA
         _check_e2e(task)
         assert len(task.splits["test"]) == 630
         assert len({each.input for split in ("train", "validation") for each in task.splits[split]}) == 547
-        assert len({each.group for each in task.splits["test"]}) == 630  # what `e2e.UNGROUPED` says
+        names = [each.input.split("|")[0] for each in task.splits["test"]]
+        assert len(set(names)) == len(set(e2e.TEST_GROUPS)) == len(set(zip(names, e2e.TEST_GROUPS, strict=True)))
 
 
 def test_groups_come_from_the_data_or_from_nowhere(monkeypatch):
     """Where its data is gone, a task refuses: without groups the errors would be those of single examples."""
     monkeypatch.delenv("PEFTBOOK_E2E", raising=False)
-    assert tasks.test_groups.__wrapped__("e2e", 200) == ()
+    assert 8 < len(set(tasks.test_groups.__wrapped__("e2e", 200))) < 20 and len(e2e.TEST_GROUPS) == 630
     assert set(tasks.test_groups.__wrapped__("docstrings", 200)) - {""}
 
     def gone(name: str):

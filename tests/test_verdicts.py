@@ -95,7 +95,7 @@ def test_verdicts_on_other_inputs_hold_turn_over_or_stay_open(tmp_path, elsewher
         assert before.key in tested and run.evaluation.skip == 200 == before.evaluation.n_loss
     fill(store, study, made)
     found = decided(store, study, outcome, words)
-    assert len(found.quantities) == len(second_test.DECIDING)
+    assert found.quantities[-1] == "seed_correlation" and len(found.quantities) == len(second_test.DECIDING) + 1
 
 
 def test_what_becomes_of_a_verdict_is_said_for_every_pair_of_outcomes():
@@ -378,6 +378,7 @@ def test_weight_error_decides_only_where_the_loss_can_tell_codebooks_apart(
         ({"nf4": 0.0, "e3m0": 0.1, "e2m1": 0.2, "int4": 0.3}, 0.0, "reproduced"),
         ({"nf4": 0.0, "e3m0": 0.5, "e2m1": 0.2, "int4": 0.3}, 0.0, "refuted"),
         ({"nf4": 0.0, "e3m0": 0.2, "e2m1": 0.2, "int4": 0.3}, 0.0, "undecided"),
+        ({"nf4": 0.0, "e3m0": 0.203, "e2m1": 0.2, "int4": 0.3}, 0.0, "direction only"),
         ({"nf4": 0.0, "e3m0": 0.5, "e2m1": 0.2, "int4": 0.3}, 0.3, "undecided"),
     ],
 )

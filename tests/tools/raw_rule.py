@@ -81,11 +81,12 @@ class Setting:
     examples: int | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
     refined: float = 0.0
+    model: str = "smollm2-135m-instruct"
 
     def run(self, method: Raw, rate: float | None, seed: int, **evaluation: object) -> Raw:
         budget = rate and {"learning_rate": rate, "tokens": self.tokens, "train_examples": self.examples}
         return one(
-            task={"name": self.task}, model={"name": "smollm2-135m-instruct"}, method=method, budget=budget, seed=seed,
+            task={"name": self.task}, model={"name": self.model}, method=method, budget=budget, seed=seed,
             evaluation=evaluation, purpose="quality", dtype="bf16", platform="cpu",
         )  # fmt: skip
 

@@ -45,11 +45,11 @@ def exp(interval: Interval) -> list[float]:
     return [math.exp(end) for end in interval.ends]
 
 
-def difference(setting: Setting, first: tuple, second: tuple, name: str = "loss_nats", task: str = "") -> Interval:
-    """First − second, each a method with its declared rates, over shared seeds and examples; a loss with its choice."""
+def difference(setting: Setting, first: tuple, second: tuple, name: str = "loss_nats") -> Interval:
+    """First − second, each a method with its rates, over seeds and groups of examples; a loss with its choice."""
     one_arm, other = setting.finals(*first), setting.finals(*second)
     weights = column(other, "label_tokens")[0] if name == "loss_nats" else None
-    groups = groups_of_task(task, setting.tested) if task else ()
+    groups = groups_of_task(setting.task, setting.tested)
     found = over_examples(column(one_arm, name) - column(other, name), weights, groups)
     chosen = [setting.choice(*arm) for arm in (first, second) if name == "loss_nats"]
     return replace(found, choice=math.hypot(*chosen))
@@ -58,8 +58,8 @@ def difference(setting: Setting, first: tuple, second: tuple, name: str = "loss_
 def methods() -> Found:
     setting = Setting("docstrings", 48_000, factor=3, validated=200, generated=200)
     arms = (lora(), rates(2e-4 / 3, 3, 4)), (raw_rule.FULL, rates(5e-5 / 3, 3, 4))
-    nats, rouge = (difference(setting, *arms, name, task="docstrings") for name in ("loss_nats", "rougeL"))
-    return verdict_of(nats, 0, -INF, 0.05), {"lora_minus_full_loss": nats.ends, "lora_minus_full_rougeL": rouge.ends}
+    nats, rouge = (difference(setting, *arms, name) for name in ("loss_nats", "rougeL"))
+    return verdict_of(nats, 0, -INF, 0.02), {"lora_minus_full_loss": nats.ends, "lora_minus_full_rougeL": rouge.ends}
 
 
 def rank() -> Found:
@@ -79,6 +79,17 @@ def rank() -> Found:
     return outcome, {f"r{r}_minus_r16_loss": each.ends for r, each in found.items()}
 
 
+def dora() -> Found:
+    """Equality counts only where at some rate of both sweeps the losses are apart by the margin."""
+    setting = replace(E2E, seeds=(1, 2, 3, 4, 5), refined=0.01)
+    arms = [({**lora(), "dora": dora}, LORA_RATES) if dora else (lora(), LORA_RATES) for dora in (True, False)]
+    found = difference(setting, *arms)
+    one, two = (setting.grid(*arm) for arm in arms)
+    apart = max(abs(one[rate] - two[rate]) for rate in one if rate in two)
+    outcome = verdict_of(found, 0.02, -INF, 0)
+    return ("undecided" if outcome == "equivalent" and apart < 0.02 else outcome), {"dora_minus_lora_loss": found.ends}
+
+
 def targets(first: Raw, second: Raw, name: str) -> Found:
     """Five seeds, of which three had been looked at."""
     setting = replace(E2E, seeds=(1, 2, 3, 4, 5))
@@ -96,6 +107,25 @@ def prompts(first: tuple[int, str], second: tuple[int, str], claim: tuple[float,
     return verdict_of(found, 0, *claim), {"_minus_".join(names) + "_loss": found.ends}
 
 
+def loftq() -> Found:
+    """Two bits on the small Llama, from LoftQ's start and from the plain one; the other two differences are told."""
+    setting = Setting("e2e", 68_000, factor=4, seeds=(1, 2, 3, 4, 5), refined=0.025, model="small-llama")
+    plain = {**lora(), "kind": "qlora", "quant": "nf2", "double_quant": True}
+    arms = {
+        "nf2": plain, "nf2_loftq": {**plain, "init": "loftq"}, "lora": lora(),
+        "loftq": {**plain, "init": "loftq", "rounded": False},
+    }  # fmt: skip
+    found = {
+        f"small_{first}_minus_{second}_loss": replace(
+            difference(setting, *((arms[name], rates(4e-4, 4, 3)) for name in (first, second))),
+            first_look=3 / 5,
+        )
+        for first, second in (("nf2_loftq", "nf2"), ("nf2", "lora"), ("loftq", "lora"))
+    }
+    outcome = verdict_of(next(iter(found.values())), 0.02, -INF, 0)
+    return outcome, {name: each.ends for name, each in found.items()}
+
+
 def sql(first: str, second: str) -> Found:
     """Four tables are the groups of the questions."""
     setting = Setting("sql", 48_000, factor=4, tested=300, generated=300)
@@ -104,7 +134,7 @@ def sql(first: str, second: str) -> Found:
         "prompt": (prompt(8, "text", "Write the SQL query that answers the question."), PROMPT_RATES),
         "fewshot": ({"kind": "untuned", "shots": 5, "version": 1},),
     }
-    found = difference(setting, arms[first], arms[second], "execution_match", task="sql")
+    found = difference(setting, arms[first], arms[second], "execution_match")
     return verdict_of(found, 0.05, 0, INF), {f"{first}_minus_{second}_execution_match": found.ends}
 
 
@@ -112,7 +142,7 @@ def data_size() -> Found:
     setting = replace(E2E, examples=100, generated=200)
     arms = (lora(), rates(5e-5, 4, 3)), (raw_rule.FULL, rates(1.25e-5, 4, 3))
     found = difference(setting, *arms)
-    return verdict_of(found, 0, -INF, 0.05), {"n100_lora_minus_full_loss": found.ends}
+    return verdict_of(found, 0, -INF, 0.02), {"n100_lora_minus_full_loss": found.ends}
 
 
 def prose_at(record: Raw, target: float) -> np.ndarray:
@@ -175,6 +205,28 @@ def double_quant_loss() -> Found:
     return raw_rule.of_parts(outcomes), printed
 
 
+def weight_error_order() -> Found:
+    """Each codebook against the next of the paper's order, over copies and texts; one of three may turn."""
+    order = ("nf4", "e3m0", "e2m1", "int4")
+    known = {"measure": "codebooks.quantised_loss", "settings": {"source": "small"}}
+    matching = [record for record in raw_rule.every_record() if raw_rule.agrees(record["spec"], known)]
+    records, tokens = sorted(matching, key=lambda each: each["spec"]["seed"]), column(matching, "label_tokens")[0]
+    apart = {
+        f"small_{first}_minus_{second}": over_examples(
+            column(records, f"{first}_64") - column(records, f"{second}_64"), tokens
+        )
+        for first, second in itertools.pairwise(order)
+    }
+    outcome = raw_rule.of_parts(verdict_of(each, 0.005, -INF, 0) for each in apart.values())
+    turned = any(each.mean > each.half(0.05 / 3) for each in apart.values())
+    surely = any(each.mean - each.half(0.05 / 3) > 0.005 for each in apart.values())
+    if outcome == "refuted" and not surely:
+        outcome = "undecided"
+    printed = {name: each.ends for name, each in apart.items()}
+    printed["small_nf4_64_cost"] = over_examples(column(records, "nf4_64") - column(records, "full"), tokens).ends
+    return ("direction only" if outcome == "undecided" and turned else outcome), printed
+
+
 def subspace() -> Found:
     """φ(1, 1) against the paper's 0.5; directions 2 to 8 against random spaces."""
     records = [probe("weights.subspaces", seed) for seed in (1, 2, 3)]
@@ -199,14 +251,15 @@ def costs() -> Found:
     return verdict_of(found, math.log(1.05), -INF, 0), {"qlora_over_lora_peak_memory": exp(found)}
 
 
-def log_best_rates(method: Raw, steps: int, grid: Sequence[float], picks: np.ndarray) -> np.ndarray:
+def log_best_rates(
+    setting: Setting, method: Raw, steps: int, grid: Sequence[float], seeds: Sequence[int], picks: np.ndarray
+) -> np.ndarray:
     """log rate at the vertex of a least-squares parabola, (1 + draws, seeds), over rates near the first seed's best."""
-    setting = replace(E2E, factor=2)
     losses = setting.grid(method, grid)
     best, tried = min(losses, key=losses.__getitem__), list(losses)
     near = tried[max(0, tried.index(best) - steps) : tried.index(best) + steps + 1]
     fits = []
-    for seed in (0, 10, 11):
+    for seed in seeds:
         records = [setting.sweep(method, rate, seed) for rate in near]
         learnt = [each for each in records if raw_rule.loss(each) < each["curve"]["train_loss_nats"][0]]
         nats, tokens = (column(learnt, name)[:, picks].sum(axis=2) for name in ("loss_nats", "label_tokens"))
@@ -217,18 +270,18 @@ def log_best_rates(method: Raw, steps: int, grid: Sequence[float], picks: np.nda
     return np.stack(fits, axis=1)
 
 
-def learning_rate() -> Found:
-    """The ratio of best rates, LoRA's over full fine-tuning's; the fit to the nearest rates alone is its bias."""
-    rng = np.random.default_rng(7)
+def learning_rate(tokens: int, wide_seeds: Sequence[int], name: str) -> Found:
+    """The ratio of best rates, LoRA's over full fine-tuning's, by three rates each; what five move it is its bias."""
+    setting, rng = Setting("e2e", tokens, factor=2), np.random.default_rng(7)
     picks = np.concatenate([np.arange(100)[None], rng.integers(100, size=(2000, 100))])
-    wide, narrow = (
-        log_best_rates(lora(), steps, rates(5e-5, 2, 8), picks)
-        - log_best_rates(raw_rule.FULL, steps, rates(2e-4 / 32, 2, 8), picks)
-        for steps in (2, 1)
+    narrow, wide = (
+        log_best_rates(setting, lora(), steps, rates(5e-5, 2, 8), seeds, picks)
+        - log_best_rates(setting, raw_rule.FULL, steps, rates(2e-4 / 32, 2, 8), seeds, picks)
+        for steps, seeds in ((1, (0, 10, 11)), (2, wide_seeds))
     )
-    found = raw_rule.over_draws(wide[np.isfinite(wide).all(axis=1)], 100)
-    found = replace(found, bias=abs(float(narrow[0].mean() - wide[0].mean())))
-    return verdict_of(found, 0, math.log(5), math.log(20)), {"r16_over_full": exp(found)}
+    found = raw_rule.over_draws(narrow[np.isfinite(narrow).all(axis=1)], 100)
+    found = replace(found, bias=abs(float(np.mean(wide[0] - narrow[0, : len(wide_seeds)]))))
+    return verdict_of(found, 0, math.log(5), math.log(20)), {name: exp(found)}
 
 
 def serving() -> Found:
@@ -443,7 +496,10 @@ def at_one_loss(seeds: Sequence[Paths], one: Way, other: Way | None = None) -> I
         found = [paths.added(counted, bent) for paths in seeds]
         return np.array([each[one] - (each[other] if other else 0.0) for each in found])
 
-    units = [np.arange(len(tokens[0])), raw_rule.units_of(seeds[0].sources, len(tokens[1]))]
+    units = [
+        raw_rule.units_of(groups_of_task("e2e", len(tokens[0])), len(tokens[0])),
+        raw_rule.units_of(seeds[0].sources, len(tokens[1])),
+    ]
     lists = [
         [(kept, whole[1]) for kept in raw_rule.leaving_out(units[0])],
         [(whole[0], kept) for kept in raw_rule.leaving_out(units[1])],
@@ -454,10 +510,19 @@ def at_one_loss(seeds: Sequence[Paths], one: Way, other: Way | None = None) -> I
     return replace(found, bias=abs(float(values(whole, bent=True).mean())))
 
 
+def below_cliff(way: Way, losses: Mapping[float, float]) -> list[float]:
+    """The best rate and those beside it whose target loss ends no higher than at any moment before."""
+    along = {
+        rate: nats_along(watched(way, rate, 0, "validation"), "validation", "target")[1:].sum(axis=1)
+        for rate in raw_rule.best_and_beside(losses)
+    }
+    return [rate for rate, sums in along.items() if sums[-1] == sums.min()]
+
+
 def signs_hold(one: Way, other: Way, grids: Mapping[Way, Mapping[float, float]], outcome: str, mean: float) -> str:
     """The outcome, undecided where another rate of either contradicts it."""
     moved = []
-    for rates_of_both in itertools.product(*(raw_rule.best_and_beside(grids[way]) for way in (one, other))):
+    for rates_of_both in itertools.product(*(below_cliff(way, grids[way]) for way in (one, other))):
         pair = {way: watched(way, rate, 0, "validation") for way, rate in zip((one, other), rates_of_both, strict=True)}
         paths = Paths(pair, "validation")
         added = paths.added([np.ones(len(each)) for each in paths.tokens])
@@ -482,7 +547,8 @@ def frontier(ways: Sequence[Way], pairs: Mapping[str, tuple[Way, Way]]) -> Found
         printed[name] = found.ends
     if REPLAY in ways:
         last = {way: np.array([nats_along(record, "test", "target")[-1] for record in finals[way]]) for way in ways}
-        cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0])
+        groups = groups_of_task("e2e", len(last[LORA][0]))
+        cost = over_examples(last[REPLAY] - last[LORA], seeds[0].tokens[0], groups)
         spread = {way: over_examples(last[way], seeds[0].tokens[0]).seed_se * math.sqrt(0.65 * 5) for way in last}
         chosen = [raw_rule.choice(grids[way], math.hypot(cost.unit_se, spread[way])) for way in (REPLAY, LORA)]
         cost = replace(cost, choice=math.hypot(*chosen))
@@ -499,20 +565,24 @@ Q_AND_V, ALL_LAYERS = lora(53, 106.0, ["q_proj", "v_proj"]), lora(10, 20.0)
 CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "methods": (methods, "+.3f", 1e-9),
     "rank": (rank, "+.3f", 1e-9),
+    "dora": (dora, "+.3f", 1e-9),
     "targets": (lambda: targets(ATTENTION_ONLY, MLP_ONLY, "attention_minus_mlp"), "+.3f", 1e-7),
     "targets_all": (lambda: targets(Q_AND_V, ALL_LAYERS, "query_value_minus_all"), "+.3f", 1e-7),
     "prompt_length": (lambda: prompts((1, "vocabulary"), (20, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
     "prompt_longer": (lambda: prompts((20, "vocabulary"), (100, "vocabulary"), (-INF, 0.02)), "+.3f", 1e-9),
     "prompt_init": (lambda: prompts((100, "random"), (100, "vocabulary"), (0.02, INF)), "+.3f", 1e-9),
+    "loftq": (loftq, "+.3f", 1e-7),
     "sql_prompt": (lambda: sql("prompt", "fewshot"), "+.3f", 1e-9),
     "sql_lora": (lambda: sql("lora", "prompt"), "+.3f", 1e-9),
     "data_size": (data_size, "+.3f", 1e-9),
     "forgetting": (forgetting, "+.3f", 1e-9),
     "merging_quality": (merging_quality, "+.2f", 1e-9),
     "double_quant_loss": (double_quant_loss, "", 1e-9),
+    "weight_error_order": (weight_error_order, "+.4f", 1e-9),
     "subspace": (subspace, ".3f", 1e-9),
     "costs": (costs, ".2f", 1e-9),
-    "learning_rate": (learning_rate, ".1f", 0.01),
+    "learning_rate": (lambda: learning_rate(34_000, (0, 10, 11), "r16_over_full"), ".1f", 0.02),
+    "learning_rate_long": (lambda: learning_rate(340_000, (0,), "long_ratio"), "", 0.02),
     "serving": (serving, "", 0.01),
     "codebooks_squared": (lambda: codebooks("lloyd_pinned", "mse"), "+.2%", 1e-9),
     "codebooks_absolute": (lambda: codebooks("l1_pinned", "mae"), "+.2%", 1e-9),

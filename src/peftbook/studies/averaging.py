@@ -42,7 +42,7 @@ from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import trials
 from peftbook.methods.lora import LoRA
-from peftbook.studies import BLIND, Quantity, Verdict, available, merging, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, margins, merging, study
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
@@ -63,7 +63,7 @@ SEEDS = (1, 2, 3, 4, 5)
 ROWS = 60  # test rows of each task
 CHOOSING = 20  # validation rows of each task, by which a scale is chosen
 LEAST = 0.9  # of the gain
-MARGIN = 0.05
+MARGIN = margins.SHARE
 FLOOR = 0.1  # nats per token that a task's own adapter surely gains
 DENSITY, DROP = 0.2, 0.9  # of TIES, of DARE
 SCALES = {

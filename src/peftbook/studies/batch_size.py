@@ -45,7 +45,7 @@ from peftbook.evidence.comparison import keys_of, paired, table, weights
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
@@ -55,7 +55,7 @@ BATCHES = (2, 8, 32)  # examples
 SMALLEST, LARGEST = BATCHES[0], BATCHES[-1]
 EXAMPLES = 800
 TOKENS = 116_167  # of these examples by the small Llama's tokenizer: every run is one pass
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 BEARABLE = MARGIN / 4  # shortfall of a grid
 ARMS = {"full": "Full fine-tuning", "r16": "LoRA, r = 16"}
 CONTRARY = "the control says the opposite: at equal steps LoRA pays surely less, so that it pays for few steps"
@@ -100,7 +100,7 @@ def pair(name: str, small: TunedComparison, store: Store) -> tuple[list[Record],
 def cost(name: str, store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats.Interval:
     """Test loss of an arm at the largest batch minus that in `small`, by seed and example. Raises Missing."""
     one, two = pair(name, small, store)
-    found = paired(one, two, "loss_nats")
+    found = paired(one, two, "loss_nats", small.groups(two[0]))
     return stats.with_choice(found, *(plan.choice_error(name, store) for plan in (COMPARISONS[LARGEST], small)))
 
 
@@ -108,7 +108,9 @@ def extra(store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats
     """LoRA's `cost` minus that of full fine-tuning, by seed and example. Raises Missing."""
     large, records = COMPARISONS[LARGEST], {name: pair(name, small, store) for name in ARMS}
     paid = {name: table(one, "loss_nats") - table(two, "loss_nats") for name, (one, two) in records.items()}
-    found = stats.paired_interval(paid["r16"], paid["full"], weights(records["r16"][0], "loss_nats"))
+    weight = weights(records["r16"][0], "loss_nats") or ()
+    groups = small.groups(records["r16"][0][0])[: len(weight)]
+    found = stats.paired_interval(paid["r16"], paid["full"], weight, groups)
     return stats.with_choice(found, *(plan.choice_error(name, store) for plan in (large, small) for name in ARMS))
 
 

@@ -25,13 +25,13 @@ from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide, length_ratio
 
 __all__ = ["COMPARISON", "PAIRS", "best_rate"]
 
-MARGIN = 0.05  # nats per token
+MARGIN = margins.LOSS
 MARGIN_BLEU = 1.0
 # Every prompt-like grid ends at 0.3, the rate of Lester et al. 2021, section 3.1; every other one holds 2e-4 (Hu et
 # al. 2021, Table 11) and, for full fine-tuning, 5e-5 (transformers' default).

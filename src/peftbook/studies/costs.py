@@ -16,7 +16,7 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.methods import ARMS
 from peftbook.tasks import get_task
 
@@ -25,7 +25,7 @@ __all__ = ["MACHINE", "REPEATS", "arm_records"]
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
 TOKENS = 8_000
-MARGIN = 0.05  # a share of the peak memory
+MARGIN = margins.SHARE
 RATES = {"full": 5e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 0.03}
 
 

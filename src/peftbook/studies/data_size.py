@@ -16,7 +16,7 @@ from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
@@ -24,7 +24,7 @@ from peftbook.studies.tuned_comparison import Arm, TunedComparison
 __all__ = ["COMPARISONS", "SIZES"]
 
 SIZES = (30, 100, 300, 1000, 3000)
-MARGIN = 0.05  # nats per token
+MARGIN = margins.LOSS
 ARMS = (
     Arm("prompt", "Prompt tuning", PromptTuning(), PROMPT_RATES[:3]),
     Arm("lora", "LoRA", LoRA(), rates(-2, 2, 2), 2e-4),

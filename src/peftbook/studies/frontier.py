@@ -12,7 +12,9 @@ moments at which both were taken. What other target examples would change of the
 other seeds and other sources of general text would, and so is the bend of the curve that a line leaves out.
 
 What a finer grid might change of a general loss no parabola tells, since the grid was tuned for another. Instead the
-sign must be the same wherever either arm has its best rate or a neighbour of it, nine pairs, with the seed of the grid.
+sign must be the same wherever either arm has its best rate or a neighbour of it, up to nine pairs, with the seed of the
+grid. A rate whose target loss ends above what it had been lies beyond a cliff and stands beside none: that exception
+came after the records.
 Nothing is decided unless LoRA itself forgets more than FLOOR at the matched loss: there must be something to save.
 
 Looked at before, on validation with seed 99, which is not used here: one training each of LoRA, OFT and LoRA with
@@ -37,13 +39,14 @@ from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
-from peftbook.evidence.sweep import Sweep, best_of, extended, grid, interleave, trials
+from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
+from peftbook.evidence.sweep import neighbours as beside
 from peftbook.methods import Method
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.tuned_comparison import tuning_quantities
 from peftbook.tasks import task_spec, test_groups
 
@@ -70,9 +73,9 @@ STEPS = (10, 16, 23)  # and the last, about the thirtieth
 EXAMPLES = 32  # of the target task, on validation and on test
 EACH, WINDOW = 1, 128  # pieces of every source of general text, and ids of a piece
 SHARE, PIECE = 0.05, 64  # of all training tokens, and ids of a replayed piece
-MARGIN = 0.05  # nats per token of general text
-MARGIN_GAIN = 0.02  # nats per token of the target
 FLOOR = 0.2  # nats per token of general text: the least forgetting worth saving
+MARGIN = 0.05  # the same, a quarter of the floor: so small a model loses a nat and more of what it knew
+MARGIN_GAIN = margins.LOSS
 FACTOR = 2.0
 CLAIMED = (0.0, math.inf)  # where a difference is by the claims
 RATES_TURN = "neighbouring rates say the opposite"
@@ -293,11 +296,15 @@ def best_rate(arm: str, store: Store) -> float:
 
 
 def neighbours(arm: str, store: Store) -> list[float]:
-    """The best rate and those beside it at which the training did not diverge, ascending. Raises Missing."""
+    """The best rate and those beside it at which the training `fell`, ascending. Raises Missing."""
     losses = tuning(arm).losses(store.get)
-    rates = sorted(losses)
-    at = rates.index(best_of(losses))
-    return [rate for rate in rates[max(0, at - 1) : at + 2] if math.isfinite(losses[rate])]
+    return [rate for rate in beside(losses) if fell(store.need(probe(arm, rate, SWEEP_SEED, "validation")))]
+
+
+def fell(record: Record) -> bool:
+    """Whether a training ended at the lowest target loss that it had."""
+    ends = [math.fsum(map(float, record.per_example[f"target_nats_{int(step)}"])) for step in record.curve["step"]]
+    return not record.measurements.get("diverged") and ends[-1] == min(ends)
 
 
 def final_probes(arm: str, store: Store) -> list[specs.Probe]:
@@ -442,11 +449,10 @@ def rate_quantities(store: Store) -> dict[str, Quantity]:
 
     Added when the records were there, which say that the rate moves what is forgotten more than the arm does.
     """
-    shared = [rate for rate in neighbours("lora", store) if rate in neighbours("replay", store)]
+    plain, mixed = (tuning(arm).losses(store.get) for arm in ("lora", "replay"))
+    shared = [rate for rate in plain if math.isfinite(plain[rate] + mixed.get(rate, math.inf))]
     same, best = [on_grid(("lora", rate), ("replay", rate), store) for rate in shared], best_rate("lora", store)
-    keys = tuple(
-        probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in neighbours(arm, store)
-    )
+    keys = tuple(probe(arm, rate, SWEEP_SEED, "validation").key for arm in ("lora", "replay") for rate in shared)
     slower = on_grid(("lora", best), ("lora", neighbours("lora", store)[0]), store)
     return {
         "lora_minus_replay_at_one_rate": Quantity.middle(

@@ -3,12 +3,15 @@
 Written before the runs. Full fine-tuning and LoRA of five ranks (alpha 32, all linear layers) at eight rates a factor
 of 2 apart, extended at the edges, with one seed; then full and ranks 4, 16 and 64 again with two further seeds at the
 rates within two steps of the best, ranks 16 and 64 also at rank 4's best. The best rate of an arm and a seed is the
-vertex of a quadratic in the logarithm of the rate, fitted to those points; ratios are paired by seed and by validation
-examples, which are drawn anew for the intervals. How far a ratio moves when only the nearest rates are fitted is taken
-for the error of the fit and added to its interval: that came after the records. Regret is taken leave-one-out: a seed's
-own best rate is chosen by the other seeds. Ten times the budget had one seed, which decided nothing; two further seeds
-at the best rate and its neighbours were added when that was known, and with them the question what a rate costs there
+vertex of a quadratic in the logarithm of the rate, fitted to the best rate and its neighbours; ratios are paired by
+seed and by validation examples, which are drawn anew for the intervals. Regret is taken leave-one-out: a seed's own
+best rate is chosen by the other seeds. Ten times the budget had one seed, which decided nothing; two further seeds at
+the best rate and its neighbours were added when that was known, and with them the question what a rate costs there
 that was chosen, with one seed, in the short training.
+
+The window came after the records. The short training was fitted to five rates and the long one to three, and either
+verdict was another with the other's window. Both now have the window at which both have all their seeds: three rates.
+How far a ratio moves when five are fitted, with the seeds that have them, is added to its interval.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +32,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
@@ -39,9 +41,9 @@ __all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "curve", "vertex"]
 RANKS = (1, 4, 16, 64, 256)
 REPLICATED = ("full", "r4", "r16", "r64")
 SEEDS = (0, 10, 11)
-WINDOW, NARROW = 2, 1  # grid steps on either side of the best that the quadratic is fitted to, and as a check
+WINDOW, WIDE_WINDOW = 1, 2  # grid steps on either side of the best that the quadratic is fitted to, and as a check
 RATIO = (5.0, 20.0)  # what "about ten times" allows
-REGRET_MARGIN = 0.02  # nats per token
+REGRET_MARGIN = margins.LOSS
 STEP = 2.0  # of the grid: how far fitted optima may be apart where the seeds choose the same rate of it
 SAME = (-math.log(STEP), math.log(STEP))
 FACTORS = {"quarter": 0.25, "fourfold": 4.0}  # wrong rates whose price is told
@@ -75,7 +77,7 @@ def replicas(store: Store) -> list[Run]:
     rates: dict[str, list[float]] = {name: [] for name in REPLICATED}
     for name in REPLICATED:
         with suppress(Missing):
-            rates[name] = window(SHORT, name, store)
+            rates[name] = window(SHORT, name, store, WIDE_WINDOW)
             if name in ("r16", "r64") and borrowed(store) not in rates[name]:
                 rates[name].append(borrowed(store))
     return [
@@ -103,18 +105,13 @@ def long_runs(store: Store) -> list[Run]:
     rates: dict[str, list[float]] = {}
     for arm in LONG.arms:
         with suppress(Missing):
-            rates[arm.name] = window(LONG, arm.name, store, NARROW)
+            rates[arm.name] = window(LONG, arm.name, store)
             if (chosen := SHORT.best_rate(arm.name, store)) not in rates[arm.name]:
                 rates[arm.name].append(chosen)
     replicas = [
         LONG.sweep_run(arm, rate, seed) for seed in SEEDS[1:] for arm in LONG.arms for rate in rates.get(arm.name, ())
     ]
     return sweeps(LONG, store) + replicas
-
-
-def long_seeds(store: Store) -> tuple[int, ...]:
-    """The seeds of the long training that can be told of: the first alone until all runs of the others are there."""
-    return SEEDS if all(run in store for run in long_runs(store)) else SEEDS[:1]
 
 
 def points(comparison: TunedComparison, name: str, seed: int, store: Store) -> dict[float, Record]:
@@ -191,7 +188,7 @@ def keys(store: Store, *names: str) -> tuple[str, ...]:
         SHORT.sweep_run(SHORT.arm(name), rate, seed)
         for name in names
         for seed in SEEDS
-        for rate in window(SHORT, name, store)
+        for rate in window(SHORT, name, store, WIDE_WINDOW)
     ]
     return tuple(run.key for run in runs if run in store)
 
@@ -201,25 +198,19 @@ def interval_of_logs(values: np.ndarray) -> stats.Interval:
     return resampling.statistic_interval(values, SHORT.sweep_examples)
 
 
-def log_ratio(first: str, second: str, store: Store) -> stats.Interval:
-    """log(best rate of first / of second) after the short budget, paired by seed and examples. Raises Missing."""
-    wide, narrow = (ratios(SHORT, first, second, SEEDS, steps, store) for steps in (WINDOW, NARROW))
-    return stats.with_bias(interval_of_logs(wide), float(narrow[0].mean() - wide[0].mean()))
+def log_ratio(first: str, second: str, store: Store, comparison: TunedComparison = SHORT) -> stats.Interval:
+    """log(best rate of first / of second), paired by seed and examples. Raises Missing.
 
-
-def long_log_ratio(first: str, second: str, store: Store) -> stats.Interval:
-    """The same after the long budget. Raises Missing.
-
-    Above its optimum LoRA's loss rises so steeply there that a parabola fits five rates badly: the fit takes three. How
-    far that moves the ratio is known from the first seed, which has five.
+    How far the mean moves in the wide window is its bias; in the long training the first seed alone has that.
     """
-    narrow = ratios(LONG, first, second, long_seeds(store), NARROW, store)
-    wide = ratios(LONG, first, second, SEEDS[:1], WINDOW, store)
-    return stats.with_bias(interval_of_logs(narrow), float(narrow[0, 0] - wide[0, 0]))
+    narrow = ratios(comparison, first, second, SEEDS, store)
+    known = SEEDS if comparison is SHORT else SEEDS[:1]
+    wide = ratios(comparison, first, second, known, store, WIDE_WINDOW)
+    return stats.with_bias(interval_of_logs(narrow), float((wide[0] - narrow[0, : len(known)]).mean()))
 
 
 def ratios(
-    comparison: TunedComparison, first: str, second: str, seeds: tuple[int, ...], steps: int, store: Store
+    comparison: TunedComparison, first: str, second: str, seeds: tuple[int, ...], store: Store, steps: int = WINDOW
 ) -> np.ndarray:
     """`log_best` of the first arm less that of the second."""
     return log_best(comparison, first, seeds, store, steps) - log_best(comparison, second, seeds, store, steps)
@@ -227,7 +218,7 @@ def ratios(
 
 def regret(name: str, store: Store) -> stats.Interval:
     """Loss at rank 4's best grid rate minus the loss at the arm's own best grid rate. Raises Missing."""
-    return cost_of(borrowed(store), SHORT, name, window(SHORT, name, store), store)
+    return cost_of(borrowed(store), SHORT, name, window(SHORT, name, store, WIDE_WINDOW), store)
 
 
 def cost_of_short(name: str, store: Store) -> stats.Interval:
@@ -235,7 +226,7 @@ def cost_of_short(name: str, store: Store) -> stats.Interval:
 
     Raises Missing.
     """
-    return cost_of(SHORT.best_rate(name, store), LONG, name, window(LONG, name, store, NARROW), store)
+    return cost_of(SHORT.best_rate(name, store), LONG, name, window(LONG, name, store), store)
 
 
 def cost_of(
@@ -266,11 +257,10 @@ def cost_of(
 def log_moved(name: str, store: Store) -> stats.Interval:
     """log(best rate after the short budget / after the long), by seed and examples. Raises Missing.
 
-    Of each the vertex through the three rates next to the best. How far the long one moves when five are fitted is
-    known from the first seed, and added.
+    How far the long one moves in the wide window is known from the first seed, and added.
     """
-    short, long = (log_best(one, name, SEEDS, store, NARROW) for one in (SHORT, LONG))
-    wide = log_best(LONG, name, SEEDS[:1], store)
+    short, long = (log_best(one, name, SEEDS, store) for one in (SHORT, LONG))
+    wide = log_best(LONG, name, SEEDS[:1], store, WIDE_WINDOW)
     return stats.with_bias(interval_of_logs(short - long), float(long[0, 0] - wide[0, 0]))
 
 
@@ -302,8 +292,8 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         with suppress(Missing):
             out[f"{name}_over_full"] = Quantity.ratio(log_ratio(name, "full", store), keys(store, name, "full"), 1)
     with suppress(Missing):
-        narrow = interval_of_logs(ratios(SHORT, "r16", "full", SEEDS, NARROW, store))
-        out["r16_over_full_narrow"] = Quantity.ratio(narrow, keys(store, "r16", "full"), 1)
+        wide = interval_of_logs(ratios(SHORT, "r16", "full", SEEDS, store, WIDE_WINDOW))
+        out["r16_over_full_wide"] = Quantity.ratio(wide, keys(store, "r16", "full"), 1)
     for name in REPLICATED[2:]:
         with suppress(Missing):
             out[f"{name}_over_r4"] = Quantity.ratio(log_ratio(name, "r4", store), keys(store, name, "r4"), 2)
@@ -324,10 +314,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
             if math.isfinite((cost := cost_of_short(name, store)).mean):
                 out[f"long_{name}_short_rate_cost"] = Quantity.of(cost, "nats per token", runs)
     with suppress(Missing):
-        ratio = long_log_ratio("r16", "full", store)
         runs = tuple(run.key for run in long_runs(store) if run in store)
-        note = "one seed: interval over examples alone" if len(long_seeds(store)) == 1 else ""
-        out["long_ratio"] = Quantity.ratio(ratio, runs, 1, note)
+        out["long_ratio"] = Quantity.ratio(log_ratio("r16", "full", store, LONG), runs, 1)
+        wide = interval_of_logs(ratios(LONG, "r16", "full", SEEDS[:1], store, WIDE_WINDOW))
+        out["long_ratio_wide"] = Quantity.ratio(wide, runs, 1, "one seed: interval over examples alone")
     return out
 
 
@@ -346,10 +336,10 @@ def ratio_verdict(store: Store) -> Verdict:
     """Is the best rate of LoRA (r = 16) between 5 and 20 times that of full fine-tuning?"""
     with all_or_missing(short_runs(store), store):
         ratio = log_ratio("r16", "full", store)
-    return about_ten(ratio, "The", f"{len(SEEDS)} seeds", "r16_over_full")
+    return about_ten(ratio, "The", "r16_over_full")
 
 
-def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> Verdict:
+def about_ten(ratio: stats.Interval, opening: str, quantity: str) -> Verdict:
     """Whether a ratio, given as its logarithm, lies between the ends of RATIO."""
     claim = (math.log(RATIO[0]), math.log(RATIO[1]))
     outcome, part = judge_claim(ratio, 0.0, claim)
@@ -357,7 +347,7 @@ def about_ten(ratio: stats.Interval, opening: str, over: str, quantity: str) -> 
     return Verdict(
         outcome,
         f"{opening} best rate of LoRA (r = 16) is {mean:.1f} times that of full fine-tuning (95 % interval {low:.1f} "
-        f"to {high:.1f}, {over}; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
+        f"to {high:.1f}, {len(SEEDS)} seeds; the claim allows {RATIO[0]:g} to {RATIO[1]:g}).",
         (quantity,),
         (part,),
     )
@@ -417,13 +407,10 @@ def regret_verdict(store: Store) -> Verdict:
 
 @study("learning_rate_long", long_runs, quantities)
 def long_ratio_verdict(store: Store) -> Verdict:
-    """Is it so after about 400 steps too? With one seed, as long as the others are not there, nothing is decided."""
-    with all_or_missing(sweeps(LONG, store), store):
-        ratio = long_log_ratio("r16", "full", store)
-    seeds = len(long_seeds(store))
-    over = f"{seeds} seeds" if seeds > 1 else "one seed, over examples alone"
-    found = about_ten(ratio, "After about 400 steps the", over, "long_ratio")
-    return found if seeds > 1 else replace(found, outcome="measured")
+    """Is it so after about 400 steps too?"""
+    with all_or_missing(long_runs(store), store):
+        ratio = log_ratio("r16", "full", store, LONG)
+    return about_ten(ratio, "After about 400 steps the", "long_ratio")
 
 
 @study("short_tuning", long_runs, quantities)

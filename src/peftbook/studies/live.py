@@ -29,7 +29,7 @@ from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "SEEDS", "PageMethod", "budget", "probe", "records_of"]
@@ -42,7 +42,7 @@ ROWS = 60  # test rows, all there are
 LIMIT = 6  # new tokens of an answer
 ENDS = 10  # steps at either end of a training that a page compares
 FIRST_MARGIN = 1e-3  # nats per token, of each of the first losses
-LAST_MARGIN = 0.02  # nats per token, of the mean of the last ones
+LAST_MARGIN = margins.LOSS  # of the mean of the last ones
 PROMPT = 20  # virtual tokens
 
 

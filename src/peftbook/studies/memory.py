@@ -31,15 +31,15 @@ from peftbook.core.specs import Model
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.memory import Configuration
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.memory_cases import CASES, HALVES, LARGE, LARGE_CASES, SETUPS, SMALL, SMALL_CASES
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, timing
 
 __all__ = ["CASES", "HALVES", "errors", "predicted", "probe", "time_probe"]
 
 MARGIN = 0.10  # of the measured peak
-MARGIN_TIME = 0.05  # a share of the time of a step
-MARGIN_FROZEN = 0.05  # a share of the peak
+MARGIN_TIME = margins.SHARE
+MARGIN_FROZEN = margins.SHARE
 REPEATS = (0, 1, 2)
 
 # The model is made from the settings and the seed: no weights are loaded.

@@ -19,7 +19,7 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, measured, score, table, weights
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec
 
 __all__ = [
@@ -46,13 +46,13 @@ DECODE_STEPS = 2
 RANK = 16
 WIDTH = 64
 PARTS = ("forward", "decode")
-MARGIN_TIME = 0.05  # a share of the time of a forward pass
+MARGIN_TIME = margins.SHARE
 
 SEEDS = (1, 2, 3)
 TRAIN_TOKENS = 14_000
 RATE = 4e-4
 EXAMPLES = 100
-MARGIN_QUALITY = 0.05  # a share of what the adapter gained
+MARGIN_QUALITY = margins.SHARE
 STATES = ("merged", "merged_then_rounded", "unmerged_bf16", "merged_bf16")
 
 

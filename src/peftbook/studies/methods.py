@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store, Unusable
@@ -27,8 +28,8 @@ from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import Quantity, Verdict, available, gathered, study
-from peftbook.studies.tuned_comparison import score_quantities
+from peftbook.studies import Quantity, Verdict, available, gathered, margins, study
+from peftbook.studies.tuned_comparison import decide, score_quantities
 from peftbook.tasks import get_task, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
@@ -54,8 +55,7 @@ SHOT_SEED = 1  # draws the five examples, once: the arm is this one prompt, its 
 TOKENS = 48_000
 SHOTS = 5
 TEST_EXAMPLES = 200
-MARGIN_NATS = 0.05
-MARGIN_ROUGE = 0.02
+MARGIN_NATS, MARGIN_ROUGE = margins.LOSS, margins.ROUGE
 
 
 def rate(arm: str, exponent: int) -> float:
@@ -224,12 +224,11 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
 @study("methods", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
+    what = "LoRA's test loss minus full fine-tuning's"
     nats, rouge = (difference("lora", "full", column, store) for column in ("loss_nats", "rougeL"))
-    outcome = stats.judge(nats, 0.0, (-math.inf, MARGIN_NATS))  # the claim holds the margin already
+    found = decide(nats, 0.0, (-math.inf, MARGIN_NATS), what, "lora_minus_full_loss", "nats per token")
     in_rouge = stats.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
-    sentence = (
-        f"LoRA's test loss minus full fine-tuning's is {nats.mean:+.3f} nats per token "
-        f"(95 % interval {nats.low:+.3f} to {nats.high:+.3f}; margin {MARGIN_NATS}). In ROUGE-L it is "
-        f"{rouge.mean:+.3f} ({rouge.low:+.3f} to {rouge.high:+.3f}; margin {MARGIN_ROUGE}): {in_rouge}."
+    beside = f"In ROUGE-L it is {rouge:+.3f} (margin {MARGIN_ROUGE}): {in_rouge}."
+    return replace(
+        found, sentence=f"{found.sentence} {beside}", quantities=(*found.quantities, "lora_minus_full_rougeL")
     )
-    return Verdict(outcome, sentence, ("lora_minus_full_loss", "lora_minus_full_rougeL"))

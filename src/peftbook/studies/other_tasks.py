@@ -85,9 +85,10 @@ def gain(name: str, store: Store) -> stats.Interval:
     """The mean over the better arms of test loss minus LoRA's, nats per token. Raises Missing."""
     one = COMPARISONS[name]
     records = one.finals_of((*better(name), "lora"), store)
-    values = {arm: comparison.values_of(found, "loss_nats", one.groups) for arm, found in records.items()}
+    groups = one.groups(records["lora"][0])
+    values = {arm: comparison.values_of(found, "loss_nats", groups) for arm, found in records.items()}
     mean = np.mean([values[arm] for arm in better(name)], axis=0)
-    found = comparison.interval(mean - values["lora"], records["lora"], "loss_nats", one.groups)
+    found = comparison.interval(mean - values["lora"], records["lora"], "loss_nats", groups)
     shares = dict.fromkeys(better(name), 1 / len(better(name))) | {"lora": 1.0}
     return stats.with_choice(found, *(share * one.choice_error(arm, store) for arm, share in shares.items()))
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from peftbook.core.records import Store
 from peftbook.methods.prompt import PromptTuning
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
@@ -24,7 +24,7 @@ __all__ = ["COMPARISON", "INITS", "LENGTHS", "arm_name"]
 LENGTHS = (1, 5, 20, 100)
 INITS = ("random", "vocabulary", "text")
 TEXT = "Describe this place in one or two sentences that say every given fact."
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 
 
 def arm_name(length: int, init: str) -> str:

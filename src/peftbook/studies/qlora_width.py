@@ -14,7 +14,7 @@ Three rates a factor of 2 apart for each arm at each width, one seed, extended a
 chosen rate. What a finer grid might gain counted into a difference where it was more than a quarter of MARGIN; now the
 choice of every rate does, as in all comparisons.
 
-NF4 matches where it ends at most MARGIN above sixteen bits; that margin is `recovery`'s, of the same difference. The
+NF4 matches where it ends at most MARGIN above sixteen bits. The
 claim holds where it does so at all widths, and is refuted where it surely fails at one (Bonferroni). A width tells only
 if its control ends surely more than MARGIN above sixteen bits: else a loss of that size might not have been seen, and
 nothing is decided. What NF4 costs before tuning, and whether its cost after tuning changes with the width, is told and
@@ -47,8 +47,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
-from peftbook.studies.recovery import MARGIN
+from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
@@ -56,6 +55,7 @@ __all__ = ["MARGIN", "PLANS", "comparisons"]
 
 TOKENS = 14_000
 EXAMPLES = 100  # of the test split, from nine packages
+MARGIN = margins.LOSS
 GRID = rates(4, 6)
 QUANTS: tuple[Literal["nf4", "nf2"], ...] = ("nf4", "nf2")  # the first is on trial, the second its control
 SHARE = 64  # of the width that the rank is: Dettmers et al. 2023 have r = 64 at width 4,096
@@ -114,7 +114,7 @@ def gap_difference(gaps: np.ndarray, names: Sequence[str], store: Store) -> Quan
     """A difference of two gaps as a quantity; the choice of each arm's rate counts. Raises Missing."""
     tuned = [comparisons(store)[name] for name in names]
     finals = [one.finals(arm, store) for one in tuned for arm in ("nf4", "lora")]
-    found = stats.mean_interval(gaps, weights(finals[0], "loss_nats"), tuned[0].groups)
+    found = stats.mean_interval(gaps, weights(finals[0], "loss_nats"), tuned[0].groups(finals[0][0]))
     found = stats.with_choice(found, *(one.choice_error(arm, store) for one in tuned for arm in ("nf4", "lora")))
     return Quantity.of(found, "nats per token", keys_of(*finals))
 

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from peftbook.core.records import Store
 from peftbook.evidence import stats
-from peftbook.studies import BLIND, Quantity, Verdict, study
+from peftbook.studies import BLIND, Quantity, Verdict, margins, study
 from peftbook.studies.learning_rate import RANKS, SHORT
 from peftbook.studies.tuned_comparison import TunedComparison
 
 __all__ = ["COMPARISON"]
 
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 COMPARISON = TunedComparison(
     task="e2e",
     tokens=SHORT.tokens,

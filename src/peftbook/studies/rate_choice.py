@@ -32,6 +32,7 @@ from peftbook.studies import (
     beyond_lora,
     data_size,
     learning_rate,
+    margins,
     methods,
     prompt_design,
     qlora_width,
@@ -48,7 +49,7 @@ from peftbook.studies.tuned_comparison import TunedComparison
 __all__ = ["FURTHER"]
 
 FURTHER = (10, 11)  # seeds of no final run
-MARGIN = 0.01  # nats per token
+MARGIN = margins.LOSS / 2  # so that the choices of two arms cost no more than what counts
 # In order of worth; arms that several comparisons share are the same runs.
 COMPARISONS: tuple[TunedComparison, ...] = (  # in order of worth
     benchmark.COMPARISON,

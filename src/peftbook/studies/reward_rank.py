@@ -35,7 +35,7 @@ from peftbook.evidence.comparison import choice_error, keys_of, measured, paired
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.methods.lora import LoRA
-from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, margins, study
 from peftbook.studies.tuned_comparison import FINER, tuning_quantities
 
 __all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "tuning"]
@@ -45,7 +45,7 @@ LABELS = {"full": "full fine-tuning", "rank1": "LoRA, rank 1", "rank16": "LoRA, 
 FACTOR = 2.0
 GRIDS = {"full": grid(5e-4, FACTOR, 4), "rank1": grid(2.5e-4, FACTOR, 4), "rank16": grid(5e-4, FACTOR, 4)}
 SWEEP_SEEDS, SEEDS = (0, 6, 7), (1, 2, 3, 4, 5)
-MARGIN = 0.05  # share of the test lists
+MARGIN = margins.ANSWERS
 SETTINGS: dict = {
     "depth": 2,
     "hidden": 64,

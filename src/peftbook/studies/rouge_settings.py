@@ -25,7 +25,7 @@ from peftbook.core.tracking import untracked
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.planning import judge_claim
-from peftbook.studies import Quantity, Verdict, available, gathered, methods, study
+from peftbook.studies import Quantity, Verdict, available, gathered, margins, methods, study
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = ["ARMS", "SCORINGS", "SETTINGS", "negation_probe", "paraphrase_probe", "settings_probe"]
@@ -36,7 +36,7 @@ SETTINGS = (*SCORINGS, "corpus")
 PAIRS = (("lora", "prompt"), ("lora", "full"), ("qlora", "lora"), ("lora", "fewshot"), ("lora", "untuned"))
 BOOTSTRAP_SEEDS = 50
 EXAMPLES = 200
-MARGIN_ROUGE = 0.01
+MARGIN_ROUGE = margins.ROUGE
 PARAPHRASES = ("added", "replaced")
 MARGIN_PARAPHRASE = 0.02  # a fifth of the tenth that the "not" was known to take from a copy's score of 1
 

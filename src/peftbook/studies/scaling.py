@@ -28,7 +28,7 @@ from peftbook.core.tracking import untracked
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import measured, paired
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, available, study
+from peftbook.studies import Quantity, Verdict, available, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 from peftbook.tasks import task_spec
@@ -36,7 +36,7 @@ from peftbook.tasks import task_spec
 __all__ = ["COMPARISON", "RANKS"]
 
 RANKS = (16, 64, 256)
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 SCALINGS = {"standard": "standard", "rank_stabilized": "stabilised"}
 SIZE_RANKS = (4, 16, 64, 256)
 SIZE_SEEDS = (1, 2, 3)
@@ -73,7 +73,7 @@ def fixed_difference(store: Store) -> stats.Interval:
     for record in (*plain, *stabilised):
         if record.failure:
             raise Unusable(record.spec, "A run diverged at the fixed rate.")
-    return paired(stabilised, plain, "loss_nats")
+    return paired(stabilised, plain, "loss_nats", COMPARISON.groups(plain[0]))
 
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:
@@ -155,14 +155,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def orders(store: Store) -> dict[float, float]:
-    """Rate → validation loss of α/√r minus α/r at rank 256, of the rates that both sweeps have. Raises Missing."""
-    plain, stabilised = (
-        COMPARISON.tuning(COMPARISON.arm(f"{name}256")).losses(store.get) for name in SCALINGS.values()
-    )
-    return {rate: stabilised[rate] - plain[rate] for rate in plain if rate in stabilised}
-
-
 @study("scaling", runs, quantities)
 def fixed_verdict(store: Store) -> Verdict:
     """At a fixed rate, is α/√r better at rank 256? Open where another rate of the grid gives another order."""
@@ -170,8 +162,9 @@ def fixed_verdict(store: Store) -> Verdict:
     rate = run.budget.learning_rate if run.budget else 0.0
     what = f"At {rate:g}, the best rate of rank 16 under α/r, the loss of α/√r minus α/r at rank 256"
     found = decide(fixed_difference(store), 0.0, (-math.inf, -MARGIN), what, "fixed_rate_difference", "nats per token")
-    better = [at for at, gain in orders(store).items() if gain < 0]
-    if 0 < len(better) < len(orders(store)):
+    gains = COMPARISON.by_rate("stabilised256", "standard256", store)
+    better = [at for at, gain in gains.items() if gain < 0]
+    if 0 < len(better) < len(gains):
         said = f"{found.sentence} On validation α/√r is ahead at {' and '.join(f'{at:g}' for at in better)}."
         turns = "the order turns among the rates that both sweeps have: which rate is fixed decides"
         return replace(found, outcome="undecided", sentence=said, held=turns)

@@ -7,18 +7,23 @@ on the other 430 inputs. Known before: the benchmark, which judges on all 630, a
 
 A verdict holds if it comes out the same, or if what showed a direction alone is now decided in that direction. It turns
 over if reproduced becomes refuted or the reverse, or if the intervals of a deciding difference lie on opposite sides of
-zero. The seeds are those of the first test, so what is new is the inputs alone.
+zero. The seeds are those of the first test, so what is new is the inputs alone. How alike the same seed's difference is
+on both sets of inputs is told beside the count: where seeds are most of the error, a verdict can hardly turn over.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+
+import numpy as np
 
 from peftbook.core.records import Missing, Store
 from peftbook.core.specs import Probe, Run
 from peftbook.evidence import stats
-from peftbook.studies import Quantity, Verdict, gathered, get_study, prompt_design, rank, study, targets
+from peftbook.evidence.comparison import table
+from peftbook.studies import Quantity, Verdict, determined, gathered, get_study, prompt_design, rank, study, targets
 from peftbook.studies.tuned_comparison import TunedComparison
 
 __all__ = ["DECIDING", "Others"]
@@ -85,9 +90,27 @@ def differences(name: str, store: Store) -> Iterator[tuple[str, stats.Interval, 
         yield f"{name}_{first}_minus_{second}", on_first, on_others
 
 
+def by_seed(name: str, store: Store) -> Iterator[np.ndarray]:
+    """Of each difference that decides a study, by seed. Raises Missing."""
+    comparison, pairs = DECIDING[name]
+    for pair in pairs:
+        one, two = comparison.finals_of(pair, store).values()
+        nats, tokens = table(one, "loss_nats") - table(two, "loss_nats"), table(one, "label_tokens")
+        yield nats.sum(axis=1) / tokens.sum(axis=1)
+
+
+def likeness(store: Store) -> dict[str, Quantity]:
+    """Of each difference the correlation, over seeds, of its values on the first and other inputs. Raises Missing."""
+    pairs = [zip(*(by_seed(name, each) for each in (store, Others(store))), strict=True) for name in DECIDING]
+    found = [float(np.corrcoef(*pair)[0, 1]) for pair in itertools.chain(*pairs)]
+    keys = itertools.chain(*(DECIDING[name][0].keys(Others(store), *arms(name)) for name in DECIDING))
+    note = f"median and range over {len(found)} differences"
+    return {"seed_correlation": Quantity.middle(found, "", tuple(dict.fromkeys(keys)), note, digits=3)}
+
+
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """The differences on the other inputs."""
-    return gathered(lambda name: of_study(name, store), DECIDING)
+    """The differences on the other inputs, and how alike those of one seed are on both."""
+    return {**gathered(lambda name: of_study(name, store), DECIDING), **determined(likeness, store)}
 
 
 def of_study(name: str, store: Store) -> dict[str, Quantity]:
@@ -125,6 +148,11 @@ def verdict(store: Store) -> Verdict:
     decided = [fate for fate, before, _ in fates.values() if before != "undecided"]
     idle = len(became) - len(decided)
     beside = f", beside {idle} that had decided nothing" if idle else ""
-    sentence = f"{decided.count('holds')} of {len(decided)} verdicts hold on the other inputs{beside}. {said}."
+    alike = likeness(store)["seed_correlation"]
+    sentence = (
+        f"{decided.count('holds')} of {len(decided)} verdicts hold on the other inputs{beside}. {said}. The "
+        f"same trained seeds are asked, whose differences on both correlate by {alike.low:.3f} to {alike.high:.3f}: "
+        "little could have turned over."
+    )
     held = "one of the verdicts is open on the other inputs" if outcome == "undecided" else ""
-    return Verdict(outcome, sentence, tuple(names), held=held)
+    return Verdict(outcome, sentence, (*names, "seed_correlation"), held=held)

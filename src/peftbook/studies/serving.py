@@ -18,7 +18,7 @@ from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
-from peftbook.studies import Quantity, Verdict, gathered, study
+from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, timing
 
 __all__ = ["COUNTS", "REPEATS", "probe"]
@@ -31,7 +31,7 @@ NEW_TOKENS = 8
 TRIALS = 3
 RANK = 16
 CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
-MARGIN = 0.05  # a share of the time
+MARGIN = margins.SHARE
 
 
 def probe(adapters: int, seed: int, machine: str = MACHINE) -> specs.Probe:

@@ -15,14 +15,14 @@ from peftbook.core.records import Store
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
 __all__ = ["COMPARISON"]
 
-MARGIN = 0.05  # of the questions
+MARGIN = margins.ANSWERS
 TEXT = "Write the SQL query that answers the question."
 COMPARISON = TunedComparison(
     task="sql",

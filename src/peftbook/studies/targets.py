@@ -13,13 +13,13 @@ from collections.abc import Mapping
 
 from peftbook.core.records import Store
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISON"]
 
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 CHOICES = {

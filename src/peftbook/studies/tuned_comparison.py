@@ -182,10 +182,15 @@ class TunedComparison:
     def difference(self, first: str, second: str, column: str, store: Store) -> stats.Interval:
         """first − second, paired over seeds and test examples; of losses, with the choice of rates. Raises Missing."""
         records = self.finals_of((first, second), store)
-        found = comparison.paired(records[first], records[second], column, self.groups)
+        found = comparison.paired(records[first], records[second], column, self.groups(records[first][0]))
         if column == "loss_nats":  # which is what rates are chosen by
             found = stats.with_choice(found, *(self.choice_error(name, store) for name in (first, second)))
         return stats.second_look(found, self.first_look / len(self.seeds)) if self.first_look else found
+
+    def by_rate(self, first: str, second: str, store: Store) -> dict[float, float]:
+        """Rate → validation loss of first minus second, of the rates that both sweeps have. Raises Missing."""
+        one, two = (self.tuning(self.arm(name)).losses(store.get) for name in (first, second))
+        return {rate: one[rate] - two[rate] for rate in one if rate in two}
 
     def choice_error(self, name: str, store: Store) -> float:
         """What the choice of the arm's rate adds to the error of its loss; 0 if it has none. Raises Missing."""
@@ -216,10 +221,11 @@ class TunedComparison:
         keys, count = self.keys(store, second, *names), sum(stats.holm(family).values())
         return Quantity(count, f"of {len(names)} {unit}", keys, seeds=len(self.seeds), digits=0, note=note)
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """What the test examples share."""
-        return test_groups(self.task, self.test_examples)
+    def groups(self, record: Record) -> tuple[str, ...]:
+        """What the test examples of a final record share."""
+        assert isinstance(record.spec, Run)
+        tested = record.spec.evaluation
+        return test_groups(self.task, tested.skip + tested.n_loss)[tested.skip :]
 
     def keys(self, store: Store, *names: str) -> tuple[str, ...]:
         """Keys of the final records of the arms."""
@@ -239,7 +245,9 @@ class TunedComparison:
     def final_quantities(self, name: str, records: Sequence[Record]) -> dict[str, Quantity]:
         """What an arm's final records tell: test scores with intervals, clipped steps, parameters."""
         first, keys = records[0], comparison.keys_of(records)
-        out = score_quantities(name, records, functools.partial(comparison.score, records, groups=self.groups), keys)
+        out = score_quantities(
+            name, records, functools.partial(comparison.score, records, groups=self.groups(first)), keys
+        )
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
             out[f"{name}_length_ratio"] = Quantity(
@@ -352,6 +360,8 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         short = f"the margin is not reached: {half_width_of(interval)}"
         reason = f"; {'with' if kept else 'against'} the claim, but "
         reason += short if interval.decides else f"{interval.basis} decide nothing"
+    if outcome != "refuted" and not margin and against(interval, claim):
+        reason += f"; surely {'above' if interval.low > 0 else 'below'} 0, and the claim holds the margin"
     return Verdict(
         outcome,
         f"{what} is {interval.mean:+.3f} {unit} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}; "
@@ -359,6 +369,12 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         (quantity,),
         (part,),
     )
+
+
+def against(interval: stats.Interval, claim: Claim) -> bool:
+    """Whether a difference is surely on the side of 0 that a claim allows only by the margin at its edge."""
+    low, high = claim
+    return (interval.low > 0 and 0 < high < math.inf) or (interval.high < 0 and -math.inf < low < 0)
 
 
 def half_width_of(interval: stats.Interval) -> str:

@@ -15,13 +15,13 @@ from dataclasses import replace
 
 from peftbook.core.records import Missing, Store
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, study, variants
+from peftbook.studies import Quantity, Verdict, margins, study, variants
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 __all__ = ["COMPARISON", "RATIOS"]
 
-MARGIN = 0.02  # nats per token
+MARGIN = margins.LOSS
 # arm → η_B / η_A, ascending; the names of `variants` where they share runs
 RATIOS = {"quarter": 0.25, "lora": 1.0, "plus": 4.0, "plus16": 16.0, "plus64": 64.0}
 COMPARISON = TunedComparison(

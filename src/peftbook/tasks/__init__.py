@@ -139,11 +139,11 @@ def groups_of(examples: Sequence[TaskExample]) -> list[str]:
 def test_groups(name: str, count: int) -> tuple[str, ...]:
     """The groups of the first `count` test examples; empty where none are shared.
 
-    A task whose data is not part of the project says of itself that it has none (`UNGROUPED`).
+    A task whose data is not part of the project has them in its module (`TEST_GROUPS`).
     Raises InputError where the data is missing: an error over single examples would be a smaller one.
     """
-    if getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "UNGROUPED", False):
-        return ()
+    if known := getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "TEST_GROUPS", ""):
+        return tuple(known[:count])
     groups = tuple(example.group for example in get_task(name).splits["test"][:count])
     return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
 

@@ -42,7 +42,8 @@ def draw_curves(axes: Axes, records: Sequence[Record], tone: str) -> None:
 def fault_curves(store: Store) -> Figure:
     """What does the loss show of each fault? Training and held-out loss by step, beside the same run without it."""
     figure, grid = canvas(3, 3, height=6.6, sharey=True)
-    for axes, name in zip(grid.flat, faults.FAULTY, strict=True):
+    large = [name for name in faults.FAULTY if name not in faults.SMALLER]
+    for axes, name in zip(grid.flat, large, strict=True):
         arm = faults.ARMS[name]
         draw_curves(axes, faults.records_of(arm.twin, store), SOUND)
         draw_curves(axes, faults.records_of(name, store), FAULTY)
