@@ -259,7 +259,7 @@ def test_a_variant_is_faster_only_if_it_gets_there_earlier(tmp_path, speed, floo
     store = Store(tmp_path)
     complete(
         store,
-        variants.COMPARISON.runs,
+        variants.runs,
         lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 4e-4)) + 0.001 * run.seed,
         lambda run: falling(speed, floor) if is_pissa(run) else falling(1.0),
     )

@@ -22,6 +22,7 @@ __all__ = [
     "obstacle",
     "round_up",
     "settle",
+    "spent",
 ]
 
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
