@@ -185,5 +185,6 @@ def verdict(store: Store) -> Verdict:
     )
     if outcome != "refuted" and learned.low <= MARGIN:
         blind = f"{said}, and that gain, the control, is not surely above {MARGIN:g}."
-        return Verdict("undecided", blind, named, held=BLIND)
+        _, control = judge_claim(learned, 0.0, (MARGIN, math.inf))
+        return Verdict("undecided", blind, named, held=BLIND, control=control)
     return Verdict(outcome, f"{said}.", named, (part,))

@@ -352,6 +352,7 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
         (quantity,),
         (part,),
+        what=what,
     )
 
 
