@@ -20,6 +20,7 @@ from peftbook import studies
 from peftbook.core import records, specs
 from peftbook.core.records import Record, Store, default_store
 from peftbook.evidence import results
+from peftbook.evidence.decidable import bound
 from peftbook.methods.untuned import Untuned
 from peftbook.views.site import bibliography, claim_cards, display, run_pages
 
@@ -311,7 +312,8 @@ def test_a_card_says_what_its_study_says(board, store):
         kind = "others" if one.study.others else "own" if one.study.own else slug
         assert card["class"] == ["claim", f"is-{kind}"]
         assert card.select_one(".verdict")["class"] == ["verdict", f"verdict-{slug}"]
-        assert card.h2.text == one.study.claim and card.select_one(".claim-evidence").text == one.verdict.sentence
+        assert card.h2.text == one.study.claim
+        assert card.select_one(".claim-evidence").text == f"{one.verdict.sentence} {bound(one)}".strip()
         regime = [f"{one.study.regime}."] if one.verdict.outcome == "fails in this regime" else []
         told = [one.study.refuted_if, *regime, one.study.does_not_show]
         assert [term.text for term in card.select("dd")] == told
