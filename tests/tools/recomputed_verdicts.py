@@ -351,6 +351,29 @@ def reward_rank() -> Found:
     return outcome, {"rank1_minus_full": found.ends, "full_gain": gained.ends}
 
 
+def expressiveness() -> Found:
+    """Models of one layer in which both controls succeed; one in which a prompt or a prefix does refutes."""
+    models = [probe("synthetic.sort_by_depth", seed, model="random-llama", depth=1) for seed in range(31, 39)]
+
+    def sorted_lists(records: Sequence[Raw], arm: str) -> Interval:
+        return over_examples(column(records, f"{arm}_exact"))
+
+    def solves(record: Raw, arm: str) -> bool:
+        return sorted_lists([record], arm).ends[1] > 0.5
+
+    able = [
+        record for record in models
+        if record["measurements"]["pretrained_ascending_accuracy"] >= 0.9
+        and solves(record, "lora4") and solves(record, "prompt_ascending")
+    ]  # fmt: skip
+    found = {arm: sorted_lists(able, arm) for arm in ("prompt", "prefix", "lora4", "prompt_ascending")}
+    better = max(("prompt", "prefix"), key=lambda arm: found[arm].mean)
+    solved = any(solves(record, arm) for record in models for arm in ("prompt", "prefix"))
+    outcome = "refuted" if solved else "undecided" if len(able) < 3 else verdict_of(found[better], 0, -INF, 0.5)
+    shown = (better, "lora4", "prompt_ascending")
+    return outcome, {f"able_{arm}_accuracy": np.clip(found[arm].ends, 0, 1) for arm in shown}
+
+
 # --- gain and forgetting at one target loss: arms are a kind of method and a share of replay -------------------
 
 Way = tuple[str, float]
@@ -522,6 +545,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "qlora_7b_memory": (qlora_7b_memory, ".2f", 1e-9),
     "averaging": (averaging, ".0f", 1e-9),
     "reward_rank": (reward_rank, "+.3f", 1e-9),
+    "expressiveness": (expressiveness, "", 1e-9),
     "frontier": (lambda: frontier((LORA, OFT), {"lora_minus_oft": (LORA, OFT)}), "+.3f", 1e-9),
     "replay": (
         lambda: frontier((LORA, OFT, REPLAY), {"oft_minus_replay": (OFT, REPLAY), "lora_minus_replay": (LORA, REPLAY)}),

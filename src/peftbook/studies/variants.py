@@ -27,7 +27,7 @@ from peftbook.studies import Quantity, Verdict, rank, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
-__all__ = ["COMPARISON", "best_rate", "steps_to"]
+__all__ = ["COMPARISON", "best_rate", "compared", "steps_to"]
 
 MARGIN = 0.02  # nats per token
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
