@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 import numpy as np
 
@@ -226,7 +225,7 @@ def verdict(store: Store) -> Verdict:
     """Does no prompt and no prefix sort downwards in models of one layer in which LoRA does?"""
     models, able_models = one_layer(store), able(store)
     said = f"In {len(able_models)} of {len(models)} one-layer models both controls succeed"
-    named = ("able_models",)
+    named: tuple[str, ...] = ("able_models",)
     solved = [record for record in models if any(surely(arm, record) for arm in CONTEXT_ARMS)]
     if solved:  # one that can is enough, whatever the controls say
         return Verdict("refuted", f"{said}; in {len(solved)} a prompt or a prefix sorts downwards.", named)
@@ -234,13 +233,13 @@ def verdict(store: Store) -> Verdict:
         return Verdict("undecided", f"{said}, too few to say what cannot be done.", named, held=BLIND)
     arms = {arm: score(able_models, f"{arm}_exact") for arm in (*CONTEXT_ARMS, *CONTROLS)}
     better = max(CONTEXT_ARMS, key=lambda arm: arms[arm].mean)
-    most = max(fmean(record.per_example[f"{arm}_exact"]) for record in able_models for arm in CONTEXT_ARMS)
+    most = max(score([record], f"{arm}_exact").mean for record in able_models for arm in CONTEXT_ARMS)
     said += (
         f": LoRA of rank 4 sorts {describe(arms['lora4'])} of the lists downwards, and a prompt brings ascending order "
         f"back in {describe(arms['prompt_ascending'])}. The better of prompt and prefix ({better}) sorts "
         f"{describe(arms[better])} downwards, in no model more than {100 * most:.1f} %"
     )
-    named += tuple(f"able_{arm}_accuracy" for arm in (better, *CONTROLS))
+    named = (*named, *(f"able_{arm}_accuracy" for arm in (better, *CONTROLS)))
     if reason := at_an_end(able_models, 1):
         return Verdict("undecided", f"{said}; but {reason}.", named, held=BLIND)
     outcome, part = judge_claim(arms[better], 0.0, (-math.inf, SOLVED))
