@@ -281,7 +281,7 @@ def test_a_variant_is_faster_only_if_it_gets_there_earlier(tmp_path, speed, floo
     store = Store(tmp_path)
     complete(
         store,
-        variants.COMPARISON.runs,
+        variants.runs,
         lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 4e-4)) + 0.001 * run.seed,
         lambda run: falling(speed, floor) if is_pissa(run) else falling(1.0),
     )
@@ -310,7 +310,7 @@ def test_dora_is_equal_only_where_some_rate_parts_it_from_lora(tmp_path, apart, 
         rate = run.budget.learning_rate
         return 1.5 + 0.02 * abs(math.log(rate / 8e-4)) + apart * (rate == 3.2e-3 and getattr(run.method, "dora", False))
 
-    complete(store, variants.COMPARISON.runs, loss, lambda run: falling(1.0))
+    complete(store, get_study("dora").runs, loss, lambda run: falling(1.0))
     assert get_study("dora").verdict(store).outcome == outcome
 
 

@@ -1,4 +1,4 @@
-"""What more seeds would decide: the plan finds what it promises, and says where no number of seeds helps."""
+"""What would decide: the plan finds what it promises, and says where no number of seeds helps; the bound till then."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from peftbook import cli
 from peftbook.core import specs
 from peftbook.core.records import Record, default_store
 from peftbook.evidence import decidable, stats
-from peftbook.evidence.decidable import Outlook, core_seconds_of_a_seed
-from peftbook.evidence.planning import MOST_SEEDS, Judged, more_seeds, obstacle, seeds_to
-from peftbook.evidence.results import study_verdict
+from peftbook.evidence.decidable import Outlook, bound, core_seconds_of_a_seed
+from peftbook.evidence.planning import MOST_SEEDS, Judged, eased, more_seeds, obstacle, seeds_to
+from peftbook.evidence.results import Claim, study_quantities, study_verdict
 from peftbook.evidence.stats import Interval
 from peftbook.methods import preset_method
-from peftbook.studies import BLIND, NAMES, Verdict
-from peftbook.tasks import task_spec
+from peftbook.studies import BLIND, NAMES, Quantity, Verdict, get_study
+from peftbook.tasks import data_at_hand, get_task, size_of_test, task_names, task_spec
 
 AT_MOST = (-math.inf, 0.0)
 
@@ -129,18 +129,85 @@ def test_a_seed_costs_what_its_runs_took():
     assert core_seconds_of_a_seed([records[0].model_copy(update={"provenance": {}})]) is None
 
 
+def claim_with(verdict: Verdict, low: float = 0.0, high: float = 0.0, unit: str = "nats per token") -> Claim:
+    """The claim of `rank` with another verdict, decided by runs that are at hand."""
+    runs = study_quantities("rank", default_store())["r64_minus_r16_loss"].runs
+    effect = Quantity((low + high) / 2, unit, runs, low, high, 3, 200, 3)
+    return Claim(get_study("rank"), verdict, "first_minus_second", effect, len(runs), 0)
+
+
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        (Verdict("undecided", "", held=BLIND), "nothing to see: control failed"),
+        (Verdict("undecided", "", held=BLIND), "control failed"),
         (Verdict("undecided", "", held="the rates say otherwise"), "not by seeds: the rates say otherwise"),
         (Verdict("undecided", ""), "not by seeds: its study"),
     ],
 )
-def test_what_is_held_by_a_guard_says_so(monkeypatch, verdict, said):
-    """A failed control is told before any number of seeds."""
-    monkeypatch.setattr(decidable, "study_verdict", lambda name, store: verdict)
-    assert decidable.outlook("rank", default_store()).why.startswith(said)
+def test_what_is_held_by_a_guard_says_so(verdict, said):
+    """A failed control is told before any number of seeds, and gives no bound."""
+    found = decidable.outlook(claim_with(verdict), default_store())
+    assert found.plan.startswith(said) and found.seeds is None
+    assert found.bound == (f"It gives no bound: {verdict.held}." if verdict.held else found.bound)
+
+
+def test_more_seeds_of_a_control_that_nearly_worked_are_a_plan():
+    """The control is to be borne out, whatever the claim itself says."""
+    near = Judged.of(of(0.1, 0.03), 0.0, (0.05, math.inf))
+    found = decidable.outlook(claim_with(Verdict("undecided", "", held=BLIND, control=near)), default_store())
+    assert found.seeds == more_seeds([near])[0] > 0 and found.likely == "its control works"
+
+
+@pytest.mark.parametrize(
+    ("found", "beside"),
+    [
+        (of(-0.03, 0.012), ()),
+        (stats.with_bias(of(-0.03, 0.004), 0.04), ("a finer grid",)),
+        (of(-0.012, 0.001, 0.007), ("all 630 test inputs",)),
+        (stats.with_bias(of(-0.012, 0.001, 0.007), 0.04), ("a finer grid", "all 630 test inputs")),
+    ],
+)
+def test_a_plan_takes_a_finer_grid_and_unused_inputs_only_where_seeds_do_not_do(found, beside):
+    """Either makes the final runs anew, so that seeds alone come first where they decide."""
+    found = replace(found, examples=200)
+    plans = sorted(decidable.plans_for([Judged.of(found, 0.0, AT_MOST)], 630))
+    runs, seeds, outcome, needed = plans[0]
+    assert needed == beside and outcome == "reproduced" and runs == seeds + found.seeds * bool(beside)
+
+
+def test_easing_takes_from_an_interval_what_it_says():
+    """The grid's bias goes, the error of inputs falls with their root, and a second look stays one."""
+    found = stats.with_bias(stats.second_look(replace(of(0.1, 0.02, 0.03), examples=200), 3 / 5), 0.01)
+    part = Judged.of(found, 0.0, AT_MOST)
+    assert eased(part, False, 0).interval.half95 == pytest.approx(found.half95, abs=1e-6)
+    assert eased(part, True, 0).interval.half95 == pytest.approx(found.half95 - 0.01, abs=1e-3)
+    more = eased(part, False, 800).interval
+    assert more.example_se == found.example_se / 2 and more.examples == 800
+    assert eased(replace(part, interval=replace(found, groups=9)), False, 800).interval.example_se == found.example_se
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "said"),
+    [
+        (0.016, 0.061, "nats per token", "is 0.016 to 0.061 nats per token, surely above 0."),
+        (-0.03, -0.01, "nats per token", "is −0.030 to −0.010 nats per token, surely below 0."),
+        (-0.014, 0.015, "", "is −0.014 to 0.015."),
+        (0.7, 1.03, "×", "is 0.700 to 1.030 times."),
+        (0.86, 0.97, "×", "is 0.860 to 0.970 times, surely below 1."),
+    ],
+)
+def test_an_open_claim_says_its_bound(low, high, unit, said):
+    """From its interval, with the words of its study or the name of what decides; a decided one says none."""
+    for what, subject in (("The loss", "The loss"), ("", "first minus second")):
+        verdict = Verdict("undecided", "", what=what)
+        assert bound(claim_with(verdict, low, high, unit)) == f"Bound: {subject} {said}"
+        assert bound(claim_with(replace(verdict, outcome="refuted"), low, high, unit)) == ""
+
+
+def test_the_size_of_a_test_is_that_of_its_data():
+    """Where the data is at hand; one whose data is not says it itself."""
+    for name in filter(data_at_hand, task_names()):
+        assert size_of_test(name) == len(get_task(name).splits["test"]), name
 
 
 def test_every_open_claim_at_hand_says_what_it_judged():
@@ -154,12 +221,15 @@ def test_the_command_counts_what_is_within_reach(monkeypatch, capsys):
     """Two hours of cores, and the claims that are undecided; what leans one way is listed too."""
     rows = [
         Outlook("rank", "undecided", 4, "refuted", 1.5), Outlook("targets", "direction only", 4, "reproduced", 0.1),
+        Outlook("vera", "undecided", 0, "refuted", 1.2, beside=("a finer grid",), bound="Bound: small."),
         Outlook("scaling", "undecided", 9, "refuted", 30.0), Outlook("loftq", "undecided", None, why="nothing to see"),
     ]  # fmt: skip
     monkeypatch.setattr(decidable, "outlooks", lambda store: rows)
     assert cli.main(["claims", "--decidable"]) == 0
     out = capsys.readouterr().out
-    assert "in 2 core-hours each: 1," in out and "four times in five" in out
+    assert "in 2 core-hours each: 2," in out and "four times in" in out
+    assert "4 more seeds, 1.5 core-hours: refuted" in out and "a finer grid, 1.2 core-hours: refuted" in out
+    assert "Bound: small." in out
     assert all(row.study in out for row in rows) and "nothing to see" in out
     assert cli.main(["claims", "--decidable", "--json"]) == 0
-    assert [row["seeds"] for row in json.loads(capsys.readouterr().out)] == [4, 4, 9, None]
+    assert [row["seeds"] for row in json.loads(capsys.readouterr().out)] == [4, 4, 0, 9, None]

@@ -117,7 +117,7 @@ def fill(folder, accuracies: dict[str, float], start: float = 0.3, noise: float 
             arm = arms[probe.settings["rank"]]
             best = reward_rank.GRIDS[arm][0] * reward_rank.FACTOR**peak
             away = abs(np.log2(probe.settings["rate"] / best))
-            wobble = noise * (probe.seed - 3) * (-1) ** probe.settings["rank"]
+            wobble = noise * (probe.seed % 5 - 2) * (-1) ** probe.settings["rank"]
             store.save(record(probe, start, max(0.0, accuracies[arm] - 0.2 * away + wobble)))
     return store
 
@@ -152,22 +152,30 @@ def test_a_best_rate_at_an_end_extends_the_grid(tmp_path, peak):
         assert best == pytest.approx(reward_rank.GRIDS[arm][0] * reward_rank.FACTOR**peak, rel=0.01)
 
 
-def test_the_choice_of_a_rate_is_in_the_interval(tmp_path):
-    """Two rates of almost the same accuracy: the best of all lies between them."""
+def test_too_coarse_a_grid_is_refined_and_the_choice_of_a_rate_is_in_the_interval(tmp_path):
+    """Two rates of almost the same accuracy: the best of all lies between them, or between one and the rate halfway."""
     store = fill(tmp_path, dict.fromkeys(reward_rank.RANKS, 0.9), peak=1)
-    plain = reward_rank.difference("rank1", "full", store).choice_se
-    for rate in reward_rank.tuning("rank1").rates(store.get)[:1]:
-        for seed in reward_rank.SWEEP_SEEDS:
-            found = record(reward_rank.probe("rank1", rate, seed, "validation"), 0.3, 0.89)
-            (tmp_path / f"{found.key[:12]}.json").unlink()
-            store.save(found)
+    tuning = reward_rank.tuning("rank1")
+    rates = tuning.rates(store.get)
+    assert rates == list(reward_rank.GRIDS["rank1"])
+    for found in [record(probe, 0.3, 0.899) for probe in tuning.make(rates[0])]:
+        (tmp_path / f"{found.key[:12]}.json").unlink()
+        store.save(found)
     fresh = Store(tmp_path)
-    short = reward_rank.tuning("rank1").choice_error(fresh.get, 0.0)
-    assert reward_rank.difference("rank1", "full", fresh).choice_se > max(plain, 0.9 * short)
+    halfway = [rate for rate in tuning.rates(fresh.get) if rate not in rates]
+    assert np.allclose(halfway, [rates[1] / 2**0.5, rates[1] * 2**0.5], rtol=0.01)
+    for rate, accuracy in zip(halfway, (0.899, 0.8), strict=True):
+        for probe in tuning.make(rate):
+            fresh.save(record(probe, 0.3, accuracy))
+    assert len(tuning.rates(fresh.get)) == len(rates) + 2
+    short = tuning.choice_error(fresh.get, 0.0)
+    assert reward_rank.difference("rank1", "full", fresh).choice_se > 0.9 * short > 0
 
 
 def test_seeds_and_grids_keep_the_protocol():
     """As many rates for every arm; no final seed chose a rate, and the pilot's is nowhere."""
     assert len({len(rates) for rates in reward_rank.GRIDS.values()}) == 1
-    assert len(reward_rank.SEEDS) == 5 and not {*reward_rank.SEEDS} & {*reward_rank.SWEEP_SEEDS}
+    assert len({*reward_rank.SEEDS}) == 10 == 2 * reward_rank.FIRST_LOOK and not {*reward_rank.SEEDS} & {
+        *reward_rank.SWEEP_SEEDS
+    }
     assert 99 not in (*reward_rank.SEEDS, *reward_rank.SWEEP_SEEDS)

@@ -216,15 +216,19 @@ def test_hidden_states_of_the_small_model_are_those_of_transformers():
 
 
 def sort_store(
-    folder, accuracies: dict[str, dict[int, float]], learned: float = 1.0, at_end: tuple[str, ...] = ()
+    folder,
+    accuracies: dict[str, dict[int, float]],
+    learned: float = 1.0,
+    at_end: tuple[str, ...] = (),
+    one_layer_seeds: tuple[int, ...] = expressiveness.ONE_LAYER_SEEDS,
 ) -> Store:
     """Records in which an arm solves a given share of the test lists at each depth.
 
     at_end: the arms whose best rate is the highest of their grid.
     """
     store = Store(folder)
-    for seed in expressiveness.SEEDS:
-        for depth in expressiveness.DEPTHS:
+    for seed in (*expressiveness.SEEDS, *one_layer_seeds):
+        for depth in expressiveness.DEPTHS if seed in expressiveness.SEEDS else (1,):
             probe = expressiveness.probe(depth, seed)
             exact = {}
             for arm in expressiveness.ARMS:
@@ -269,6 +273,20 @@ def test_the_verdicts_on_prompts_follow_the_accuracies(tmp_path, accuracies, lea
         found = study.verdict(store)
         assert found.outcome == outcome, found.sentence
         assert set(found.quantities) <= set(study.quantities(store)) and not study.missing(store)
+
+
+@pytest.mark.parametrize(
+    ("failing", "solving", "outcome"), [(5, 0, "reproduced"), (6, 0, "undecided"), (0, 1, "refuted"), (8, 1, "refuted")]
+)
+def test_what_cannot_be_done_is_asked_of_models_in_which_the_rest_can(tmp_path, failing, solving, outcome):
+    """Models in which a control fails are left out, down to three; one that a prompt turns round refutes anyway."""
+    seeds = expressiveness.ONE_LAYER_SEEDS
+    for at, seed in enumerate(seeds):
+        lost = {"lora4": {1: 0.3}} if at < failing else {}
+        found = {"prompt": {1: 0.9}} if at < solving else {}
+        sort_store(tmp_path, CONTROLS | lost | found, one_layer_seeds=(seed,))
+    verdict = get_study("expressiveness").verdict(Store(tmp_path))
+    assert verdict.outcome == outcome and f"In {len(seeds) - failing} of 8" in verdict.sentence
 
 
 @pytest.mark.parametrize(

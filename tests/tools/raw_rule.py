@@ -95,16 +95,7 @@ class Setting:
 
     def grid(self, method: Raw, declared: Iterable[float]) -> dict[float, float]:
         """Rate → validation loss; extended at its ends, and refined while it is too coarse."""
-        losses = extended(lambda rate: loss(self.sweep(method, rate)), declared, self.factor)
-        while self.refined and finer_grid(losses, self.refined):
-            tried = sorted(losses)
-            at = tried.index(min(losses, key=losses.__getitem__))
-            between = [math.sqrt(near * tried[at]) for near in tried[at - 1 : at + 2 : 2]
-                       if max(near, tried[at]) > 1.5 * min(near, tried[at])]  # fmt: skip
-            if not between:
-                break
-            losses |= {(rate := float(f"{one:.3g}")): loss(self.sweep(method, rate)) for one in between}
-        return dict(sorted(losses.items()))
+        return refined(lambda rate: loss(self.sweep(method, rate)), declared, self.factor, self.refined)
 
     def choice(self, method: Raw, declared: Iterable[float] = ()) -> float:
         """What the choice of the rate adds to the error of the final loss."""
@@ -142,6 +133,22 @@ def extended(measured: Callable[[float], float], declared: Iterable[float], fact
             break
         further = float(f"{further:.3g}")
         losses[further] = measured(further)
+    return dict(sorted(losses.items()))
+
+
+def refined(
+    measured: Callable[[float], float], declared: Iterable[float], factor: float, bearable: float
+) -> dict[float, float]:
+    """`extended`; while a finer grid might gain too much, the rates halfway from the best one to its neighbours too."""
+    losses = extended(measured, declared, factor)
+    while bearable and finer_grid(losses, bearable):
+        tried = sorted(losses)
+        at = tried.index(min(losses, key=losses.__getitem__))
+        between = [math.sqrt(near * tried[at]) for near in tried[at - 1 : at + 2 : 2]
+                   if max(near, tried[at]) > 1.5 * min(near, tried[at])]  # fmt: skip
+        if not between:
+            break
+        losses |= {(rate := float(f"{one:.3g}")): measured(rate) for one in between}
     return dict(sorted(losses.items()))
 
 

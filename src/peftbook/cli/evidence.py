@@ -33,7 +33,9 @@ def add_commands(add: Add) -> None:
     claims = add("claims", command_claims)
     claims.add_argument("names", nargs="*", metavar="NAME", help="studies to print in full (default: all, a line each)")
     claims.add_argument("--json", action="store_true")
-    claims.add_argument("--decidable", action="store_true", help="of the open ones: how many more seeds would decide")
+    claims.add_argument(
+        "--decidable", action="store_true", help="of the open ones: what would decide, and their bounds"
+    )
     on_platform(claims)
     add("decide", command_decide, decide_options)
     add("power", command_power, power_options)
@@ -173,6 +175,7 @@ def command_claims(args: argparse.Namespace) -> int:
 
 def claim_text(claim: Claim, platform: str) -> str:
     """A claim with its verdict, its effect, what would refute it and what it does not show."""
+    from peftbook.evidence.decidable import bound
     from peftbook.evidence.results import format_quantity
 
     study, verdict = claim.study, claim.verdict
@@ -182,12 +185,13 @@ def claim_text(claim: Claim, platform: str) -> str:
         lines.append(f"{claim.name} = {format_quantity(claim.effect)} ({made})")
     elif claim.missing:
         lines.append(f"{claim.missing_runs}: {command_for(study.name, platform)}")
+    lines += [said] if (said := bound(claim)) else []
     lines += [f"Refuted if: {study.refuted_if}", f"Does not show: {study.does_not_show}"]
     return "\n  ".join(lines)
 
 
 def print_outlooks(store: Store, as_json: bool) -> int:
-    """Print for each open claim how many more seeds would decide it, and in how many core-hours."""
+    """Print for each open claim what would decide it, in how many core-hours, and the bound that it gives now."""
     from peftbook.evidence.decidable import AT_HAND, outlooks
 
     found = outlooks(store)
@@ -196,19 +200,20 @@ def print_outlooks(store: Store, as_json: bool) -> int:
         return 0
     wide = max((len(one.study) for one in found), default=0)
     for one in found:
-        hours = "?" if one.core_hours is None else f"{one.core_hours:.1f}"
-        plan = (
-            f"{one.seeds} more seed{'s' * (one.seeds != 1)}, {hours} core-hours: {one.likely}" if one.seeds else one.why
-        )
-        print(f"{one.study:{wide}}  {one.outcome:14}  {plan}")
+        print(f"{one.study:{wide}}  {one.outcome:14}  {one.plan}")
+        print(f"{'':{wide}}  {'':14}  {one.bound}")
     near = [one for one in found if one.within(AT_HAND) and one.outcome == "undecided"]
-    print(f"\nUndecided claims that more seeds decide in {AT_HAND:g} core-hours each: {len(near)},")
-    print("four times in five, if the present estimate is the truth.")
+    print(
+        f"\nUndecided claims that new runs decide in {AT_HAND:g} core-hours each: {len(near)}, more seeds four times in"
+    )
+    print("five if the present estimate is the truth. A finer grid and other inputs may move the estimate too.")
     return 0
 
 
 def claim_row(claim: Claim, platform: str) -> dict:
     """A claim as plain values; the effect is null until it is known."""
+    from peftbook.evidence.decidable import bound
+
     study, effect = claim.study, claim.effect
     return {
         "study": study.name,
@@ -217,6 +222,7 @@ def claim_row(claim: Claim, platform: str) -> dict:
         "platform": platform,
         "verdict": claim.verdict.outcome,
         "evidence": claim.verdict.sentence,
+        "bound": bound(claim),
         "effect": None
         if effect is None
         else {

@@ -15,6 +15,7 @@ __all__ = [
     "MOST_EXAMPLES",
     "MOST_SEEDS",
     "Judged",
+    "eased",
     "findable",
     "found_by",
     "found_with",
@@ -23,6 +24,7 @@ __all__ = [
     "obstacle",
     "round_up",
     "settle",
+    "spent",
 ]
 
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
@@ -183,6 +185,25 @@ def seeds_to(part: Judged, room: float, level: float) -> float:
         if first_look and then.half(final_level(level, found.seeds / seeds)) + moves <= room:
             return more
     return math.inf
+
+
+def eased(part: Judged, finer: bool, inputs: int) -> Judged:
+    """What would be judged if the choice of rates were no error, or with so many test inputs (0: those there are).
+
+    The error of inputs falls as one over the root of their number, unless they are in groups. What earlier looks have
+    spent stays spent.
+    """
+    found, left = part.interval, spent(part.interval)
+    share = inputs / found.examples if inputs and not found.groups else 1.0
+    then = replace(
+        found,
+        bias=0.0 if finer else found.bias,
+        choice_se=0.0 if finer else found.choice_se,
+        example_se=found.example_se / math.sqrt(share),
+        examples=round(found.examples * share),
+        freedom=found.freedom * share,
+    )
+    return replace(part, interval=replace(then, half95=then.half(0.05 * left), half90=then.half(0.10 * left)))
 
 
 def spent(found: Interval) -> float:

@@ -21,7 +21,7 @@ from peftbook.evidence.stats import gain_of_best
 
 __all__ = [
     "CUT", "FINEST", "HIGHEST_RATE", "LOWEST_RATE", "Lookup", "Sweep", "best_of", "better_half", "extended", "grid",
-    "interleave", "middle_first", "neighbours", "refined", "shortfall", "trials", "validation_loss",
+    "grown", "interleave", "middle_first", "neighbours", "refined", "shortfall", "trials", "validation_loss",
 ]  # fmt: skip
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
@@ -185,6 +185,12 @@ def refined(losses: Mapping[float, float], bearable: float) -> list[float]:
         return rates
     near = [rate for rate in neighbours(losses) if max(rate / best, best / rate) > FINEST]
     return sorted({*rates, *(grid(math.sqrt(rate * best), 1, 1)[0] for rate in near)})
+
+
+def grown(losses: Mapping[float, float], factor: float, bearable: float) -> list[float]:
+    """The next grid: extended at an end, else refined where it falls short by more than `bearable`."""
+    rates = extended(losses, factor)
+    return refined(losses, bearable) if rates == list(losses) else rates
 
 
 def middle_first(rates: Sequence[float]) -> list[float]:

@@ -102,6 +102,8 @@ class Verdict:
     quantities: the numbers that decided, the deciding one first.
     judged: what was held against the claim, its parts if it has several.
     held: why it is undecided whatever these say: BLIND where nothing could have been seen, or else in words.
+    control: of a BLIND verdict what its control was held against, if more of the same runs could make it work.
+    what: the deciding number in words, where the study has them.
     """
 
     outcome: str
@@ -109,6 +111,8 @@ class Verdict:
     quantities: tuple[str, ...] = ()
     judged: tuple[Judged, ...] = ()
     held: str = ""
+    control: Judged | None = None
+    what: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "sentence", typeset(self.sentence))

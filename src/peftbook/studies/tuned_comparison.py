@@ -21,7 +21,7 @@ from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import judge_claim
-from peftbook.evidence.sweep import Sweep, best_of, extended, interleave, refined, shortfall, trials
+from peftbook.evidence.sweep import Sweep, best_of, extended, grown, interleave, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
@@ -126,8 +126,9 @@ class TunedComparison:
 
     def grown(self, losses: Mapping[float, float]) -> list[float]:
         """The next grid: extended at an end, else refined where it is too coarse."""
-        rates = extended(losses, self.factor) if self.factor else list(losses)
-        return refined(losses, self.bearable) if self.factor and self.refine and rates == list(losses) else rates
+        if not self.factor:
+            return list(losses)
+        return grown(losses, self.factor, self.bearable) if self.refine else extended(losses, self.factor)
 
     def best_rate(self, name: str, store: Store) -> float:
         """The rate of the arm's grid with the lowest validation loss. Raises Missing."""
@@ -368,6 +369,7 @@ def decide(interval: stats.Interval, margin: float, claim: Claim, what: str, qua
         f"claim {bounds(claim)}{f', margin {margin:g}' if margin else ''}{reason}).",
         (quantity,),
         (part,),
+        what=what,
     )
 
 

@@ -148,6 +148,12 @@ def test_groups(name: str, count: int) -> tuple[str, ...]:
     return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
 
 
+def size_of_test(name: str) -> int:
+    """How many test examples a task has; one whose data is not part of the project says it itself (`TESTED`)."""
+    module = importlib.import_module(f"{__name__}.{task_spec(name).name}")
+    return getattr(module, "TESTED", None) or len(get_task(name).splits["test"])
+
+
 def data_at_hand(name: str) -> bool:
     """Whether the task's data can be loaded here."""
     try:

@@ -265,7 +265,7 @@ def variant_effects(store: Store) -> Figure:
     draw_rows(steps, rows, "Steps / LoRA's\n(blue: its claim)", 4)
     draw_margin(losses, -variants.MARGIN, variants.MARGIN, 0)
     rows = [
-        difference_row(label, comparison, name, "lora", store, tone="lora" if claimed[name] else "muted")
+        difference_row(label, variants.compared(name), name, "lora", store, tone="lora" if claimed[name] else "muted")
         for name, label in labels.items()
     ]
     draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)

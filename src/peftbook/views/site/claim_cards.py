@@ -11,6 +11,7 @@ from markupsafe import Markup
 from peftbook import studies
 from peftbook.core.records import Store
 from peftbook.evidence import results
+from peftbook.evidence.decidable import bound
 from peftbook.evidence.ledger import MARKS, marks
 from peftbook.views.html import fill, piece, powers_raised
 from peftbook.views.site.bibliography import BIBLIOGRAPHY, short_name
@@ -103,6 +104,7 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         claim=claim,
         home=home,
         page=page,
+        bound=bound(claim),
         command=results.run_command(study.name),
         side=next((name for name, outcomes in SIDES.items() if outcome in outcomes), "") if bettable(study) else "",
         cuda=elsewhere if elsewhere and elsewhere.outcome != "not yet run" else None,
