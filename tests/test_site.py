@@ -198,7 +198,7 @@ def test_choosing_a_verdict_leaves_its_claims(open_page):
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["head_to_head", "low_rank_update", "learning_rate_curves"])
 def test_the_figures_of_the_pages_are_those_of_the_command(built_site, name):
-    """`make book` takes them from there: byte for byte what `peftbook figures` draws. The last is also shown in part."""
+    """`make book` takes them from there: byte for byte what `peftbook figures` draws. The last is shown in part too."""
     drawn = pictures.drawn_figures(built_site)
     assert drawn[name].read_bytes() == figures.svg(name, default_store())
     assert drawn.keys() <= set(figures.FIGURES)
