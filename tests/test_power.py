@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from peftbook import cli
+from peftbook import cli, tasks
 from peftbook.core import specs
 from peftbook.core.records import Record, default_store
 from peftbook.decision import MEASURES
@@ -62,7 +62,7 @@ def test_every_two_arms_with_three_shared_seeds_are_paired():
     (one,) = spreads([*records, *others], MEASURE)
     lora, full = ([arms[name][seed] for seed in (1, 2, 3)] for name in ("lora", "full"))
     assert (one.task, one.model) == ("e2e", specs.EMBEDDED_MODEL)
-    assert one.intervals == (paired_interval(lora, full),)
+    assert one.intervals == (paired_interval(lora, full, groups=tasks.test_groups("e2e", len(lora[0]))),)
 
 
 def some(count: int = 9) -> Spreads:
