@@ -82,6 +82,17 @@ def check_pinned(path: Path, sha256: str, remedy: str) -> None:
         raise InputError(f"{path} has SHA-256 {digest}, not the pinned {sha256}: {remedy}.")
 
 
+def parquet_splits(path: Path) -> dict[str, tuple[TaskExample, ...]]:
+    """The splits in a Parquet file with columns id, input, target, group and split, in the file's order."""
+    import pyarrow.parquet as pq
+
+    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
+    with pq.ParquetFile(path) as file:  # `read_table` would import pandas
+        for row in file.read(["id", "input", "target", "group", "split"]).to_pylist():
+            splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
+    return {split: tuple(examples) for split, examples in splits.items()}
+
+
 def how_to_restore(name: str) -> str:
     """What to do about data of the book that are missing or not the pinned ones."""
     return f"run `python tests/tools/{name}_build.py` in a checkout of the repository, or install peftbook again"

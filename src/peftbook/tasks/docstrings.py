@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned, how_to_restore
+from peftbook.tasks import TaskData, check_pinned, how_to_restore, parquet_splits
 
 __all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "SPEC", "load"]
 
@@ -45,19 +45,12 @@ FILTERS = {
 
 def load() -> TaskData:
     """The task, its splits in the file's order. Raises InputError if the data file is missing or not the pinned one."""
-    import pyarrow.parquet as pq
-
     check_pinned(PATH, DATA_SHA256, how_to_restore("docstrings"))
-    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
-    with pq.ParquetFile(PATH) as file:  # `read_table` would import pandas
-        rows = file.read(["id", "input", "target", "group", "split"]).to_pylist()
-    for row in rows:
-        splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
     return TaskData(
         name="docstrings",
         version=SPEC.version,
         instruction=INSTRUCTION,
-        splits={split: tuple(examples) for split, examples in splits.items()},
+        splits=parquet_splits(PATH),
         metrics=("rouge", "bertscore", "exact_match"),
         data_sha256=DATA_SHA256,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned, how_to_restore
+from peftbook.tasks import TaskData, check_pinned, how_to_restore, parquet_splits
 
 __all__ = ["ARCHIVE", "DATA_SHA256", "LABELS", "PATH", "SPEC", "load"]
 
@@ -27,18 +27,12 @@ INSTRUCTION = "Is this e-mail spam? Answer spam or ham.\n\n{input}"
 
 def load() -> TaskData:
     """The task, its splits in the file's order. Raises InputError if the data file is missing or not the pinned one."""
-    import pyarrow.parquet as pq
-
     check_pinned(PATH, DATA_SHA256, how_to_restore("spam"))
-    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
-    with pq.ParquetFile(PATH) as file:  # `read_table` would import pandas
-        for row in file.read().to_pylist():
-            splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
     return TaskData(
         name="spam",
         version=SPEC.version,
         instruction=INSTRUCTION,
-        splits={split: tuple(examples) for split, examples in splits.items()},
+        splits=parquet_splits(PATH),
         metrics=("exact_match",),
         data_sha256=DATA_SHA256,
     )
