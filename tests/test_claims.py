@@ -24,6 +24,7 @@ from peftbook.studies import (
     recovery,
     scaling,
     survival,
+    two_rates,
     variants,
 )
 
@@ -415,7 +416,7 @@ def test_a_higher_rate_for_b_is_judged_at_each_ratios_best(tmp_path, gain, outco
     complete(store, study.runs, loss)
     found = study.verdict(store)
     assert found.outcome == outcome and "at a ratio of 64" in found.sentence
-    shared = {run.key for run in study.runs(store) if run.method.b_rate_ratio in (1, 4, 16)}
+    shared = {run.key for run in two_rates.COMPARISON.runs(store) if run.method.b_rate_ratio in (1, 4, 16)}
     assert shared <= {run.key for run in variants.COMPARISON.runs(store)}
 
 
