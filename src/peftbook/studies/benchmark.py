@@ -33,7 +33,7 @@ from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import FURTHER, Arm, TunedComparison, decide, length_ratio, runs_of
 
-__all__ = ["COMPARISON", "PAIRS", "best_rate"]
+__all__ = ["COMPARISON", "LOSS", "PAIRS", "best_rate"]
 
 MARGIN = margins.LOSS
 MARGIN_BLEU = 1.0

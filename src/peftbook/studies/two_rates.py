@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from peftbook.core.records import Missing, Store
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, margins, study, variants
+from peftbook.studies import Quantity, Verdict, benchmark, margins, study, variants
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, runs_of
 from peftbook.tasks.e2e import TESTED
@@ -45,6 +45,7 @@ ALL_INPUTS = replace(
     seeds=(1, 2, 3, 4, 5, 6, 7, 8),
     first_look=5,
     test_examples=TESTED,
+    max_new_tokens=benchmark.LOSS.max_new_tokens,  # none are asked for, but LoRA's runs are then the benchmark's
 )
 
 
