@@ -87,9 +87,8 @@ def needed(of: Spreads, margin: float, share: float) -> tuple[int, int] | None:
         def enough(count: int, seeds: int = seeds) -> bool:
             return detectable_difference(of, count, seeds, share) <= margin
 
-        at = bisect.bisect_left(counts, True, key=enough)
-        if at < len(counts):
-            best = seeds, counts[at]
+        if counts and enough(counts[-1]):
+            best = seeds, counts[bisect.bisect_left(counts, True, key=enough)]
     return best
 
 
