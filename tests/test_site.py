@@ -145,7 +145,9 @@ def test_every_chapter_can_be_cited_and_described(built_site):
 @pytest.mark.browser
 @pytest.mark.parametrize("page", pages())
 def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page):
-    """No request to another host, no console error, no sideways scrolling at 360 pixels; nor when the night comes."""
+    """No request to another host, no console error, no sideways scrolling and no cut-off code at 360 pixels, light and
+    dark.
+    """
     opened, troubles = open_page(f"{page}.html", PHONE, "light")
     for scheme in ("light", "dark"):
         if scheme == "dark":
@@ -154,6 +156,21 @@ def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page):
         opened.wait_for_timeout(100)  # for what the other colours load
         assert troubles == [], scheme
         assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], scheme
+    cut = "[...document.querySelectorAll('pre')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    assert opened.evaluate(cut) == 0
+
+
+@pytest.mark.browser
+def test_a_printed_chapter_has_its_title_and_its_solutions_last(open_page):
+    """The theme hides the title on paper, and leaves each solution under its exercise."""
+    opened, _ = open_page("book/lora.html", PHONE, "light")
+    opened.emulate_media(media="print")
+    assert opened.locator(".bd-article section > h1").is_visible()
+    exercises, solutions = (
+        [one.bounding_box()["y"] for one in opened.locator(f".bd-article div.{name}").all()]
+        for name in ("exercise", "solution")
+    )
+    assert len(solutions) > 2 and min(solutions) > max(exercises)
 
 
 @pytest.mark.browser
