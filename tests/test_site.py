@@ -7,6 +7,7 @@ import http.server
 import os
 import re
 import threading
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,12 +288,19 @@ def test_a_link_to_a_section_lands_on_it(open_page, viewport, section):
 
 
 @pytest.mark.browser
-def test_search_finds_a_chapter(open_page):
-    """Search runs in the page, over an index that the site carries."""
-    page, troubles = open_page("search.html?q=rank")
-    page.wait_for_selector("#search-results li a", timeout=10_000)
-    assert "book/" in page.locator("#search-results li a").first.get_attribute("href")
-    assert troubles == []
+def test_search_finds_what_readers_look_for(open_page):
+    """In their own words: a right page is the first or the second. An unknown word finds nothing."""
+    page, troubles = open_page("search.html?q=OOM")
+    field = page.locator(".bd-search-container input[type=search]")
+    assert field.input_value() == "OOM" and page.locator("#search-results li").count()
+    asked = tomllib.loads((ROOT / "tests/searches.toml").read_text(encoding="utf-8"))["search"]
+    for one in asked:
+        field.fill(one["query"])
+        links = page.locator("#search-results li > a:first-child").evaluate_all("all => all.map(one => one.pathname)")
+        found = [link.rpartition("/")[2].removesuffix(".html") for link in links[:2]]
+        assert {*found} & {*one["pages"]}, (one["query"], found)
+    field.fill("qqqqqq")
+    assert "No pages" in page.locator("#search-results").get_by_role("status").inner_text() and not troubles
 
 
 @pytest.mark.browser
