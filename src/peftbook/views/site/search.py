@@ -13,7 +13,7 @@ from typing import Any
 from docutils import nodes
 
 FILE = "sections.js"
-LEFT_OUT = (nodes.math, nodes.math_block, nodes.comment, nodes.raw, nodes.literal_block, nodes.image)
+LEFT_OUT = (nodes.math_block, nodes.comment, nodes.raw, nodes.literal_block, nodes.image)
 ELSEWHERE = ("book/bibliography", "book/changes")  # lists of everything, which a word would find first
 
 
@@ -37,6 +37,8 @@ def texts(node: nodes.Node) -> Iterator[str]:
     """The texts under a node, without sections of their own and what is left out."""
     if isinstance(node, nodes.Text):
         yield " ".join(node.split())
+    elif isinstance(node, nodes.math):
+        yield "…"
     elif not isinstance(node, LEFT_OUT) and not is_titled(node):
         for child in node.children:
             yield from texts(child)
