@@ -352,8 +352,8 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(sphinx, tm
     assert book.executed() == {"opens"} and book.executed() == set()
 
 
-def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_site):
-    """What a reader downloads is what the page shows."""
+def test_downloaded_notebooks_are_what_the_page_shows_in_plain_markdown(built_site):
+    """The page's code with its outputs, numbered figures, solutions folded away; no role, directive or dead link."""
     notebooks = sorted((built_site / "_sources" / "book").glob("*.ipynb"))
     assert notebooks
     for path in notebooks:
@@ -361,8 +361,14 @@ def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_sit
         nbformat.validate(notebook)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert not code or any(cell.outputs for cell in code), path.name
+        source = (ROOT / "book" / path.with_suffix(".md").name).read_text(encoding="utf-8")
+        assert all(cell.source in source for cell in code), path.name
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        assert "{measured}`" not in text and "{cited}`" not in text, path.name
+        left = re.findall(
+            r"\{[\w:]+\}`[^`]*`|^:{3,}.*|^`{3,}\{.*|\]\([\w./-]*\.md[^)]*\)|\[Figure \]", text, re.MULTILINE
+        )
+        assert not left, (path.name, left[:3])
+        assert text.count("<details>") == source.count("{solution}"), path.name
 
 
 def test_every_run_has_a_page_with_its_record_and_command(built_site):
