@@ -11,6 +11,7 @@ import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -159,6 +160,17 @@ def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page):
         assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], scheme
     cut = "[...document.querySelectorAll('pre')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
     assert opened.evaluate(cut) == 0
+
+
+def test_a_chapter_says_how_long_it_takes_explains_terms_and_asks_for_faults(built_site):
+    """Each term is linked once, with its definition; each section ends with an issue that names it."""
+    page = BeautifulSoup((built_site / "book/lora.html").read_text(encoding="utf-8"), "html.parser").article
+    terms = [one.text for one in page.select("a.term[title]")]
+    assert len(terms) == len({*terms}) > 0
+    headings = [one.get_text().rstrip("#") for one in page.select("section > section > h2")]
+    asked = [parse_qs(urlsplit(one["href"]).query)["title"][0] for one in page.select(".tell-us a")]
+    assert asked == [f"book/lora: {heading}" for heading in headings]
+    assert re.fullmatch(r"\d+ minutes to read", page.select_one(".reading-time").text)
 
 
 @pytest.mark.browser
