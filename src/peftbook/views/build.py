@@ -30,7 +30,8 @@ KERNEL_HINT = "Kernel is running over TCP without encryption"  # on one machine
 def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
     """Build the site under _build/html, the figures and the deck; returns the three places.
 
-    Deck and figures are made beside the site, which leaves a core idle while it is read and written.
+    The deck is made beside the site, which leaves a core idle while it is read and written; the figures are those of
+    the pages, and the few that no page shows are drawn.
 
     strict: rebuild every page and treat warnings as errors. Raises InputError outside a checkout or if a page fails.
     """
@@ -58,6 +59,11 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
             promised = lecture_files()
             beside.enter_context(deck_beside(places["deck"]))
         places["site"] = build_site(root, strict=strict, promised=promised)
+    if not fresh["figures"]:
+        from peftbook.views.figures import render_all
+        from peftbook.views.site.pictures import drawn_figures
+
+        render_all(places["figures"], default_store(), drawn_figures(places["site"].parent))
     for part, known in inputs.items():
         write_stamp(stamp_of(root, part), known)
     copy_lecture(root / "slides", places["site"].parent)
