@@ -47,7 +47,7 @@ from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.app import build_app
-from peftbook.studio.sessions import OwnerToken
+from peftbook.studio.sessions import SessionStore, owner_token
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORMULA_STARTS
 from peftbook.studio.uploads import UploadStore
@@ -262,9 +262,9 @@ def watch() -> Watch:
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[Served]:
     """A studio whose session is over, with API and pages, on a port."""
-    studio, owner = Studio(home), OwnerToken(home)
-    app = build_app(studio, Caps(), users=owner)
-    client = studio_api.Client(app, {"authorization": f"Bearer {owner.token}"})
+    studio, sessions = Studio(home), SessionStore(home)
+    app = build_app(studio, Caps(), sessions=sessions)
+    client = studio_api.Client(app, {"authorization": f"Bearer {sessions.owner}"})
     known = studio_api.play(client, studio, "DELETE /projects/{project}")
     description = client("GET", "/api/v1/openapi.json").json()
     errors: list[str] = []
@@ -273,7 +273,7 @@ def serving(home: Path) -> Iterator[Served]:
     logging.getLogger("uvicorn.error").addHandler(handler)
     try:
         with studio_api.on_a_port(app) as (port, thread):
-            yield Served(studio, owner.token, port, known, description, thread, errors)
+            yield Served(studio, sessions.owner, port, known, description, thread, errors)
     finally:
         logging.getLogger("uvicorn.error").removeHandler(handler)
         studio.close()
@@ -644,7 +644,7 @@ def stale_tokens(there: Served) -> None:
     made = there.ask("POST", "/tokens", {"label": "stolen"})
     there.ask("DELETE", f"/tokens/{made['id']}")
     with tempfile.TemporaryDirectory() as other:
-        others = OwnerToken(Path(other)).token
+        others = owner_token(Path(other))
     for secret in (made["secret"], others, made["id"], there.token[:-1], there.token + "0", there.token.upper()):
         header = {"Authorization": f"Bearer {secret}"}
         there.send(Request("GET", "/api/v1/projects", header, statuses=(401,)))

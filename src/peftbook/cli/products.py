@@ -14,8 +14,6 @@ def add_commands(add: Add) -> None:
     """The commands and their options."""
     book = add("book", command_book)
     book.add_argument("--strict", action="store_true", help="all pages, warnings are errors")
-    what = "executed chapters that another build left there; a folder gets those of this one too"
-    book.add_argument("--cache", type=Path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
     add("pdf", command_pdf)
     add("epub", command_epub)
     add("figures", command_figures).add_argument("--out", type=Path, default="figures")
@@ -23,7 +21,6 @@ def add_commands(add: Add) -> None:
     usual = "default slides/peft.pptx, with sections their names"
     deck.add_argument("--out", type=Path, metavar="FILE.pptx", help=usual)
     deck.add_argument("--sections", default="", metavar="NAME,NAME", help="only these after the cover, like lora,qlora")
-    deck.add_argument("--accent", default="", metavar="#RRGGBB", help="colour of rules, heads and links")
 
 
 def command_book(args: argparse.Namespace) -> int:
@@ -31,7 +28,7 @@ def command_book(args: argparse.Namespace) -> int:
     from peftbook.views.build import build_book, report
 
     began = time.monotonic()
-    print(report(build_book(Path.cwd(), strict=args.strict, executed=args.cache), began))
+    print(report(build_book(Path.cwd(), strict=args.strict), began))
     return 0
 
 
@@ -69,7 +66,7 @@ def command_slides(args: argparse.Namespace) -> int:
     sections = [name.strip() for name in args.sections.split(",") if name.strip()]
     out = args.out or Path("slides", "-".join(["peft", *sections]) + ".pptx")
     began = time.monotonic()
-    for made in build_deck(out, sections, args.accent):
+    for made in build_deck(out, sections):
         print(made)
     print(f"in {time.monotonic() - began:.1f} s")
     return 0
