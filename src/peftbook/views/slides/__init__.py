@@ -10,6 +10,7 @@ from peftbook.views.slides.handout import contact_sheet, convert, find_office, h
 from peftbook.views.slides.measure import lines_needed, text_width
 from peftbook.views.slides.outline import OUTLINE, choose, read_outline, section_names
 from peftbook.views.slides.placeholders import Sources, fill
+from peftbook.views.slides.template import ACCENT
 
-__all__ = ["CHARTS", "OUTLINE", "SPOKEN", "Chart", "Sources", "build", "choose", "contact_sheet", "convert", "fill",
-           "find_office", "handout", "lines_needed", "read_outline", "section_names", "text_width"]  # fmt: skip
+__all__ = ["ACCENT", "CHARTS", "OUTLINE", "SPOKEN", "Chart", "Sources", "build", "choose", "contact_sheet", "convert",
+           "fill", "find_office", "handout", "lines_needed", "read_outline", "section_names", "text_width"]  # fmt: skip
