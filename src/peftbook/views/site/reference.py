@@ -14,7 +14,7 @@ from peftbook.views.html import joined, piece, prose
 from peftbook.views.site.display import Shown
 
 GROUPS = (  # rooms whose modules are listed
-    "core", "evidence", "scratch", "memory", "tasks", "studies", "training", "runtime", "views/export", "views/figures",
+    "core", "evidence", "scratch", "memory", "tasks", "training", "runtime", "views/export", "views/figures",
 )  # fmt: skip
 
 
