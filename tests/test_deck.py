@@ -17,7 +17,6 @@ from open_packaging import faults
 from PIL import Image
 from pptx import Presentation
 from pptx.util import Emu, Pt
-from wcag import contrast
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store, default_store
@@ -180,13 +179,16 @@ def test_pictures_are_sharp_on_a_4k_screen(deck):
 
 
 def test_colours_have_the_contrast_of_aa():
-    """Text in ink, muted and accent on paper and panels."""
+    """Text in ink, muted and accent on paper and panels; a pale accent or a word is refused."""
     for colour in (template.INK, template.MUTED, template.ACCENT):
         for ground in (PAPER["light"], template.FILL):
-            assert contrast(colour, ground) >= 4.5
+            assert template.contrast(colour, ground) >= 4.5
     for look in filter(lambda look: look.light, arm_looks().values()):
-        assert contrast(template.INK, native.mixed(look.light, native.LIGHT)) >= 4.5
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+        assert template.contrast(template.INK, native.mixed(look.light, native.LIGHT)) >= 4.5
+    assert template.contrast("#000000", "#ffffff") == pytest.approx(21)
+    for bad, message in (("green", "not a colour"), ("#88cc99", "contrast")):
+        with pytest.raises(InputError, match=message):
+            template.check_accent(bad)
 
 
 def test_charts_hold_the_quantities_of_the_records(deck):
@@ -256,10 +258,14 @@ def test_two_builds_are_the_same_bytes(part: Path, tmp_path: Path):
     assert Presentation(str(part)).core_properties.author == "peftbook"
 
 
-def test_a_lecturer_takes_some_sections(part: Path, tmp_path: Path):
-    """Cover and the named sections."""
+def test_a_lecturer_takes_some_sections_in_another_colour(part: Path, tmp_path: Path):
+    """Cover and the named sections; the accent changes the theme and nothing else."""
     titles = [slide.shapes.title.text_frame.text for slide in Presentation(str(part)).slides]
     assert len(titles) == 1 + sum(entry["section"] in ("Idea", "LoRA") for entry in slides.read_outline())
+    green = slides.build(tmp_path / "green.pptx", default_store(), sections=["idea", "lora"], accent="#0B6E4F", **BOOK)
+    with zipfile.ZipFile(part) as plain, zipfile.ZipFile(green) as other:
+        changed = [name for name in plain.namelist() if plain.read(name) != other.read(name)]
+        assert changed == ["ppt/theme/theme1.xml"] and b"0B6E4F" in other.read(changed[0])
     with pytest.raises(InputError, match="Unknown section 'loras': choose from opening, cost"):
         slides.build(tmp_path / "deck.pptx", default_store(), sections=["loras"], **BOOK)
 

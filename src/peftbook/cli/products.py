@@ -21,6 +21,7 @@ def add_commands(add: Add) -> None:
     usual = "default slides/peft.pptx, with sections their names"
     deck.add_argument("--out", type=Path, metavar="FILE.pptx", help=usual)
     deck.add_argument("--sections", default="", metavar="NAME,NAME", help="only these after the cover, like lora,qlora")
+    deck.add_argument("--accent", default="", metavar="#RRGGBB", help="colour of rules, heads and links")
 
 
 def command_book(args: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def command_slides(args: argparse.Namespace) -> int:
     sections = [name.strip() for name in args.sections.split(",") if name.strip()]
     out = args.out or Path("slides", "-".join(["peft", *sections]) + ".pptx")
     began = time.monotonic()
-    for made in build_deck(out, sections):
+    for made in build_deck(out, sections, args.accent):
         print(made)
     print(f"in {time.monotonic() - began:.1f} s")
     return 0

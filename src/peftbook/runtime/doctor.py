@@ -29,8 +29,6 @@ from peftbook.runtime.precision import (
 from peftbook.runtime.threads import best_threads
 from peftbook.tasks import task_spec
 
-__all__ = ["Examination", "as_text", "book_machines", "examine", "kept_examination", "last_examination"]
-
 MACHINES = DATA / "machines"  # what `peftbook doctor --json` said on the machines of the book; the first made the runs
 TASK, TOKENS, RATE = "docstrings", 6_000, 1e-4  # of the training whose speed is predicted
 PROGRAMS = {"chromium": "make pdf, make audit", "soffice": "the deck's handout", "node": "make audit"}

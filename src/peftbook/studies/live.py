@@ -32,8 +32,6 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "SEEDS", "PageMethod", "budget", "probe", "records_of"]
-
 TASK = "tickets"
 SEEDS = (1, 2, 3)
 BATCH = 4

@@ -27,8 +27,6 @@ from peftbook.studies import NAMES, Quantity, Verdict, costs, gathered, get_stud
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE, timing
 
-__all__ = ["CREWS", "MEASURED", "PAIR", "SINGLES", "WORKERS", "Crew", "stages"]
-
 WORKERS = (1, 10, 100, 1000)
 MEASURED = (1, 2, 4)
 REPEATS = (0, 1, 2)

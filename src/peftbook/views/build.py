@@ -108,17 +108,21 @@ def check_checkout(root: Path) -> None:
         raise InputError(f"{root} holds no _config.yml: run this in a checkout of the book.")
 
 
-def build_deck(out: Path, sections: Sequence[str] = ()) -> list[Path]:
+def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> list[Path]:
     """The deck and, where LibreOffice is, its handout and contact sheet beside it; returns what was written.
 
-    sections: only these, after the cover.
+    sections: only these, after the cover.  accent: `#rrggbb` in place of the book's.
     """
     need("pptx", "The deck")
     from peftbook.views import slides
 
     out.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
-    address, version = identity.PUBLIC_ADDRESS, identity.version()
-    written = [slides.build(out, default_store(), address=address, version=version, sections=sections)]
+    written = [
+        slides.build(
+            out, default_store(), address=identity.PUBLIC_ADDRESS, version=identity.version(), sections=sections,
+            accent=accent or slides.ACCENT,
+        )
+    ]  # fmt: skip
     pages, sheet = (out.with_name(f"{out.stem}-{end}") for end in ("handout.pdf", "slides.png"))
     if slides.find_office():
         return [*written, slides.handout(out, pages), slides.contact_sheet(pages, sheet)]

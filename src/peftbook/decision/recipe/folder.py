@@ -17,8 +17,6 @@ from peftbook.core.errors import InputError
 from peftbook.decision.recipe.choice import LORA, WARMUP, TrainingRecipe
 from peftbook.tasks import TaskData, TaskExample
 
-__all__ = ["at_once", "check_free", "settings_of", "write_folder"]
-
 FILES = Path(__file__).resolve().parent / "files"
 SCRIPTS = ("train.py", "evaluate.py")
 PAGES = ("README.md", "serve.md")

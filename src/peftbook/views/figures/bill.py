@@ -25,8 +25,6 @@ from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
 from peftbook.views.figures.style import canvas, colour, drawing, question, say, shade, tag
 
-__all__ = ["STACK", "balance", "product_seconds", "time_ratio", "time_ratios", "timeline"]
-
 NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
 # part → tone, share of it, hatch
 LOOKS = {

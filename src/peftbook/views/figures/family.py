@@ -24,8 +24,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import LOSS, SMALL, mark, note
 from peftbook.views.figures.style import canvas, colour, name_rows, question, shade, tag
 
-__all__ = ["FAMILIES", "MEMBERS", "trained_parameters", "work_per_token"]
-
 
 class Member(NamedTuple):
     """A method of the tree: its name in short, the tone of its family, its marker, its setting here."""

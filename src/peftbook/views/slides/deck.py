@@ -26,6 +26,7 @@ from peftbook.views.slides.outline import OUTLINE, choose, read_outline
 from peftbook.views.slides.pictures import Picture, drawing
 from peftbook.views.slides.placeholders import Sources, fill, fill_title
 from peftbook.views.slides.template import (
+    ACCENT,
     BOTTOM,
     COVER_WIDTH,
     FOOTER_WIDTH,
@@ -36,6 +37,7 @@ from peftbook.views.slides.template import (
     TITLE_SIZE,
     TOP,
     WIDTH,
+    check_accent,
     template,
 )
 
@@ -56,6 +58,7 @@ def build(
     address: str,
     version: str,
     sections: Sequence[str] = (),
+    accent: str = ACCENT,
 ) -> Path:
     """Write the deck; equal records, outline and options give equal bytes.
 
@@ -63,7 +66,7 @@ def build(
     Raises InputError, and writes nothing, if a number is missing (it names the command that makes it), if words rest on
     a verdict that the records do not give, or if a text overflows its box.
     """
-    deck = template()
+    deck = template(check_accent(accent))
     chosen = choose(read_outline(outline), sections)
     for number, slide in enumerate(chosen, 1):
         try:

@@ -1,11 +1,13 @@
 """The master: 16:9, one typeface, theme colours, footers, and five layouts of our own.
 
-The accent is the theme's colour `dk2`: whoever changes the theme in PowerPoint changes it everywhere.
+The accent is the theme's colour `dk2`: whoever changes the theme in PowerPoint, or the option on the command line,
+changes it everywhere.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from lxml import etree
@@ -16,6 +18,7 @@ from pptx.opc.constants import RELATIONSHIP_TYPE
 from pptx.oxml.ns import qn
 from pptx.util import Inches
 
+from peftbook.core.errors import InputError
 from peftbook.methods import arm_looks
 from peftbook.views.figures.style import PAPER, TONES
 
@@ -28,13 +31,37 @@ BODY_SIZE, SMALL = 20, 16
 INK, MUTED, RULE, FILL, ACCENT = (TONES["light"][name] for name in ("ink", "muted", "rule", "fill", "accent"))
 LAYOUTS = {"Title Slide": "Cover", "Title and Content": "Statement with text", "Title Only": "Statement"}
 BACKUPS = {"Blank": "Statement", "Section Header": "Statement with text"}  # spare layout → what it becomes a backup of
+AA = 4.5  # least contrast of text
 
 
 def rgb(colour: str) -> RGBColor:
     return RGBColor.from_string(colour.lstrip("#").upper())
 
 
-def template() -> Any:
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb`, 0 to 1, as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(colour: str, other: str) -> float:
+    """Contrast of two colours, 1 to 21, as WCAG 2 defines it."""
+    high, low = sorted((luminance(colour), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def check_accent(colour: str) -> str:
+    """The colour, in lower case. Raises InputError if it is none, or too light to be read on paper and on panels."""
+    if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        raise InputError(f"Accent {colour!r} is not a colour: write it as #rrggbb, for example '#0b6e4f'.")
+    worst = min(contrast(colour, ground) for ground in (PAPER["light"], FILL))
+    if worst < AA:
+        raise InputError(f"Accent {colour!r} has a contrast of {worst:.1f}, text needs {AA}: choose a darker colour.")
+    return colour.lower()
+
+
+def template(accent: str = ACCENT) -> Any:
     """An empty 16:9 presentation with our master: colours, fonts, footers, and five layouts."""
     deck = Presentation()
     deck.slide_width, deck.slide_height = Inches(WIDTH), Inches(HEIGHT)
@@ -45,7 +72,7 @@ def template() -> Any:
         relations.pop(key)
     master = deck.slide_masters[0]
     theme = master.part.part_related_by(RELATIONSHIP_TYPE.THEME)
-    theme.blob = themed(theme.blob)
+    theme.blob = themed(theme.blob, accent)
     spare = {}
     for layout in list(master.slide_layouts):
         if layout.name in LAYOUTS:
@@ -79,13 +106,13 @@ def make_backup(spare: Any, like: Any) -> None:
     spare._element.set("type", like._element.get("type"))
 
 
-def themed(blob: bytes) -> bytes:
+def themed(blob: bytes, accent: str) -> bytes:
     """The theme with our fonts and colours."""
     root = etree.fromstring(blob)
     root.set("name", "peftbook")
     for latin in root.iter(qn("a:latin")):
         latin.set("typeface", FONT)
-    colours = {"dk1": INK, "lt1": PAPER["light"], "dk2": ACCENT, "lt2": FILL, "hlink": ACCENT, "folHlink": MUTED}
+    colours = {"dk1": INK, "lt1": PAPER["light"], "dk2": accent, "lt2": FILL, "hlink": accent, "folHlink": MUTED}
     arms = ("lora", "qlora", "prompt", "fewshot", "untuned", "full")
     colours |= {f"accent{at}": arm_looks()[arm].light for at, arm in enumerate(arms, 1)}
     for name, colour in colours.items():
