@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,10 +36,7 @@ from peftbook.studio.store import Project, Studio, keeps_trained, project_of
 from peftbook.studio.tuning import Tuning
 from peftbook.studio.uploads import plain_name
 from peftbook.tasks.files import task_from_table
-from peftbook.tasks.table import read_table
-
-if TYPE_CHECKING:
-    from peftbook.tasks.table import Caps
+from peftbook.tasks.table import Caps, read_table
 
 DATA, ROWS = "data.bin", "project.json"
 MEMBER = re.compile(
