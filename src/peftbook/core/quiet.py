@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["filter_messages", "gc_paused", "quieten_libraries"]
-
 
 def filter_messages() -> None:
     """Drop known messages; everything else still shows. To be called before the libraries are imported."""

@@ -19,11 +19,6 @@ from peftbook.core.records import Missing, Record
 from peftbook.core.specs import Probe, Run
 from peftbook.evidence.stats import gain_of_best
 
-__all__ = [
-    "CUT", "FINEST", "HIGHEST_RATE", "LOWEST_RATE", "Lookup", "Sweep", "best_of", "better_half", "extended", "grid",
-    "grown", "interleave", "middle_first", "neighbours", "refined", "shortfall", "trials", "validation_loss",
-]  # fmt: skip
-
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 FINEST = 1.5  # no grid is refined where neighbours are closer than this factor
 CUT = 0.25  # of the training, after which a raced grid loses its worse half: `studies.racing` measures the cost
