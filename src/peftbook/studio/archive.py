@@ -147,12 +147,10 @@ def load_project(studio: Studio, source: Path, caps: Caps) -> Project:
     projects = studio.home / "projects"
     with clear_failures(studio.home):
         projects.mkdir(exist_ok=True, mode=0o700)
-        work = Path(tempfile.mkdtemp(dir=projects, prefix=".taken-in-"))
-        try:
+        with tempfile.TemporaryDirectory(dir=projects, prefix=".taken-in-") as folder:
+            work = Path(folder)
             rows, project = opened(source, work, caps)
             store_project(studio, project, rows, work / "made")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return studio.project(project.id)
 
 
