@@ -286,7 +286,6 @@ def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--stack", "axolotl"], "not for 'axolotl'"),
         (["--memory", "much"], "'much' is no size of memory"),
         (["--model", "llama-3.1-8b"], "neither a folder nor a hub id"),
         (["--memory", "4GiB", "--model", "meta-llama/Llama-3.1-8B-Instruct"], "does not surely fit in 4 GiB"),

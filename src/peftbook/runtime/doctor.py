@@ -234,15 +234,3 @@ def speed_lines(examination: Examination) -> list[str]:
 def gib(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 2**30:.1f} GiB"
-
-
-def main() -> None:
-    """Examine this machine and cache the result."""
-    from peftbook.core.quiet import quieten_libraries
-
-    quieten_libraries()
-    examine()
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import keys_of, table
 from peftbook.evidence.sweep import Sweep, best_of, interleave, validation_loss
 from peftbook.methods import Method
 from peftbook.methods.full import Full
@@ -31,6 +31,8 @@ from peftbook.methods.untuned import Untuned
 from peftbook.studies import Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.tuned_comparison import decide, score_quantities
 from peftbook.tasks import get_task, test_groups
+
+__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
 
 ARMS: dict[str, Method] = {"full": Full(), "lora": LoRA(), "qlora": QLoRA(), "prompt": PromptTuning()}
 LABELS = {

@@ -42,7 +42,8 @@ def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
         *PACKAGE.glob("views/figures/*.py"),
         *PACKAGE.glob("studies/*.py"),
         *PACKAGE.glob("evidence/*.py"),
-        *package_data(),
+        *PACKAGE.glob("records/*.json*"),
+        *PACKAGE.glob("data/*"),
     ]
     told = [*drawn, *PACKAGE.glob("views/slides/*.py")]
     told += [path for kind in ("*.toml", "stills/*") for path in (root / "slides").glob(kind)]
@@ -189,11 +190,6 @@ def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) ->
             if KERNEL_HINT not in line:
                 sys.stderr.write(line)
     return process.returncode
-
-
-def package_data() -> list[Path]:
-    """Records and data tables: what figures and numbers are made from."""
-    return [*PACKAGE.glob("records/*.json*"), *PACKAGE.glob("data/*")]
 
 
 def stamp_of(root: Path, part: str) -> Path:
