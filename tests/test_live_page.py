@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PAGES
-from live_trainings import AGREED, lowest
+from live_trainings import AGREED, lowest, recorded_losses
 
 from peftbook.core.records import default_store
 from peftbook.studies import live
@@ -82,8 +82,7 @@ def test_a_page_from_the_disk_trains_and_has_the_losses_of_pytorch(page):
     page.get_by_role("button", name="Stop").press("Enter")
     page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
     losses = page.evaluate("told.filter(({ kind }) => kind === 'step').map(({ loss }) => loss)")
-    recorded = default_store().need(live.probe("lora", lowest("lora"), 1)).curve["train_loss_nats"]
-    assert losses[: live.ENDS] == pytest.approx(recorded[: live.ENDS], abs=AGREED)
+    assert losses[: live.ENDS] == pytest.approx(recorded_losses("lora")[: live.ENDS], abs=AGREED)
     assert "Stopped" in page.get_by_role("status").inner_text()
     assert page.locator(".live-answers tbody tr").count() == site.QUESTIONS
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
