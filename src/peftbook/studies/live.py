@@ -18,8 +18,8 @@ Its records have five seeds, and the answers to four messages that somebody wrot
 Chosen with runs of seed 99, which is not among these: four rows instead of eight, a hundred steps instead of sixty
 (LoRA at 1e-3 and 4e-3 then says one team for most tickets), and LoRA's rates, of which 1e-3, 2e-3, 4e-3 and 1.6e-2 were
 looked at; and CHOICES, by right answers on validation at 1e-3, 2e-3 and 4e-3. 300 steps are among them since a
-training of 200 in the page, with seed 1, answered two of the four messages right. Of the other methods ten losses of seed 1
-were looked at beside the page's, and no end.
+training of 200 in the page, with seed 1, answered two of the four messages right. Of the other methods ten losses of
+seed 1 were looked at beside the page's, and no end.
 """
 
 from __future__ import annotations
