@@ -168,7 +168,7 @@ def arm_quantities(name: str, records: list[Record]) -> dict[str, Quantity]:
     return {
         f"{name}_test_loss": Quantity.of(loss, "nats per token", keys),
         f"{name}_right": Quantity.of(right, "of the answers", keys, 2, among=(0, 1)),
-        f"{name}_trained": Quantity(trained, "numbers", keys, digits=0),
+        f"{name}_trained": Quantity(trained, "parameters", keys, digits=0),
     }
 
 
