@@ -79,7 +79,7 @@ class Sweep(Generic[Spec]):
                 losses = {rate: losses[rate] if rate in losses else self.trial(runs[rate], lookup) for rate in runs}
                 runs = {rate: runs.get(rate) or tuple(self.make(rate)) for rate in self.grow(losses)}
                 for near in neighbours(losses) if len(runs) == len(losses) else ():
-                    if len(runs[near]) < len(trial := (*self.make(near), *self.further(near))):
+                    if len(runs[near]) < len(trial := tuple(itertools.chain(self.make(near), self.further(near)))):
                         runs[near] = trial
                         del losses[near]
         return runs
