@@ -323,13 +323,8 @@ def test_a_recipe_fills_the_form_and_leaves_the_rest(window, studio, name):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ({"seeds": "11"}, "11 seeds"),
         ({"seeds": "1.5"}, "1.5 seeds are chosen: choose a whole number from 1 to 10"),
         ({"seeds": ""}, "The field for seeds is empty"),
-        ({"seeds": "some"}, "'some' seeds"),
-        ({"tokens": "-5"}, "-5 training tokens"),
-        ({"tokens": "999999999999"}, "999,999,999,999 training tokens"),
-        ({"test_examples": "100000"}, "100,000 test rows are chosen: choose a whole number from 0 to 200"),
         ({"batch_size": "nan"}, "A batch size of nan"),
         ({"learning_rates": "lora"}, "'lora' is no learning rate"),
         ({"own_methods": "lora:rank=none"}, "none"),
