@@ -28,6 +28,7 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Literal
 from statistics import fmean
 
 from peftbook.core import specs
@@ -90,7 +91,14 @@ def budget(rate: float, steps: int = 100) -> specs.Budget:
     return specs.Budget(tokens=LENGTHS[steps], batch_size=BATCH, learning_rate=rate)
 
 
-def probe(name: str, rate: float, seed: int, steps: int = 100, split: str = "test", asked: bool = False) -> specs.Probe:
+def probe(
+    name: str,
+    rate: float,
+    seed: int,
+    steps: int = 100,
+    split: Literal["validation", "test"] = "test",
+    asked: bool = False,
+) -> specs.Probe:
     """One training over the page's weights.
 
     split: whose rows are asked.  asked: whether the messages are, too.
@@ -105,7 +113,9 @@ def probe(name: str, rate: float, seed: int, steps: int = 100, split: str = "tes
         seed=seed,
         dtype="fp32",
     )
-    settings = {"base": arm.base} | ({"asked": tuple(one["text"] for one in messages())} if asked else {})
+    settings: dict[str, Any] = {"base": arm.base}
+    if asked:
+        settings["asked"] = tuple(one["text"] for one in messages())
     return specs.Probe(measure="live.trained", settings=settings, runs=(run,), model=run.model, seed=seed)
 
 
