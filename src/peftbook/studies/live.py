@@ -28,8 +28,8 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
 from statistics import fmean
+from typing import Any, Literal
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
