@@ -83,13 +83,12 @@ def test_the_default_is_the_choice_with_the_most_right_answers_on_validation(tmp
     assert {run.runs[0].evaluation.split for run in runs} == {"test"}
 
 
-def test_the_default_answers_three_of_four_messages_with_each_seed():
-    """By its records; that a page's training is theirs is a test of the engine."""
-    store, labels = default_store(), [one["label"] for one in live.messages()]
+def test_the_default_answers_three_of_four_test_rows_with_each_seed():
+    """By its records; before training it answers no message with a team. test_live holds a page to such records."""
+    store, labels = default_store(), {one["label"] for one in live.messages()}
     for record in store.need_all(live.default_probes(store)):
-        before, after = (record.per_example[f"asked_{when}"] for when in ("before", "after"))
-        right = [answer == label for answer, label in zip(after, labels, strict=True)]
-        assert sum(right) >= 3 and not any(answer == label for answer, label in zip(before, labels, strict=True))
+        assert float(record.measurements["exact_match"] or 0) >= 0.75
+        assert not labels & set(record.per_example["asked_before"])
 
 
 def invented(probe, right: list[float], nats: list[float]) -> Record:

@@ -193,7 +193,7 @@ function put(place) {
   /** What of a run's settings is not the default, for a reader. @param {Record<string, string>} settings */
   function nameOf(settings) {
     const others = adapts(settings) ? [["rank", "rank "], ["alpha", "α "], ["targets", "on "]] : [];
-    const different = [...others, ["batch", "batch "], ["seed", "seed "]].filter(([name]) => settings[name] !== first[name]);
+    const different = [...others, ["steps", "steps "], ["batch", "batch "], ["seed", "seed "]].filter(([name]) => settings[name] !== first[name]);
     return [`${armOf(settings).label}, rate ${settings.rate}`, ...different.map(([name, word]) => word + settings[name])].join(", ");
   }
 

@@ -162,10 +162,19 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
     def arm(name: str) -> dict[str, Quantity]:
         if name == "default":
-            return arm_quantities(name, store.need_all(default_probes(store)))
+            records = store.need_all(default_probes(store))
+            return arm_quantities(name, records) | {"default_messages": messages_right(records)}
         return arm_quantities(name, records_of(name, ARMS[name].rates[0], store))
 
     return gathered(arm, (*ARMS, "default"))
+
+
+def messages_right(records: list[Record]) -> Quantity:
+    """Answers to the shown messages that are right after training, of all records together."""
+    labels = [one["label"] for one in messages()]
+    after = [record.per_example["asked_after"] for record in records]
+    right = sum(answer == label for answers in after for answer, label in zip(answers, labels, strict=True))
+    return Quantity(right, f"of {len(after) * len(labels)} answers", comparison.keys_of(records), digits=0)
 
 
 def arm_quantities(name: str, records: list[Record]) -> dict[str, Quantity]:

@@ -90,10 +90,12 @@ def placed(numbers: dict[str, Any], small: bool = False) -> Shown:
 def chosen_how(store: Store) -> str:
     """How the default was chosen, and what the other rates are worth with as many steps."""
     shares, (steps, rate) = live.choices(store), live.default(store)
-    others = [f"{share:.0%} at {at:g}" for (count, at), share in shares.items() if count == steps and at != rate]
+    others = [
+        f"{100 * share:.0f} % at {at:g}" for (count, at), share in shares.items() if count == steps and at != rate
+    ]
     return (
         f"LoRA begins with rate {rate:g} and about {steps} steps. Of {len(shares)} pairs this one got the "
-        f"most of {live.ROWS} validation messages right: {shares[steps, rate]:.0%}, mean of "
+        f"most of {live.ROWS} validation messages right: {100 * shares[steps, rate]:.0f} %, mean of "
         f"{len(live.CHOICE_SEEDS)} seeds. With as many steps it was {' and '.join(others)}."
     )
 
