@@ -124,6 +124,11 @@ class Training:
     )] = False  # fmt: skip
 
 
+def models_named(text: str) -> tuple[specs.Model, ...]:
+    """The models in a list with commas; a lambda in an annotation would not find these names."""
+    return tuple(map(model_named, listed(text)))
+
+
 def rates_named(texts: Sequence[str]) -> dict[str, float]:
     """Learning rates by method from `lora=4e-4` and the like. Raises InputError for another text."""
     rates = {}
@@ -148,8 +153,7 @@ class Settings(Training):
         "trainings of each method; one hides the luck of training", "Seeds", Bound("{} seeds are chosen", 1, 10),
     )] = FEWEST_SEEDS  # fmt: skip
     models: Annotated[tuple[specs.Model, ...], Option(
-        "embedded models, folders or hub ids, with commas", usual=specs.EMBEDDED_MODEL,
-        convert=lambda text: tuple(map(model_named, listed(text))),
+        "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
     )] = (specs.Model(),)  # fmt: skip
     methods: Annotated[tuple[str, ...], Option(
         f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,lora,prompt",
