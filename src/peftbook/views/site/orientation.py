@@ -13,7 +13,7 @@ from peftbook.views.site import identity, search
 
 WORDS_A_MINUTE = 200  # of dense text with formulas, which take their own time
 GLOSSARY = "book/glossary"
-PLAIN = (nodes.title, nodes.reference, nodes.literal, nodes.math, nodes.raw, nodes.FixedTextElement, nodes.Invisible)
+SKIPPED = (nodes.title, nodes.reference, nodes.literal, nodes.math, nodes.raw, nodes.FixedTextElement, nodes.Invisible)
 
 
 def orient(app: Any, doctree: nodes.document, page: str) -> None:
@@ -54,8 +54,8 @@ def link_terms(app: Any, doctree: nodes.document, page: str) -> None:
     """Link the first occurrence of each term of the glossary, with its definition as the link's title."""
     known = definitions(app)
     for text in list(plain_texts(doctree)):
-        pattern = rf"(?<![\w-])({'|'.join(map(re.escape, sorted(known, key=len, reverse=True)))})s?(?![\w-])"
-        if known and (match := re.search(pattern, text)):
+        pattern = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+        if known and (match := re.search(rf"(?<![\w-])({pattern})s?(?![\w-])", text)):
             anchor, definition = known.pop(match[1])
             address = f"{app.builder.get_relative_uri(page, GLOSSARY)}#{anchor}"
             link = nodes.reference("", match[0], refuri=address, reftitle=definition, classes=["term"], internal=True)
@@ -67,7 +67,7 @@ def plain_texts(node: nodes.Node) -> Iterator[nodes.Text]:
     """The texts of paragraphs and lists, none of a heading, a link, code or a formula."""
     if isinstance(node, nodes.Text):
         yield node
-    elif not isinstance(node, PLAIN):
+    elif not isinstance(node, SKIPPED):
         for child in node.children:
             yield from plain_texts(child)
 

@@ -44,7 +44,7 @@ def texts(node: nodes.Node) -> Iterator[str]:
             yield from texts(child)
 
 
-def search_by_ourselves(app: Any) -> None:
+def disable_sphinx_index(app: Any) -> None:
     """Sphinx makes no index of the site."""
     if app.builder.name == "html":
         app.builder.search = False
@@ -66,6 +66,6 @@ def write_sections(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Connect to the builder, to the pages that are no documents, and to the end of the build."""
-    app.connect("builder-inited", search_by_ourselves)
+    app.connect("builder-inited", disable_sphinx_index)
     app.connect("html-collect-pages", add_page)
     app.connect("build-finished", write_sections)
