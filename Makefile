@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 book: $(STAMP)
-	@$(BIN)/peftbook book $(if $(findstring command,$(origin CACHE)),--cache $(CACHE))
+	@$(BIN)/peftbook book
 
 # Instructions that most laptops have: a better processor plays a plainer one; on a plain one all tests were that.
 PLAIN  := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2

@@ -1,18 +1,15 @@
-"""PyTorch's side of the trainings in a page: one arm of the study at its lowest rate, and its first losses."""
+"""PyTorch's side of the trainings in a page: one arm of the study at its lowest rate, and the losses of its record."""
 
 from __future__ import annotations
 
+from peftbook.core.records import default_store
 from peftbook.studies import live
 from peftbook.training.execute import Trainee
 from peftbook.training.probes import live as probes
 
-__all__ = ["AGREED", "first_losses", "lowest", "start"]
+__all__ = ["AGREED", "lowest", "recorded_losses", "start"]
 
 AGREED = 1e-4  # nats per token: how far a loss of the page may be from PyTorch's
-
-
-class EnoughError(Exception):
-    """Raised after the steps that are compared."""
 
 
 def lowest(name: str) -> float:
@@ -25,17 +22,6 @@ def start(name: str, seed: int = 1) -> Trainee:
     return probes.prepared(live.probe(name, lowest(name), seed))
 
 
-def first_losses(name: str) -> list[float]:
-    """PyTorch's losses of the first steps at an arm's lowest rate."""
-    losses: list[float] = []
-
-    def see(progress) -> None:
-        losses.append(progress.loss)
-        if progress.step == live.ENDS:
-            raise EnoughError
-
-    try:
-        start(name).train(see)
-    except EnoughError:
-        return losses
-    raise AssertionError(f"{name} ended after {len(losses)} steps")
+def recorded_losses(name: str) -> list[float]:
+    """PyTorch's losses at an arm's lowest rate."""
+    return default_store().need(live.probe(name, lowest(name), 1)).curve["train_loss_nats"]

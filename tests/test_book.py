@@ -16,18 +16,23 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from docutils import frontend, nodes, utils
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 from typed_numbers import typed_results, typed_results_in
 
+from peftbook.core import tracking
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store, default_store
+from peftbook.core.stamp import file_hash
 from peftbook.evidence.literature import published, published_values
 from peftbook.studies import NAMES, get_study
 from peftbook.views.site import bibliography
 from peftbook.views.site.display import evidence, show, verdicts
-from peftbook.views.site.execution import changed_files, used_files
+from peftbook.views.site.execution import changed_files, drop_stale, used_files
 from peftbook.views.site.figure_numbers import number_figures
 from peftbook.views.site.mathematics import KatexError, parts, render_tex
 from peftbook.views.site.numbers import CitedNumber, MeasuredNumber
+from peftbook.views.site.tracing import Trace
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.md"))
@@ -246,6 +251,42 @@ class TestUsedFiles:
         """What cannot be checked is not trusted."""
         assert changed_files(None, tmp_path) and changed_files({"execution_seconds": 1.0}, tmp_path)
 
+    def test_what_changed_while_it_was_executed_is_not_known(self, tmp_path):
+        """It may have used the file as it was before."""
+        (tmp_path / "data.json").write_text("1")
+        trace = {"files": [str(tmp_path / "data.json")], "missing": []}
+        assert changed_files(used_files("page", trace, time.time() - 9, tmp_path), tmp_path)
+
+    def test_a_page_whose_execution_is_dropped_is_read_again(self, used, tmp_path):
+        """Though the build is stopped between dropping and reading: the next one does not know what was dropped."""
+        trees = {page: tmp_path / f"_build/.doctrees/{page}.doctree" for page in ("stale", "fresh")}
+        cache, code = get_cache(tmp_path / "_build/.jupyter_cache"), nbformat.v4.new_code_cell
+        for page, files in (("stale", {"data.json": "of before"}), ("fresh", used["files"])):
+            bundle = CacheBundleIn(
+                nbformat.v4.new_notebook(cells=[code(page)]), str(tmp_path / f"{page}.md"), data=used | {"files": files}
+            )
+            cache.cache_notebook_bundle(bundle, check_validity=False)
+            trees[page].parent.mkdir(parents=True, exist_ok=True)
+            trees[page].touch()
+        app = SimpleNamespace(
+            config=SimpleNamespace(nb_execution_cache_path=""), outdir=tmp_path / "_build/html", srcdir=tmp_path,
+            doctreedir=tmp_path / "_build/.doctrees",
+        )  # fmt: skip
+        drop_stale(app)
+        assert [page for page, tree in trees.items() if tree.exists()] == ["fresh"]
+
+    def test_a_page_that_lists_all_records_rests_on_their_folder(self, tmp_path, monkeypatch):
+        """The trace has the folder, and its hash is another once a record is added."""
+        trace = Trace(tmp_path / "trace.json", (str(tmp_path),))
+        monkeypatch.setattr(tracking.sys, "audit", lambda event, *given: trace.audit(event, given))
+        list(Store(tmp_path).all())
+        trace.write()
+        assert str(tmp_path) in json.loads((tmp_path / "trace.json").read_text())["files"]
+        (tmp_path / "trace.json").unlink()
+        before = file_hash(tmp_path)
+        (tmp_path / "0123456789ab.json").write_text("{}")
+        assert None not in (before, file_hash(tmp_path)) and before != file_hash(tmp_path)
+
 
 CHAPTER = """---
 kernelspec: {{name: python3, display_name: Python 3, language: python}}
@@ -352,8 +393,8 @@ def test_only_chapters_whose_package_module_or_data_changed_run_again(sphinx, tm
     assert book.executed() == {"opens"} and book.executed() == set()
 
 
-def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_site):
-    """What a reader downloads is what the page shows."""
+def test_downloaded_notebooks_are_what_the_page_shows_in_plain_markdown(built_site):
+    """The page's code with its outputs, numbered figures, solutions folded away; no role, directive or dead link."""
     notebooks = sorted((built_site / "_sources" / "book").glob("*.ipynb"))
     assert notebooks
     for path in notebooks:
@@ -361,8 +402,14 @@ def test_downloaded_notebooks_have_their_outputs_and_no_unprinted_role(built_sit
         nbformat.validate(notebook)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert not code or any(cell.outputs for cell in code), path.name
+        source = (ROOT / "book" / path.with_suffix(".md").name).read_text(encoding="utf-8")
+        assert all(cell.source in source for cell in code), path.name
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        assert "{measured}`" not in text and "{cited}`" not in text, path.name
+        left = re.findall(
+            r"\{[\w:]+\}`[^`]*`|^:{3,}.*|^`{3,}\{.*|\]\([\w./-]*\.md[^)]*\)|\[Figure \]", text, re.MULTILINE
+        )
+        assert not left, (path.name, left[:3])
+        assert text.count("<details>") == source.count("{solution}"), path.name
 
 
 def test_every_run_has_a_page_with_its_record_and_command(built_site):

@@ -15,7 +15,7 @@ import pytest
 from peftbook import cli
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store, default_store
-from peftbook.core.specs import Run
+from peftbook.core.specs import Model, Run
 from peftbook.memory import read_shape, training_step
 from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.question import option
@@ -75,21 +75,6 @@ def test_run_without_a_known_study_or_key_says_what_there_is(capsys, words, said
     assert said in refused(capsys, *words.split())
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("empty.csv", b"", "empty"),
-        ("data.pkl", b"\x80\x04\x95", "pickle"),
-        ("data.xlsx", b"PK\x03\x04", "Excel"),
-        ("short.csv", b"question,answer\na,b\n", "rows"),
-    ],
-)
-def test_bad_files_are_named(capsys, tmp_path, name, content, word):
-    path = tmp_path / name
-    path.write_bytes(content)
-    assert word in refused(capsys, *train(path, tmp_path))
-
-
 READINGS = {
     "comma": (",", "utf-8"), "semicolon": (";", "utf-8"), "tab": ("\t", "utf-8"), "UTF-16": (";", "utf-16"),
     "Excel on Windows": (";", "cp1252"), "mark": (",", "utf-8-sig"),
@@ -103,7 +88,8 @@ def test_train_reads_what_compare_reads(delimiter, encoding, tmp_path, monkeypat
 
     given = []
 
-    def stop(task, *_):
+    def stop(task, runs, *_):
+        assert {run.model for run in runs} == {Model()}  # which a reader gets who names none
         given.append(task)
         raise InputError("far enough")
 
@@ -129,17 +115,6 @@ def test_missing_model_folder_is_named_and_nothing_is_left(capsys, pairs, tmp_pa
     said = refused(capsys, *train(pairs, tmp_path, "--model", str(tmp_path / "no-model")))
     assert "no-model" in said
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv"}
-
-
-def test_pickle_checkpoint_is_refused(capsys, pairs, tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert cli.main(train(pairs, tmp_path, "--model", str(folder))) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("peftbook: ") and "pickle" in said and "safetensors" in said
-    assert not (tmp_path / "out").exists()
 
 
 def test_existing_output_folder_is_never_overwritten(capsys, pairs, tmp_path):
@@ -201,23 +176,10 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert (process.returncode, said) == (141, "")
 
 
-@pytest.mark.model
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_train_on_a_file_leaves_record_texts_and_adapter(capsys, pairs, tmp_path):
-    """With the model that a reader gets who names none."""
-    short = ("--tokens", "20", "--batch-size", "1", "--test-examples", "1", "--max-new-tokens", "4")
-    assert cli.main(train(pairs, tmp_path, *short, "--rank", "2")) == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert "adapter" in names and any(name.endswith(".texts.json.gz") for name in names)
-    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
-    assert "rougeL" in capsys.readouterr().out
-
-
 def test_fit_says_what_a_step_needs_and_what_would_help(capsys, tmp_path):
     """Status 1 where it does not fit, 0 where it does; a config.json is as good as a name; --json computes again."""
     assert cli.main(["fit", "--model", "llama-2-7b", "--method", "full", "--memory", "24GiB"]) == 1
-    assert "does not fit in 24.0 GiB less 0.2 to" in capsys.readouterr().out
+    assert "It does not fit: tensors take" in capsys.readouterr().out
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     said = fit(capsys, f"--model {tmp_path} --memory 2GiB")
     assert said["fits"] and said["peak_bytes"] == round(sum(said["terms_bytes"].values()))
@@ -327,24 +289,15 @@ def test_fit_understands_the_names_of_other_tools(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        (("--model", "nowhere"), "nowhere"),
-        (("--memory", "lots"), "lots"),
         (("--reserve", "9000GiB"), "reserve"),
-        (("--method", "lara"), "lara"),
-        (("--targets", "q_proj,w_proj"), "w_proj"),
-        (("--method", "prefix", "--checkpointing"), "prefix"),
-        (("--optimiser", "adam"), "adam"),
         (("--attention", "flash"), "flash_attention_2"),
         (("--seq", "100000"), "4,096 positions"),
         (("--labels", "2000"), "up to 1,024"),
         (("--labels", "some"), "a share like 30%"),
         (("--labels", "0%"), "0 for all"),
         (("--stack", "tlr"), "nearest name is 'trl'"),
-        (("--logits", "cut"), "'cut'"),
-        (("--offloaded",), "choose checkpointing"),
         (("--method", "qlora", "--quant", "none"), "leave --quant none out"),
         (("--model", "someone/a..b"), "someone/a..b"),
-        (("--model", "llama-2-7c"), "nearest name is 'llama-2-7b'"),
     ],
 )
 def test_fit_refuses_what_it_cannot_compute(capsys, wrong, word):

@@ -333,6 +333,7 @@ def outline(folder: Path, extra: str = "", **changes: str) -> Path:
         ({"title": "It is {computed:nothing}"}, "Unknown computed value"),
         ({"title": "It is {cite:nothing}"}, "Unknown published value"),
         ({"title": "It is {nowhere.loss}"}, "Unknown study"),
+        ({"title": "By {methods.qlora_minus_lora_rougeL;value}"}, "which may be zero"),
         ({"section": ""}, "no 'section'"),
         ({"chapter": ""}, "no 'chapter'"),
         ({"section": "A section whose name is far too long " * 4}, "footer .* is too long"),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small_llama_build import train_tokenizer
 from tiny import VOCABULARY, NumberTokenizer, random_examples, tiny_llama
 from together import CASES, COUNT, STOP, STRATEGIES, TOKENS, train_case
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from transformers import AutoTokenizer
 
 from peftbook import cli
@@ -32,7 +33,7 @@ from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.runtime.queue import run_subprocess
-from peftbook.training import loop
+from peftbook.training import launch, loop
 from peftbook.training.distributed import ALONE, Processes
 from peftbook.training.execute import Trainee, save_trained
 from peftbook.training.forward import trainable_state
@@ -320,14 +321,42 @@ def test_when_the_parent_is_killed_all_processes_end(tmp_path):
     wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
 
 
-@pytest.mark.slow
-def test_a_refusal_comes_back_once_from_two_processes(tmp_path, monkeypatch):
-    """As one sentence, whichever of them said it first; nothing is left behind."""
-    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path / "cache"))
-    run = small_run(model=specs.Model(name=str(tmp_path / "no-model")))
-    ok, said = run_subprocess(run, 2, folder=tmp_path / "two", processes=2)
-    assert not ok and said.count("is neither a folder nor a hub id") == 1, said
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+def test_a_refusal_is_said_by_the_first_process_before_any_ends(monkeypatch, capsys):
+    """As one sentence, and all end with status 2."""
+    heard: list[str] = []
+
+    def refuse(*given, **how):
+        raise InputError("There is no model.")
+
+    monkeypatch.setattr("peftbook.training.execute.execute", refuse)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: heard.append(capsys.readouterr().out))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for rank in range(COUNT):
+        two = Processes(rank, COUNT, "ddp")
+        monkeypatch.setattr("peftbook.training.distributed.join", lambda *given, two=two: two)
+        with pytest.raises(SystemExit) as ended:
+            launch.compute_together(small_run(), "ddp", None, locked=True, quiet=True)
+        assert ended.value.code == 2
+    assert heard == ["There is no model.\n", ""]
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "said"), [((2, -15), 2, ""), ((-9, -15), 1, f"process 0 of {COUNT} ended with signal 9: ")]
+)
+def test_the_launcher_tells_a_refusal_from_a_death(monkeypatch, capsys, codes, status, said):
+    """Of a refusal one of the processes has said why; of a death it says which died, and of what."""
+    failures = {rank: ProcessFailure(rank, 1, code, "none") for rank, code in enumerate(codes)}
+
+    def run(asked):
+        raise ChildFailedError("training", failures)
+
+    monkeypatch.setattr("torch.distributed.run.run", run)
+    monkeypatch.setattr(launch, "hold_input", lambda: None)
+    for name in (launch.SPEC, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit) as ended:
+        launch.launch(small_run(), COUNT, "ddp")
+    assert ended.value.code == status and capsys.readouterr().err.startswith(said)
 
 
 # ---- what is refused

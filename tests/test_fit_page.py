@@ -194,8 +194,7 @@ def test_a_page_from_the_disk_answers_to_the_byte(page, tmp_path):
         return int(page.locator(".fit-total td").last.inner_text().replace(",", ""))
 
     def answer(**asked: Any) -> dict[str, Any]:
-        start = {name: byte_model.START[name] for name in ("memory", "method", "batch", "seq")}
-        return answer_fields(Question(**({"model": "llama-2-7b"} | start | asked)))
+        return answer_fields(Question(**(byte_model.START | asked)))
 
     assert not [url for url in page.asked if url.endswith(byte_model.FILE)]
     page.get_by_role("combobox", name="Model", exact=True).scroll_into_view_if_needed()

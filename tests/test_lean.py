@@ -100,14 +100,14 @@ def test_addresses_are_seen_from_the_new_place():
 
 
 def test_a_page_loads_one_sheet_and_carries_no_figure(built_site):
-    """Nor does it load the search index, which the page for searching has."""
+    """Nor does it load the words of all sections, which the page for searching has."""
     for path in [*built_site.glob("book/*.html"), *built_site.glob("book/runs/study-*.html")]:
         text = path.read_text(encoding="utf-8")
         assert re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="([^"]*)"', text) == [
             f"{'../' * (len(path.relative_to(built_site).parts) - 1)}_static/site.css"
         ]
-        assert "data:image/svg+xml;base64" not in text and "searchindex.js" not in text, path.name
-    assert "searchindex.js" in (built_site / "search.html").read_text(encoding="utf-8")
+        assert "data:image/svg+xml;base64" not in text and "sections.js" not in text, path.name
+    assert "sections.js" in (built_site / "search.html").read_text(encoding="utf-8")
 
 
 def test_the_sheet_names_files_that_exist(built_site):

@@ -7,18 +7,22 @@ import json
 import math
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench.live import node_steps
-from live_trainings import AGREED, first_losses, lowest, start
+from live_trainings import AGREED, lowest, recorded_losses, start
+from scipy import stats
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import default_store
 from peftbook.memory import shape_from_config
 from peftbook.studies import live
+from peftbook.tasks import get_task
+from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import trainable_state
 from peftbook.training.live_weights import BASES, round_base
 from peftbook.training.models import load_model
@@ -111,7 +115,7 @@ def job(name: str, steps: int, **others: Any) -> dict[str, Any]:
     data = site.data(default_store())
     plan = (data["plans"][1] * (1 + steps // len(data["plans"][1])))[:steps]
     choice = data["arms"][name]["choice"] | {"start": data["starts"][1]}
-    settings = {"choice": choice, "rate": lowest(name), "steps": len(data["plans"][1]), "seed": 1, "plan": plan}
+    settings = {"choice": choice, "rate": lowest(name), "steps": data["lengths"][100][1], "seed": 1, "plan": plan}
     return {"task": data["task"], "levels": data["levels"], "settings": settings | others, "steps": steps}
 
 
@@ -119,9 +123,9 @@ def job(name: str, steps: int, **others: Any) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", live.ARMS)
 def test_the_engine_has_the_losses_of_pytorch(name):
-    """Ten steps of forward, backward, clipping, warm-up and AdamW from the same start on the same batches."""
+    """Its record: ten steps of forward, backward, clipping, warm-up and AdamW from one start on the same batches."""
     found = node_steps(ENGINE, job(name, live.ENDS), site.weights(live.ARMS[name].base))
-    assert found["losses"] == pytest.approx(first_losses(name), abs=AGREED)
+    assert found["losses"] == pytest.approx(recorded_losses(name)[: live.ENDS], abs=AGREED)
 
 
 @pytest.mark.node
@@ -129,9 +133,9 @@ def test_the_engine_has_the_losses_of_pytorch(name):
 def test_a_rate_of_ten_ends_in_numbers_or_in_a_sentence(name):
     """Never in a curve of numbers that are none; a rate at which there are none left says what to do."""
     weights = site.weights("rows")
-    assert all(map(math.isfinite, node_steps(ENGINE, job(name, 10, rate=10.0), weights)["losses"]))
+    assert all(map(math.isfinite, node_steps(ENGINE, job(name, 4, rate=10.0), weights)["losses"]))
     with pytest.raises(InputError, match=r"diverged at step \d+: lower the learning rate"):
-        node_steps(ENGINE, job(name, 10, rate=1e30), weights)
+        node_steps(ENGINE, job(name, 4, rate=1e30), weights)
 
 
 PRODUCTS = """
@@ -290,3 +294,33 @@ def test_the_page_reads_token_ids_as_the_tokenizer_does(files):
         files / "data.json", json.dumps(rows),
     )  # fmt: skip
     assert texts == [re.sub(r"[ \t\n\v\f\r]+", " ", text).strip(" ") for text in tokenizer.batch_decode(rows)]
+
+
+@pytest.mark.node
+def test_the_page_asks_a_readers_message_as_the_tokenizer_writes_it(files):
+    """Every message of the task, and letters, signs and spaces that none of them has, in the frame of a prompt."""
+    tokenizer, task = load_small().tokenizer, get_task(live.TASK)
+    examples = [one for split in task.splits.values() for one in split]
+    odd = ("It's 3 €  naïve—isn't\n it?! 日本", "a", "I'll've they'd", "x" * 40, "  two  spaces, \t a tab")
+    examples += [replace(examples[0], input=text.strip()) for text in odd]
+    made = node(
+        'const { idsOf } = require(`${engine}/../js/live.js`), { readFileSync } = require("node:fs");'
+        "const { tokens, frame } = JSON.parse(readFileSync(process.argv[1]));"
+        "console.log(JSON.stringify(JSON.parse(process.argv[2])"
+        ".map((text) => [...frame[0], ...idsOf(text, tokens), ...frame[1]])));",
+        files / "data.json", json.dumps([one.input for one in examples]),
+    )  # fmt: skip
+    assert made == [encode_prompt(tokenizer, task, one) for one in examples]
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("right", [0, 1, 37, 60])
+def test_the_interval_of_right_answers_is_wilsons(right):
+    """By scipy, also where none or all are right."""
+    said = node(
+        "const { wilson } = require(`${engine}/../js/live.js`);"
+        "console.log(JSON.stringify(wilson(Number(process.argv[1]), 60)));",
+        right,
+    )
+    expected = stats.binomtest(right, 60).proportion_ci(method="wilson")
+    assert said == pytest.approx([expected.low, expected.high], abs=1e-6)

@@ -181,12 +181,14 @@ def test_the_faster_engine_trains_and_the_losses_are_the_same(page, shipped):
     request = tiny_job("lora", shipped)
     message = {
         "kind": "train", "task": request["task"], "base": "rows", "file": tiny_weights("rows"), "limit": 3,
-        "levels": request["levels"], "settings": request["settings"], "questions": [[3, 5, 3]],
+        "levels": request["levels"], "settings": request["settings"], "questions": [[3, 5, 3]], "tests": [],
     }  # fmt: skip
 
     def told(*before: str) -> tuple[list[float], str]:
         messages = page.evaluate(WORKER, [[*before, READY], site.engine_source(), message])
-        assert [one["kind"] for one in messages] == ["answers", *["step"] * STEPS, "answers", "done"], messages
+        assert [one["kind"] for one in messages] == ["answers", *["step"] * STEPS, "answers", "tested", "done"], (
+            messages
+        )
         return [one["loss"] for one in messages if one["kind"] == "step"], messages[-1]["by"]
 
     card = site.graphics_source()

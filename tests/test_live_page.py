@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import PAGES
-from live_trainings import AGREED, lowest
+from live_trainings import AGREED, lowest, recorded_losses
 
 from peftbook.core.records import default_store
 from peftbook.studies import live
@@ -29,6 +30,13 @@ window.Worker = class extends Real {
   }
 };
 """
+SHIFTED = """
+window.shifted = 0;
+new PerformanceObserver((list) => {
+  for (const { hadRecentInput, value } of list.getEntries()) shifted += hadRecentInput ? 0 : value;
+}).observe({ type: "layout-shift", buffered: true });
+"""
+TOGETHER = {"Train two rates": [{"rate": rate} for rate in live.ARMS["lora"].rates[:2]]}
 FRAME = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Train it here</title>
 <link rel="stylesheet" href="../_static/css/book.css"></head>
@@ -44,7 +52,7 @@ def folder(tmp_path_factory):
     for name in ("css", "fonts", "js"):
         shutil.copytree(ASSETS / name, folder / "_static" / name)
     (folder / "book").mkdir()
-    for name, shown in (("page", site.train_here()), ("small", site.train_at_once())):
+    for name, shown in (("page", site.train_here(together=TOGETHER)), ("small", site.train_at_once())):
         (folder / f"book/{name}.html").write_text(FRAME.format(shown.html), encoding="utf-8")
     return folder
 
@@ -67,7 +75,7 @@ def page(folder, other):
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda said: page.troubles.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: page.troubles.append(str(error)))
-        page.add_init_script(HEARD)
+        page.add_init_script(HEARD + SHIFTED)
         page.goto((folder / "book/page.html").as_uri())
         yield page
 
@@ -77,15 +85,20 @@ def test_a_page_from_the_disk_trains_and_has_the_losses_of_pytorch(page):
     scripts = [url for url in page.asked if f"/{site.FOLDER}/" in url]
     assert not scripts
     page.get_by_label("Rate").select_option(str(lowest("lora")))
-    page.get_by_role("button", name="Train").press("Enter")
+    page.get_by_label("Steps").select_option("100")
+    train(page).press("Enter")
     page.wait_for_function("told.some(({ kind, step }) => kind === 'step' && step === 11)", timeout=PATIENCE)
     page.get_by_role("button", name="Stop").press("Enter")
     page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
     losses = page.evaluate("told.filter(({ kind }) => kind === 'step').map(({ loss }) => loss)")
-    recorded = default_store().need(live.probe("lora", lowest("lora"), 1)).curve["train_loss_nats"]
-    assert losses[: live.ENDS] == pytest.approx(recorded[: live.ENDS], abs=AGREED)
+    assert losses[: live.ENDS] == pytest.approx(recorded_losses("lora")[: live.ENDS], abs=AGREED)
     assert "Stopped" in page.get_by_role("status").inner_text()
-    assert page.locator(".live-answers tbody tr").count() == site.QUESTIONS
+    assert page.locator(".live-wrong, .live-right").count() == 2 * len(live.messages())
+    page.get_by_label("Your own message").fill("The bill is too high.")
+    page.get_by_label("Your own message").press("Enter")
+    page.wait_for_function("document.querySelector('[role=status]').textContent.includes('Your message')")
+    both = page.locator(".live-answers tbody tr").last.locator("td").all_inner_texts()
+    assert "…" not in both and page.evaluate("shifted") < 0.05
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert all(url.startswith(("file:", "blob:")) for url in page.asked) and not page.troubles
 
@@ -97,9 +110,9 @@ def test_a_file_that_came_incomplete_is_told_in_a_sentence(page, folder):
     script.write_bytes(whole[: len(whole) // 2])
     try:
         page.get_by_label("Method").select_option("qlora")
-        page.get_by_role("button", name="Train").click()
+        train(page).click()
         page.wait_for_function("document.querySelector('[role=status]').textContent.includes('incomplete')")
-        assert page.get_by_role("button", name="Train").is_enabled()
+        assert train(page).is_enabled()
     finally:
         script.write_bytes(whole)
 
@@ -118,9 +131,9 @@ NO_VECTORS = "WebAssembly.Module = class { constructor() { throw new WebAssembly
 
 def refused(page) -> str:
     """What the page says where it cannot train; it stays as it is."""
-    page.get_by_role("button", name="Train").click()
+    train(page).click()
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('did not go on')")
-    assert page.get_by_role("button", name="Train").is_enabled() and not page.troubles
+    assert train(page).is_enabled() and not page.troubles
     return page.get_by_role("status").inner_text()
 
 
@@ -139,6 +152,17 @@ def test_a_browser_with_too_little_memory_is_told_so(page):
     assert "not enough memory" in refused(page)
 
 
+def train(page):
+    """The button that starts a training of the settings above it."""
+    return page.get_by_role("button", name=re.compile("^Train( LoRA here)?$"))
+
+
+def default_record():
+    """The record of what the page begins with."""
+    store = default_store()
+    return store.need(live.default_probes(store)[0])
+
+
 @pytest.fixture
 def small(page, folder):
     """The page with one button, in the same browser."""
@@ -149,22 +173,26 @@ def small(page, folder):
 
 def test_one_button_trains_over_the_record(small):
     """Before it is pressed the page has asked for nothing more than any other; the keyboard does for all of it."""
-    buttons = small.get_by_role("button")
-    assert buttons.count() == 1 and small.get_by_role("combobox").count() == 0
+    assert small.get_by_role("combobox").count() == 0
     assert {Path(url).name for url in small.asked if url.endswith((".js", ".html"))} == {"small.html", "book.js"}
+    small.keyboard.press("Tab")
+    small.keyboard.type("Is my lamp here?")
+    small.keyboard.press("Tab")
+    small.keyboard.type("80")
     small.keyboard.press("Tab")
     small.keyboard.press("Enter")
     small.wait_for_function("window.told.some(({ kind, step }) => kind === 'step' && step === 1)", timeout=PATIENCE)
     stop = small.get_by_role("button", name="Stop")
     stop.press("Enter")
     small.wait_for_function("window.told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
-    recorded = default_store().need(live.probe("lora", live.ARMS["lora"].rates[0], 1)).curve["train_loss_nats"]
+    recorded = default_record().curve["train_loss_nats"]
     losses = small.evaluate("told.filter(({ kind }) => kind === 'step').map(({ loss }) => loss)")
     assert losses[:2] == pytest.approx(recorded[:2], abs=AGREED)
     drawn = small.locator(".live-record").first.get_attribute("points").split()
     assert len(drawn) == len(recorded)
     assert "Stopped" in small.get_by_role("status").inner_text()
-    assert small.locator(".live-answers").count() == 0 and buttons.first.is_enabled() and stop.is_disabled()
+    assert small.evaluate("told.filter(({ kind }) => kind === 'answers').every(({ answers }) => answers.length === 5)")
+    assert train(small).is_enabled() and stop.is_disabled()
     assert small.evaluate("document.documentElement.scrollWidth <= innerWidth") and not small.troubles
 
 
@@ -183,7 +211,7 @@ def test_the_first_point_comes_soon_and_the_page_stays_fluid(page, folder):
     for _ in range(3):
         page.goto((folder / "book/page.html").as_uri())
         page.get_by_label("Steps").select_option("20")
-        page.get_by_role("button", name="Train").click()
+        train(page).click()
         page.wait_for_function("told.some(({ kind }) => kind === 'step')", timeout=PATIENCE)
         page.evaluate(WATCHED)
         page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
@@ -198,7 +226,7 @@ def test_a_batch_beyond_the_grid_trains_and_has_no_record(page):
     page.get_by_label("Batch").select_option("1")
     assert "No record has these settings" in page.locator(".live-cost").inner_text()
     page.get_by_label("Steps").select_option("20")
-    page.get_by_role("button", name="Train").click()
+    train(page).click()
     page.wait_for_function("told.some(({ kind }) => kind === 'done')", timeout=PATIENCE)
     assert "There is no record with these settings" in page.get_by_role("status").inner_text()
     kinds = page.evaluate("told.map(({ kind }) => kind)")
@@ -223,7 +251,7 @@ def test_a_tab_that_slept_says_so(page):
       };
     }
     """)
-    page.get_by_role("button", name="Train").click()
+    train(page).click()
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('put the tab to sleep')")
     assert "for 120 s" in page.get_by_role("status").inner_text()
 
@@ -231,10 +259,11 @@ def test_a_tab_that_slept_says_so(page):
 PLAYED = """
 (losses) => {
   window.Worker = class {
-    postMessage({ kind }) {
+    postMessage({ kind, tests }) {
       const tell = (data) => this.onmessage({ data });
       if (kind !== "train") return;
       losses.forEach((loss, step) => tell({ kind: "step", step, loss, seconds: 0.1, spectrum: [2, 1] }));
+      tell({ kind: "tested", answers: tests.map(() => []) });
       tell({ kind: "done", steps: losses.length, by: "an engine" });
     }
     terminate() {}
@@ -250,13 +279,34 @@ PLAYED = """
 def test_both_forms_say_at_the_end_whether_a_training_agrees(page, folder, name, added, says):
     """By the study's rule, of losses that come from the record, each moved as far; the engine has no part in it."""
     page.goto((folder / f"book/{name}.html").as_uri())
-    recorded = default_store().need(live.probe("lora", live.ARMS["lora"].rates[0], 1)).curve["train_loss_nats"]
+    recorded = default_record().curve["train_loss_nats"]
     page.evaluate(PLAYED, [loss + added for loss in recorded])
-    page.get_by_role("button", name="Train").click()
+    train(page).click()
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('nats per token in')")
     said = page.get_by_role("status").inner_text()
     assert says in said and ("squared norm" in said) == (name == "page") and said.endswith("Trained by an engine.")
-    assert page.get_by_role("button", name="Train").is_enabled() and not page.troubles
+    assert train(page).is_enabled() and not page.troubles
+
+
+def test_a_locked_guess_is_scored_by_the_records_interval_and_runs_stay(page):
+    """A share that lies in it is a hit; a button trains several runs; all lines are there until they are cleared."""
+    right = [float(each) for each in default_record().per_example["exact_match"]]
+    page.evaluate(PLAYED, default_record().curve["train_loss_nats"])
+    for guess, said in (
+        (round(100 * sum(right) / len(right)), "inside the interval of the record: a hit"),
+        (0, "a miss"),
+    ):
+        page.get_by_label("Your guess").fill(str(guess))
+        train(page).click()
+        page.wait_for_function("(said) => document.querySelector('[role=status]').textContent.includes(said)", arg=said)
+    assert f"PyTorch's record: {sum(right):.0f} of {len(right)} right" in page.get_by_role("status").inner_text()
+    page.get_by_role("button", name="Train two rates").click()
+    page.wait_for_function("document.querySelectorAll('polyline.explorer-line').length === 4")
+    rates = [f"rate {rate}" for rate in live.ARMS["lora"].rates[:2]]
+    legend = page.locator(".live-runs li").all_inner_texts()
+    assert all(rate in text for rate, text in zip(rates, legend[2:], strict=False))
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator("polyline, .live-runs li").count() == 0 and not page.troubles
 
 
 @pytest.mark.parametrize("other", [["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]], indirect=True)
@@ -265,7 +315,7 @@ def test_a_graphics_processors_engine_is_loaded_only_for_one(page):
 
     def pressed() -> bool:
         page.evaluate(PLAYED, [3.0, 2.0])
-        page.get_by_role("button", name="Train").click()
+        train(page).click()
         page.wait_for_function("document.querySelector('[role=status]').textContent.includes('Trained by')")
         return any(url.endswith(f"/{site.FOLDER}/webgpu.js") for url in page.asked)
 
@@ -279,7 +329,7 @@ def test_a_graphics_processors_engine_is_loaded_only_for_one(page):
 def test_a_loss_that_rose_is_told_with_what_to_do(page):
     """A rate far too high leaves numbers, which the page does not pass over."""
     page.evaluate(PLAYED, [7.0, 60.0, 900.0])
-    page.get_by_role("button", name="Train").click()
+    train(page).click()
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('It rose')")
     assert "take a lower rate" in page.get_by_role("status").inner_text()
 
@@ -288,12 +338,12 @@ def test_a_button_whose_script_is_missing_says_so(small, folder):
     """Where it was pressed; once the script is there, pressing again starts the training."""
     script, aside = folder / "_static/js/live.js", folder / "aside.js"
     script.rename(aside)
-    train, says = small.get_by_role("button"), small.get_by_role("status")
+    button, says = train(small), small.get_by_role("status")
     try:
-        train.click()
+        button.click()
         small.wait_for_function("document.querySelector('[role=status]').textContent.includes('could not be loaded')")
     finally:
         aside.rename(script)
-    assert train.is_enabled() and "Press again" in says.inner_text()
-    train.click()
+    assert button.is_enabled() and "Press again" in says.inner_text()
+    button.click()
     small.wait_for_function("window.told.some(({ kind }) => kind === 'step')", timeout=PATIENCE)

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_llama
 
 from peftbook.core.errors import InputError
-from peftbook.core.records import Record, Store
+from peftbook.core.records import Record, Store, default_store
 from peftbook.scratch.nf4 import dequantize_nf4, quantize_nf4
 from peftbook.scratch.rows import dequantize_rows, quantize_rows
 from peftbook.studies import get_study, live
@@ -39,8 +39,10 @@ def test_qloras_base_has_its_linear_layers_in_nf4_and_its_embedding_in_rows():
 
 def test_all_methods_see_the_same_rows_and_only_qlora_has_its_own_base():
     """Equal seeds and budgets plan equal batches; three rates a factor of 4 apart, the middle one first."""
-    runs = get_study("live").runs(Store.__new__(Store))
-    assert len(runs) == len({run.key for run in runs}) == 3 * 3 * len(live.ARMS)
+    runs = [
+        live.probe(name, rate, seed) for name, arm in live.ARMS.items() for rate in arm.rates for seed in live.SEEDS
+    ]
+    assert len({run.key for run in runs}) == 3 * 3 * len(live.ARMS)
     assert {run.runs[0].budget.model_copy(update={"learning_rate": 1.0}) for run in runs} == {live.budget(1.0)}
     assert {arm.base for arm in live.ARMS.values()} == set(BASES)
     for arm in live.ARMS.values():
@@ -60,6 +62,33 @@ def test_the_study_is_measured_once_every_method_has_its_middle_rate(tmp_path):
     verdict, made = study.verdict(store), study.quantities(store)
     assert verdict.outcome == "measured" and set(verdict.quantities) <= set(made)
     assert all(0 <= made[f"{name}_right"].low <= made[f"{name}_right"].high <= 1 for name in live.ARMS)
+
+
+def test_the_default_is_the_choice_with_the_most_right_answers_on_validation(tmp_path):
+    """Of equals the one with fewer steps; then its runs are known, with seeds that chose nothing, on test rows."""
+    store, best = Store(tmp_path), 0.9
+    assert len(live.runs(store)) == 3 * 3 * len(live.ARMS) + len(live.CHOICES) * len(live.CHOICE_SEEDS)
+    equal = {live.CHOICES[1], live.CHOICES[-1]}
+    for choice in live.CHOICES:
+        for each in live.choice_probes(*choice):
+            assert each.runs[0].evaluation.split == "validation"
+            record = invented(each, [], [])
+            store.save(record.model_copy(update={"measurements": {"exact_match": best if choice in equal else 0.5}}))
+    steps, rate = live.default(store)
+    assert (steps, rate) == live.CHOICES[1]
+    runs = live.runs(store)[-len(live.DEFAULT_SEEDS) :]
+    assert [run.seed for run in runs] == list(live.DEFAULT_SEEDS) and not set(live.DEFAULT_SEEDS) & set(
+        live.CHOICE_SEEDS
+    )
+    assert {run.runs[0].evaluation.split for run in runs} == {"test"}
+
+
+def test_the_default_answers_three_of_four_test_rows_with_each_seed():
+    """By its records; before training it answers no message with a team. test_live holds a page to such records."""
+    store, labels = default_store(), {one["label"] for one in live.messages()}
+    for record in store.need_all(live.default_probes(store)):
+        assert float(record.measurements["exact_match"] or 0) >= 0.75
+        assert not labels & set(record.per_example["asked_before"])
 
 
 def invented(probe, right: list[float], nats: list[float]) -> Record:

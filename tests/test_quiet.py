@@ -14,7 +14,7 @@ IMPORTS = """
 import logging, warnings
 from peftbook.core.quiet import quieten_libraries
 quieten_libraries()
-import bitsandbytes, peft
+import bitsandbytes
 from tqdm import TqdmWarning
 logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
 logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no network")

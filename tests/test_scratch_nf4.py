@@ -45,18 +45,6 @@ def test_levels_are_those_of_bitsandbytes():
     assert torch.equal(nf4_levels(), bnb.get_4bit_type("nf4", device="cpu"))
 
 
-def test_levels_have_seven_negatives_a_zero_and_eight_positives():
-    """The asymmetry that makes room for an exact zero."""
-    levels = nf4_levels()
-    assert (levels < 0).sum() == 7 and (levels == 0).sum() == 1 and (levels > 0).sum() == 8
-    assert levels[0] == -1 and levels[15] == 1
-
-
-def test_the_literal_offset_is_the_papers_mean_of_two_fractions():
-    """½(31/32 + 29/30) = 0.96770833…; bitsandbytes rounds it to seven digits."""
-    assert abs((31 / 32 + 29 / 30) / 2 - 0.9677083) < 5e-8
-
-
 @few
 @given(block_counts, exponents, seeds)
 def test_codes_bytes_and_absmax_are_those_of_bitsandbytes(blocks, exponent, seed):

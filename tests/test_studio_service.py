@@ -18,7 +18,7 @@ from peftbook.cli import build_parser
 from peftbook.core.errors import InputError
 from peftbook.studio import access, app
 from peftbook.studio.backup import back_up, restore
-from peftbook.studio.sessions import OwnerToken, SessionStore
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -29,8 +29,8 @@ def home(tmp_path):
     """With a project whose runs are done, and its owner's token."""
     home = tmp_path / "home"
     studio = Studio(home)
-    client = served(studio, SessionStore(home, OwnerToken(home)))
-    client.headers["authorization"] = f"Bearer {OwnerToken(home).token}"
+    client = served(studio, sessions := SessionStore(home))
+    client.headers["authorization"] = f"Bearer {sessions.owner}"
     play(client, studio, "DELETE /projects/{project}")
     return home
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats as oracle
 
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store, Unusable
@@ -248,36 +247,6 @@ def test_the_vertex_of_an_exact_parabola_is_found(centre, width, height):
     assert vertex(losses) == pytest.approx(math.exp(centre), rel=1e-4)
     assert vertex({rate: -loss for rate, loss in losses.items()}) is None
     assert vertex(dict(list(losses.items())[:2])) is None
-
-
-def an_interval(mean: float, error: float) -> stats.Interval:
-    """Four seeds, no error over examples."""
-    return stats.Interval(mean, 0, 0, error, 0.0, 4, 10)
-
-
-def holm(family: dict[str, stats.Interval]) -> dict[str, bool]:
-    """Holm's procedure on the p-values of intervals."""
-    return stats.holm({name: stats.p_value(one) for name, one in family.items()})
-
-
-def test_holm_rejects_what_bonferroni_rejects_and_never_more_than_single_tests():
-    """Between the two for any family, and equal to a single test for a family of one."""
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        family = {str(at): an_interval(rng.normal(0, 3), 1.0) for at in range(5)}
-        p = {name: 2 * oracle.t.sf(abs(one.mean), 3) for name, one in family.items()}
-        found = holm(family)
-        for name in family:
-            assert found[name] or p[name] > 0.05 / len(family)
-            assert not found[name] or p[name] <= 0.05
-    assert holm({"one": an_interval(3.1824463, 1.0)}) == {"one": False}
-    assert holm({"one": an_interval(3.1824464, 1.0)}) == {"one": True}
-
-
-def test_identical_arms_never_differ():
-    """No error and no difference: nothing to reject, however many arms there are."""
-    assert holm({"same": an_interval(0.0, 0.0), "other": an_interval(50.0, 1.0)}) == {"same": False, "other": True}
-    assert holm({"sure": an_interval(0.1, 0.0)}) == {"sure": True}
 
 
 @given(centre=st.floats(-0.4, 0.4), width=st.floats(0.1, 3), factor=st.sampled_from([2, 4]))

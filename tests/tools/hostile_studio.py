@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import hostile_files
 import studio_api
-import test_hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.app import build_app
-from peftbook.studio.sessions import OwnerToken
+from peftbook.studio.sessions import SessionStore, owner_token
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORMULA_STARTS
 from peftbook.studio.uploads import UploadStore
@@ -262,9 +262,9 @@ def watch() -> Watch:
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[Served]:
     """A studio whose session is over, with API and pages, on a port."""
-    studio, owner = Studio(home), OwnerToken(home)
-    app = build_app(studio, Caps(), users=owner)
-    client = studio_api.Client(app, {"authorization": f"Bearer {owner.token}"})
+    studio, sessions = Studio(home), SessionStore(home)
+    app = build_app(studio, Caps(), sessions=sessions)
+    client = studio_api.Client(app, {"authorization": f"Bearer {sessions.owner}"})
     known = studio_api.play(client, studio, "DELETE /projects/{project}")
     description = client("GET", "/api/v1/openapi.json").json()
     errors: list[str] = []
@@ -273,7 +273,7 @@ def serving(home: Path) -> Iterator[Served]:
     logging.getLogger("uvicorn.error").addHandler(handler)
     try:
         with studio_api.on_a_port(app) as (port, thread):
-            yield Served(studio, owner.token, port, known, description, thread, errors)
+            yield Served(studio, sessions.owner, port, known, description, thread, errors)
     finally:
         logging.getLogger("uvicorn.error").removeHandler(handler)
         studio.close()
@@ -462,8 +462,14 @@ PATHS = """
     /studio/fonts/../../access.py /studio/fonts/%2e%2e/%2e%2e/access.py /static/..%2f..%2fetc/passwd /file=/etc/passwd
     /gradio_api/file=/etc/passwd /proxy=http://evil.example /api/v1/docs /api/v1/redoc /docs /redoc /metrics /admin
     /api/v1/projects/ /.git/config /api/v2/projects /API/V1/projects /api/v1;/projects /debug
+    /studio/../studio.sqlite /studio/%2e%2e/studio.sqlite /studio/fonts/..%2f..%2faccess.py
+    /studio/templates/home.html /projects/{project}/../../studio.sqlite /projects/{project}/..%2fdata.bin
+    /projects/{project}/data.bin /projects/..%2f..%2fetc/passwd /projects/%2e%2e/data /new/..%2f..%2fstudio.sqlite
+    /api/v1/jobs/..%2f..%2fdata.bin/artefacts/adapter.zip
+    /gradio_api/run/predict /config /login /projects /projects/abcd/secrets /new/abcd/content
 """.split()  # noqa: SIM905
-HOSTS = ["evil.example", "[::1]evil.com", "127.0.0.1:x.evil.com", "127.0.0.1.evil.com", "127.0.0.1:80:80", "", " ",
+HOSTS = ["evil.example", "evil.example:7861", "localhost.evil", "127.0.0.1:7861@evil.com", "127.0.0.1:",
+         "[::1]evil.com", "127.0.0.1:x.evil.com", "127.0.0.1.evil.com", "127.0.0.1:80:80", "", " ",
          "localhost@evil", "127.0.0.1:999999", "[::1", "127.0.0.1,evil.com", "127.0.0.1/evil", "0x7f.1",
          "2130706433"]  # fmt: skip
 SITES = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": "http://["},
@@ -488,6 +494,7 @@ def attacks(there: Served) -> Iterator[Request]:
     json_kind = {"Content-Type": "application/json"}
     for path in PATHS:
         yield Request("GET", path.format(**known), statuses=(400, 404, 405, 422))
+        yield Request("POST", path.format(**known), statuses=(400, 404, 405, 422))
     for host in HOSTS:
         yield Request("GET", projects, {"Host": host}, statuses=(400, 421))
     yield Request("GET", projects, {"Host": None}, statuses=(400, 421))
@@ -496,6 +503,8 @@ def attacks(there: Served) -> Iterator[Request]:
     for site in SITES:
         body = b'{"filename": "x.csv", "bytes": 1}'
         yield Request("POST", "/api/v1/files", json_kind | site, body, (403,))
+        for path in ("/", "/new", "/projects/abcd/data"):
+            yield Request("POST", path, site, b"a,b\n", (403,))
         yield Request("DELETE", f"{projects}/{known['project']}", site, statuses=(403,))
         yield Request("GET", projects, site, statuses=(403,))
     for value in STRANGERS:
@@ -580,19 +589,22 @@ def chunked(size: int) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(block), block) for _ in range(size // len(block) + 1)) + b"0\r\n\r\n"
 
 
-def hostile_uploads(there: Served) -> None:
-    """Archives, bombs and damaged files: told from a table by its content, each in one sentence, in seconds."""
-    dice = test_hostile.Dice(0)
-    made = [partial(test_hostile.bomb, kind) for kind in range(3)]
-    made += [partial(kind, dice) for kind in test_hostile.CLASSES[:-2] for _ in range(3)]  # but for the bombs
+def hostile_uploads(there: Served, each: int) -> None:
+    """Archives, bombs and damaged files: told from a table by its content, each in one sentence, in seconds.
+
+    each: so many of a class, and of the three bombs.
+    """
+    dice = hostile_files.Dice(0)
+    made = [partial(hostile_files.bomb, kind) for kind in range(each)]
+    made += [partial(kind, dice) for kind in hostile_files.CLASSES[:-2] for _ in range(each)]  # but for the bombs
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     reading = json.dumps({"input": "q", "target": "a"}).encode()
     for at, content in enumerate(make() for make in made):
         if not content:
             continue
-        name = test_hostile.NAMES[at % len(test_hostile.NAMES)]
+        name = hostile_files.NAMES[at % len(hostile_files.NAMES)]
         file = there.upload(content, name)
-        refused = (422,) if at < 3 else ()
+        refused = (422,) if at < each else ()
         there.send(Request("GET", f"/api/v1/files/{file}/table", statuses=refused))
         there.send(Request("POST", f"/api/v1/files/{file}/findings", {"Content-Type": "application/json"}, reading))
         asked = json.dumps({"file": file, "input": "q", "target": "a"}).encode()
@@ -644,22 +656,22 @@ def stale_tokens(there: Served) -> None:
     made = there.ask("POST", "/tokens", {"label": "stolen"})
     there.ask("DELETE", f"/tokens/{made['id']}")
     with tempfile.TemporaryDirectory() as other:
-        others = OwnerToken(Path(other)).token
+        others = owner_token(Path(other))
     for secret in (made["secret"], others, made["id"], there.token[:-1], there.token + "0", there.token.upper()):
         header = {"Authorization": f"Bearer {secret}"}
         there.send(Request("GET", "/api/v1/projects", header, statuses=(401,)))
         there.send(Request("POST", "/api/v1/tokens", header, b'{"label": "x"}', (401,)))
 
 
-def attack(there: Served, count: int) -> list[str]:
-    """All of it, with so many generated requests; the laws that were broken."""
+def attack(there: Served, count: int, each: int = 3) -> list[str]:
+    """All of it, with so many generated requests and files of a class; the laws that were broken."""
     with watched(there):
         stale_tokens(there)
         formulas_and_markup(there)
         two_at_once(there)
         for request in [*attacks(there), *metrics(there)]:
             there.send(request)
-        hostile_uploads(there)
+        hostile_uploads(there, each)
         generated(there, count)
         assert there.ask("GET", "/health") == {"status": "ok"}
     return there.broken

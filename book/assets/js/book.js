@@ -19,7 +19,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   // Not even the script that trains is loaded before the button is pressed; it then takes the button over.
   for (const place of document.querySelectorAll(".live-small")) {
-    const button = place.querySelector("button"), says = place.querySelector("[role=status]");
+    const button = place.querySelector(".live-train"), says = place.querySelector("[role=status]");
     const press = () => {
       const script = document.createElement("script");
       script.src = new URL("live.js", here);

@@ -168,7 +168,7 @@ function put(figure) {
   /** @param {any} answer */
   function show(answer) {
     const [verdict, ...rest] = answer.conclusion;
-    says.textContent = `${verdict} At the peak tensors take ${gib(answer.peak_bytes)} GiB.`;
+    says.textContent = verdict;
     says.classList.toggle("fit-refused", false);
     box.dataset.verdict = answer.verdict;
     stage.replaceChildren();

@@ -1,15 +1,14 @@
 // @ts-check
-// Training in the page: controls, the loss as it falls over the record's curve, answers before and after.
+// Training in the page: controls, the losses of runs as they fall, answers before and after, a guess that is scored.
 // Nothing is loaded before "Train" is pressed; then four scripts of this site are, which also works from a disk.
-// A page that brings its own button has the small form: the first setting and the loss alone. There `book.js` loads
-// this script, too, when the button is pressed.
+// The small form has no controls but those, and `book.js` loads this script, too, when its button is pressed.
 (() => {
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 const SMOOTH = 5; // steps of a running mean
-const HIGHEST = 8; // nats on the axis
-const FREE = "no record";
+const TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]; // nats on the axis, which is logarithmic
+const LOOKS = 6; // of lines that lie over each other
 const PATIENCE = 1000; // milliseconds for a browser to say whether it has a graphics processor
 const ASLEEP = 30; // seconds between two steps, after which a reader is told
 
@@ -55,25 +54,48 @@ function batches(plan, rows) {
   return plan.map((_, step) => Array.from({ length: rows }, (__, at) => order[(step * rows + at) % order.length]));
 }
 
-/** The bytes behind the characters in which a byte-level vocabulary is written. */
-function byteOf() {
-  const table = /** @type {Record<string, number>} */ ({});
+/** Wilson's 95 % interval of a share. @param {number} right @param {number} of @returns {[number, number]} */
+function wilson(right, of) {
+  const square = 1.959964 ** 2, share = right / of, middle = share + square / (2 * of);
+  const half = Math.sqrt(square * (share * (1 - share) / of + square / (4 * of * of)));
+  return [(middle - half) / (1 + square / of), (middle + half) / (1 + square / of)];
+}
+
+/** Right answers in words. @param {number} right @param {number} of */
+function counted(right, of) {
+  const [low, high] = wilson(right, of).map((share) => Math.round(100 * share));
+  return `${right} of ${of} right (${Math.round((100 * right) / of)} %, interval ${low} to ${high} %)`;
+}
+
+/** The characters in which a byte-level vocabulary is written, by byte. */
+function characters() {
   const plain = (/** @type {number} */ byte) => (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
   let next = 256;
-  for (let byte = 0; byte < 256; byte += 1) {
-    table[String.fromCharCode(plain(byte) ? byte : next)] = byte;
-    if (!plain(byte)) next += 1;
-  }
-  return table;
+  return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(plain(byte) ? byte : next++));
 }
 
 /** @param {number[]} ids @param {string[]} tokens */
 function textOf(ids, tokens) {
-  const table = byteOf(), characters = [...ids.map((id) => tokens[id]).join("")];
-  return new TextDecoder().decode(Uint8Array.from(characters, (each) => table[each] ?? 32)).replace(/\s+/g, " ").trim();
+  const table = characters(), bytes = [...ids.map((id) => tokens[id]).join("")].map((each) => table.indexOf(each));
+  return new TextDecoder().decode(Uint8Array.from(bytes, (byte) => (byte < 0 ? 32 : byte))).replace(/\s+/g, " ").trim();
 }
 
-if (typeof module !== "undefined") module.exports = { agreement, band, batches, smoothed, textOf };
+/** Token ids of a text: in each word the two neighbours whose union came first into the vocabulary become one. @param {string} text @param {string[]} tokens */
+function idsOf(text, tokens) {
+  const table = characters(), ranks = new Map(tokens.map((token, id) => [token, id]));
+  const words = text.match(/'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu) ?? [];
+  return words.flatMap((word) => {
+    const parts = Array.from(new TextEncoder().encode(word), (byte) => table[byte]);
+    for (;;) {
+      const unions = parts.slice(1).map((part, at) => ranks.get(parts[at] + part) ?? Infinity), least = Math.min(...unions);
+      if (least === Infinity) return parts.map((part) => /** @type {number} */ (ranks.get(part)));
+      const at = unions.indexOf(least);
+      parts.splice(at, 2, parts[at] + parts[at + 1]);
+    }
+  });
+}
+
+if (typeof module !== "undefined") module.exports = { agreement, band, batches, idsOf, smoothed, textOf, wilson };
 if (typeof document === "undefined") return;
 
 // ---- small parts of a page
@@ -99,8 +121,6 @@ function mark(parent, name, attributes, text) {
 const grouped = (value) => value.toLocaleString("en-GB");
 /** @param {number} bytes */
 const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
-/** @param {number} value */
-const rateText = (value) => String(Number(value.toPrecision(3)));
 /** @param {number} value */
 const small = (value) => (value < 1e-6 ? "less than 0.000001" : value.toPrecision(2));
 
@@ -141,123 +161,129 @@ async function graphics(folder) {
   }
 }
 
+/**
+ * A run of the page. settings: the value of each control.  name: for a reader.  own: its losses so far.  length: its steps.
+ * recorded, others: the record's curve and those of all its seeds.  right: the record's right answers.
+ * @typedef {{ settings: Record<string, string>, name: string, look: number, own: number[], length: number, recorded?: number[], others: number[][], right?: number, says: HTMLElement }} Run
+ */
+
 /** @param {HTMLElement} place */
 function put(place) {
-  const numbers = JSON.parse(/** @type {HTMLElement} */ (place.querySelector('script[type="application/json"]')).textContent ?? "");
+  const find = (/** @type {string} */ which) => /** @type {any} */ (place.querySelector(which));
+  const numbers = JSON.parse(find('script[type="application/json"]').textContent);
   const folder = place.dataset.live ?? "", calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const form = element("div", { class: "explorer-controls" });
-
-  const field = (/** @type {string} */ label, /** @type {HTMLElement} */ input) => form.append(element("label", {}, element("span", {}, label), input));
-  const select = (/** @type {string} */ label, /** @type {[string, string][]} */ options, /** @type {string} */ start) => {
-    const made = /** @type {HTMLSelectElement} */ (element("select"));
-    for (const [value, text] of options) made.append(element("option", value === start ? { value, selected: "" } : { value }, text));
-    field(label, made);
-    return made;
-  };
-  const same = (/** @type {(string | number)[]} */ values) => /** @type {[string, string][]} */ (values.map((each) => [String(each), String(each)]));
-  const arms = Object.entries(numbers.arms);
-  const method = select("Method", arms.map(([name, arm]) => [name, /** @type {any} */ (arm).label]), numbers.chosen);
-  const rate = select("Rate", [], "");
-  const rank = select("Rank", same(numbers.ranks), "16"), alpha = select("α", same(numbers.alphas), "32");
-  const targets = select("Matrices", Object.keys(numbers.targets).map((name) => [name, name]), "all");
-  const steps = select("Steps", [["0", "all, about 100"], ...same(numbers.steps)], "0");
-  const batch = select("Batch", same(numbers.batches), String(numbers.batch));
-  const seed = select("Seed", same(numbers.seeds), "1");
-  const bare = place.querySelector(".explorer") !== null;
-  const box = /** @type {HTMLElement} */ (place.querySelector(".explorer") ?? element("div", { class: "explorer" }));
-  const train = /** @type {HTMLButtonElement} */ (box.querySelector("button") ?? element("button", { type: "button", class: "live-train" }, "Train"));
-  const stop = /** @type {HTMLButtonElement} */ (element("button", { type: "button", disabled: "" }, "Stop"));
-  const cost = element("p", { class: "live-cost" }), now = element("p", { class: "live-now", "aria-hidden": "true" });
-  const says = /** @type {HTMLElement} */ (box.querySelector("[role=status]") ?? element("p", { class: "explorer-says", role: "status" }));
-  const stage = element("div", { class: "explorer-stage" }), answers = element("div", { class: "live-answers" });
-  if (bare) {
-    train.after(stop);
-    says.before(now, stage);
-  } else {
-    box.append(form, element("p", { class: "live-buttons" }, train, stop), cost, now, stage, says, answers);
-    /** @type {HTMLElement} */ (place.querySelector(".live-without")).before(box);
-  }
+  const [form, train, stop, clear, ask, own, guess, cost, now, stage, list, says] = [
+    ".explorer-controls", ".live-train", ".live-stop", ".live-clear", ".live-ask", ".live-own", ".live-guess", ".live-cost", ".live-now", ".explorer-stage", ".live-runs", "[role=status]",
+  ].map(find);
+  const cells = [...place.querySelectorAll(".live-answers tbody tr")].map((row) => [...row.querySelectorAll("td")].slice(1));
   place.classList.add("live-on");
 
-  const arm = () => numbers.arms[method.value];
-  const adapts = () => arm().choice.method === "lora";
+  const first = Object.fromEntries(Object.entries(numbers.first).map(([name, value]) => [name, String(value)]));
+  const selects = /** @type {Record<string, HTMLSelectElement>} */ (Object.fromEntries(Array.from(place.querySelectorAll("select"), (each) => [each.name, each])));
+  /** @returns {Record<string, string>} */
+  const read = () => ({ ...first, ...Object.fromEntries(Object.entries(selects).map(([name, each]) => [name, each.value])) });
+  const armOf = (/** @type {Record<string, string>} */ { method }) => numbers.arms[method];
+  const adapts = (/** @type {Record<string, string>} */ settings) => armOf(settings).choice.method === "lora";
 
-  /** Whether records were made with these settings, of some rates and seeds. */
-  const onGrid = () => steps.value === "0" && batch.value === String(numbers.batch) && (!adapts() || (rank.value === "16" && alpha.value === "32" && targets.value === "all"));
-  const isRecorded = () => onGrid() && seed.value in (numbers.recorded[method.value][rate.value] ?? {});
+  /** The key of the record with these settings, if there is one, but for its seed. @param {Record<string, string>} settings */
+  const keyOf = (settings) => settings.batch === String(numbers.batch) && (!adapts(settings) || (settings.rank === "16" && settings.alpha === "32" && settings.targets === "all"))
+    ? `${settings.method} ${settings.rate} ${settings.steps}` : "";
+  const isRecorded = (/** @type {Record<string, string>} */ settings) => numbers.recorded.includes(`${keyOf(settings)} ${settings.seed}`);
 
-  function rates() {
-    const kept = arm().rates.map(String), lowest = Math.min(...arm().rates);
-    const chosen = String(arm().rates[0]);
-    const all = Array.from({ length: 7 }, (_, at) => rateText(lowest * 2 ** (at - 1)));
-    rate.replaceChildren(...all.map((value) => element("option", value === chosen ? { value, selected: "" } : { value },
-      kept.includes(value) ? value : `${value} (${FREE})`)));
+  /** What of a run's settings is not the default, for a reader. @param {Record<string, string>} settings */
+  function nameOf(settings) {
+    const others = adapts(settings) ? [["rank", "rank "], ["alpha", "α "], ["targets", "on "]] : [];
+    const different = [...others, ["steps", "steps "], ["batch", "batch "], ["seed", "seed "]].filter(([name]) => settings[name] !== first[name]);
+    return [`${armOf(settings).label}, rate ${settings.rate}`, ...different.map(([name, word]) => word + settings[name])].join(", ");
   }
 
-  /** Numbers that the chosen method trains. */
-  function count() {
-    if (!adapts()) return arm().trained;
-    const names = /** @type {string[]} */ (numbers.targets[targets.value]);
-    return numbers.layers * Number(rank.value) * names.reduce((sum, name) => sum + numbers.sides[name][0] + numbers.sides[name][1], 0);
+  function rates() {
+    const { grid, rate, steps } = armOf(read());
+    selects.rate.replaceChildren(...grid.map((/** @type {number} */ value) => element("option", { value }, String(value))));
+    [selects.rate.value, selects.steps.value] = [String(rate), String(steps)];
+  }
+
+  /** Numbers that the chosen method trains. @param {Record<string, string>} settings */
+  function count(settings) {
+    if (!adapts(settings)) return armOf(settings).trained;
+    const names = /** @type {string[]} */ (numbers.targets[settings.targets]);
+    return numbers.layers * Number(settings.rank) * names.reduce((sum, name) => sum + numbers.sides[name][0] + numbers.sides[name][1], 0);
   }
 
   function tell() {
-    for (const each of [rank, alpha, targets]) each.disabled = !adapts();
-    const trained = count(), { base } = arm();
+    if (!form) return;
+    const settings = read(), trained = count(settings);
+    for (const name of ["rank", "alpha", "targets"]) selects[name].disabled = !adapts(settings);
     cost.textContent = `Trains ${grouped(trained)} numbers, whose values, gradients and moments take ${size(16 * trained)}. ` +
-      `Pressing Train loads ${size(numbers.bytes.engine + numbers.bytes.data + numbers.bytes[base])} from this site, once. ` +
-      (isRecorded() ? "A record of PyTorch has these settings." : "No record has these settings.");
+      `Pressing Train loads ${size(numbers.bytes.engine + numbers.bytes.data + numbers.bytes[armOf(settings).base])} from this site, once. ` +
+      (isRecorded(settings) ? "A record of PyTorch has these settings." : "No record has these settings.");
   }
 
-  method.addEventListener("input", rates);
-  form.addEventListener("input", tell);
-  rates();
-  tell();
+  if (form) {
+    selects.method.addEventListener("input", rates);
+    form.addEventListener("input", tell);
+    rates();
+    tell();
+  }
 
   // ---- the drawing
 
-  const width = Math.max(300, Math.min(640, box.clientWidth || 640)), height = 250, left = 34, bottom = height - 52;
+  /** @type {Run[]} */ let runs = [];
+  const width = Math.max(300, stage.clientWidth || 640), height = 250, left = 38, bottom = height - 36;
   const svg = mark(stage, "svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  const [lowest, highest] = [TICKS[0], TICKS[TICKS.length - 1]].map(Math.log);
 
-  /** @param {number[]} own @param {number[][]} others @param {number[] | undefined} recorded @param {number} length */
-  function draw(own, others, recorded, length) {
+  function draw() {
     svg.replaceChildren();
-    const x = (/** @type {number} */ step) => left + (step / Math.max(1, length - 1)) * (width - left - 8);
-    const y = (/** @type {number} */ loss) => bottom - (Math.min(loss, HIGHEST) / HIGHEST) * (bottom - 26);
-    for (let loss = 0; loss <= HIGHEST; loss += 2) {
-      mark(svg, "line", { x1: left, x2: width - 8, y1: y(loss), y2: y(loss), class: "explorer-grid" });
+    const longest = Math.max(100, ...runs.map((run) => run.length)), latest = runs[runs.length - 1];
+    const x = (/** @type {number} */ step) => left + (step / (longest - 1)) * (width - left - 12);
+    const y = (/** @type {number} */ loss) => bottom - ((Math.min(Math.max(Math.log(loss), lowest), highest) - lowest) / (highest - lowest)) * (bottom - 26);
+    for (const loss of TICKS) {
+      mark(svg, "line", { x1: left, x2: width - 12, y1: y(loss), y2: y(loss), class: "explorer-grid" });
       mark(svg, "text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, String(loss));
     }
-    mark(svg, "text", { x: 2, y: 12 }, "loss, nats per token, mean of five steps");
-    mark(svg, "text", { x: width - 8, y: bottom + 18, "text-anchor": "end" }, `step, of ${length}`);
-    const line = (/** @type {number[]} */ curve) => smoothed(curve).map((loss, at) => `${x(at).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
-    if (others.length > 1) {
-      const edges = band(others.map(smoothed));
-      const there = edges.map(([low], at) => `${x(at).toFixed(1)},${y(low).toFixed(1)}`), back = edges.map(([, high], at) => `${x(at).toFixed(1)},${y(high).toFixed(1)}`).reverse();
-      mark(svg, "polygon", { points: [...there, ...back].join(" "), class: "live-band" });
+    for (let step = 0; step <= longest; step += longest > 110 ? 50 : 25) {
+      if (step) mark(svg, "line", { x1: x(step - 1), x2: x(step - 1), y1: bottom, y2: bottom + 5, class: "live-tick" });
+      mark(svg, "text", { x: x(Math.max(0, step - 1)), y: bottom + 18, "text-anchor": "middle" }, String(step || 1));
     }
-    if (own.length) mark(svg, "polyline", { points: line(own), class: "explorer-line" });
-    if (recorded) mark(svg, "polyline", { points: line(recorded), class: "live-record" }); // over the line that it should hide
-    if (own.length) mark(svg, "circle", { cx: x(own.length - 1), cy: y(smoothed(own)[own.length - 1]), r: 4, class: "explorer-point" });
-    const key = [["explorer-line", "this page"], ...(recorded ? [["live-record", "the record"]] : []), ...(others.length > 1 ? [["live-band", `its ${others.length} seeds`]] : [])];
-    key.forEach(([look, text], at) => {
-      const from = 4 + at * Math.min(120, width / 3.1);
-      mark(svg, look === "live-band" ? "rect" : "line", look === "live-band"
-        ? { x: from, y: height - 16, width: 18, height: 9, class: look } : { x1: from, x2: from + 18, y1: height - 11, y2: height - 11, class: look });
-      mark(svg, "text", { x: from + 23, y: height - 7 }, text);
-    });
+    mark(svg, "text", { x: 2, y: 12 }, "loss, nats per token, mean of five steps (logarithmic)");
+    mark(svg, "text", { x: width - 12, y: height - 3, "text-anchor": "end" }, "step");
+    const points = (/** @type {number[]} */ curve) => curve.map((loss, at) => `${x(at).toFixed(1)},${y(loss).toFixed(1)}`);
+    if (latest?.others.length > 1) {
+      const edges = band(latest.others.map(smoothed));
+      mark(svg, "polygon", { points: [...points(edges.map(([low]) => low)), ...points(edges.map(([, high]) => high)).reverse()].join(" "), class: "live-band" });
+    }
+    for (const { own: losses, look } of runs) if (losses.length) mark(svg, "polyline", { points: points(smoothed(losses)).join(" "), class: `explorer-line live-look-${look}` });
+    if (latest?.recorded) mark(svg, "polyline", { points: points(smoothed(latest.recorded)).join(" "), class: "live-record" }); // over the line that it should hide
+    if (latest?.own.length) mark(svg, "circle", { cx: x(latest.own.length - 1), cy: y(smoothed(latest.own)[latest.own.length - 1]), r: 4, class: "explorer-point" });
   }
 
-  draw([], [], undefined, 100);
+  /** A line of the legend. @param {string} look @param {string} text */
+  function key(look, text) {
+    const item = element("li"), sample = mark(item, "svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }), words = element("span", {}, text);
+    mark(sample, "line", { x1: 0, x2: 26, y1: 5, y2: 5, class: look });
+    item.append(words);
+    list.append(item);
+    return words;
+  }
 
-  const spectrum = mark(stage, "svg", { viewBox: `0 0 ${width} 110`, "aria-hidden": "true", hidden: "" });
+  function legend() {
+    list.replaceChildren();
+    for (const run of runs) run.says = key(`explorer-line live-look-${run.look}`, run.says?.textContent || run.name);
+    const latest = runs[runs.length - 1];
+    if (latest?.recorded) key("live-record", `PyTorch's record of ${latest.name}${latest.others.length > 1 ? `; the band is its ${latest.others.length} seeds` : ""}`);
+  }
+
+  draw();
+
+  const spectrum = form && mark(stage, "svg", { viewBox: `0 0 ${width} 110`, "aria-hidden": "true" });
 
   /** Bars of the singular values, the largest first. @param {number[]} values @param {string} matrix */
   function drawSpectrum(values, matrix) {
+    if (!spectrum) return;
     spectrum.replaceChildren();
-    spectrum.toggleAttribute("hidden", values.length === 0);
     const most = Math.max(...values, 1e-9), each = (width - left - 8) / Math.max(8, values.length);
-    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update${width < 480 ? "" : ` of ${matrix}`}, the largest ${most.toPrecision(2)}`);
+    mark(spectrum, "text", { x: 2, y: 12 }, `singular values of the update${values.length ? `${width < 480 ? "" : ` of ${matrix}`}, the largest ${most.toPrecision(2)}` : ""}`);
     mark(spectrum, "line", { x1: left, x2: width - 8, y1: 100, y2: 100, class: "explorer-grid" });
     values.forEach((value, at) => {
       const high = (value / most) * 76;
@@ -265,91 +291,139 @@ function put(place) {
     });
   }
 
+  drawSpectrum([], "");
+
   // ---- a training
 
   /** @type {Worker | undefined} */
   let worker;
+  /** Settings of runs that come next. @type {Record<string, string>[]} */
+  let waiting = [];
+  let locked = ""; // the guess, of a single run
 
   function busy(/** @type {boolean} */ on) {
-    for (const each of form.querySelectorAll("select")) /** @type {HTMLSelectElement} */ (each).disabled = on;
-    train.disabled = on;
+    for (const each of place.querySelectorAll("select, input, button")) /** @type {HTMLInputElement} */ (each).disabled = on;
     stop.disabled = !on;
+    ask.disabled = on || !worker;
     if (!on) tell();
   }
 
   function failed(/** @type {string} */ message) {
     worker?.terminate();
     worker = undefined;
+    waiting = [];
     now.textContent = "";
     says.textContent = `Training did not go on: ${message} The rest of the page, and the records, are as they were; another setting or another try may do.`;
     busy(false);
   }
 
-  async function press() {
-    busy(true);
-    answers.replaceChildren();
-    drawSpectrum([], "");
-    now.textContent = "";
-    says.textContent = "Loading.";
-    const { base, choice } = arm(), name = method.value, which = seed.value, pressed = performance.now();
+  /** Fill an answer's cell. @param {number} row @param {number} column 0 before, 1 after @param {string} text @param {string} [target] */
+  function answer(row, column, text, target) {
+    const cell = cells[row][column], right = text === target;
+    cell.className = target === undefined ? "" : right ? "live-right" : "live-wrong";
+    cell.textContent = `${text || "(nothing)"}${target === undefined ? "" : right ? " ✓ right" : " ✗ wrong"}`;
+  }
+
+  /** Token ids of the reader's own message in its frame; none where there is no message, or too long a one. @param {any} data */
+  function ownIds(data) {
+    const text = own.value.trim(), ids = [...data.frame[0], ...idsOf(text, data.tokens), ...data.frame[1]];
+    const fits = ids.length + data.limit - 1 <= data.task.length;
+    if (text && !fits) says.textContent = "Your message is too long for this page: leave out some words.";
+    return text && fits ? ids : undefined;
+  }
+
+  async function next() {
+    const settings = waiting[0], { base, choice } = armOf(settings), pressed = performance.now();
     try {
       const [before, engine, data, file] = await Promise.all([worker ? "" : graphics(folder), loaded(folder, "engine"), loaded(folder, "data"), loaded(folder, base)]);
-      const own = data.plans[which], all = batch.value === String(numbers.batch) ? own : batches(own, Number(batch.value)), plan = steps.value === "0" ? all : all.slice(0, Number(steps.value));
-      const curves = onGrid() ? data.curves[name][rate.value] ?? {} : {};
-      const recorded = /** @type {number[] | undefined} */ (curves[which]), others = /** @type {number[][]} */ (Object.values(curves));
-      const settings = {
-        choice: { ...choice, ...(adapts() ? { rank: Number(rank.value), alpha: Number(alpha.value), targets: numbers.targets[targets.value] } : {}), start: data.starts[which] },
-        rate: Number(rate.value), steps: plan.length, seed: Number(which), plan,
-      };
-      draw([], others, recorded, plan.length);
+      const { seed, steps, batch } = settings, whole = data.plans[seed];
+      const plan = (batch === String(numbers.batch) ? whole : batches(whole, Number(batch))).slice(0, data.lengths[steps]?.[seed] ?? Number(steps));
+      const near = keyOf(settings), others = numbers.seeds.map((/** @type {number} */ each) => data.curves[`${near} ${each}`]).filter(Boolean);
+      const asked = { choice: { ...choice, ...(adapts(settings) ? { rank: Number(settings.rank), alpha: Number(settings.alpha), targets: numbers.targets[settings.targets] } : {}), start: data.starts[seed] },
+        rate: Number(settings.rate), steps: plan.length, seed: Number(seed), plan };
+      const run = /** @type {Run} */ ({ settings, name: nameOf(settings), look: (runs.length ? runs[runs.length - 1].look + 1 : 0) % LOOKS, own: [], length: plan.length,
+        recorded: data.curves[`${near} ${seed}`], others, right: data.right[`${near} ${seed}`] });
+      runs = [...runs, run].slice(-LOOKS);
+      legend();
+      draw();
       worker ??= new Worker(URL.createObjectURL(new Blob([before, engine], { type: "text/javascript" })));
       worker.onerror = (event) => failed(event.message ?? "the worker stopped.");
-      worker.onmessage = follow(data, others, recorded, plan.length, pressed, onGrid() ? data.right[name][rate.value]?.[which] : undefined);
-      const questions = bare ? [] : data.questions.map((/** @type {any} */ one) => one.ids);
-      worker.postMessage({ kind: "train", task: data.task, base, file, levels: data.levels, settings, questions, limit: data.limit });
+      worker.onmessage = follow(data, run, pressed);
+      const mine = ownIds(data), ids = (/** @type {any} */ one) => one.ids;
+      worker.postMessage({ kind: "train", task: data.task, base, file, levels: data.levels, settings: asked, questions: [...data.questions.map(ids), ...(mine ? [mine] : [])], tests: data.tests.map(ids), limit: data.limit });
     } catch (error) {
       failed(/** @type {Error} */ (error).message);
     }
   }
 
-  /** What to do with the worker's messages. @param {any} data @param {number[][]} others @param {number[] | undefined} recorded @param {number} length @param {number} pressed @param {number[] | undefined} right the record's right answers, and of how many */
-  function follow(data, others, recorded, length, pressed, right) {
-    /** @type {number[]} */
-    const own = [], names = /** @type {string[]} */ (numbers.targets[targets.value]);
+  /** @param {Record<string, string>[]} settings of the runs to train, one after another */
+  function press(settings) {
+    waiting = settings;
+    busy(true);
+    for (const row of cells) for (const cell of row) [cell.textContent, cell.className] = ["…", ""];
+    drawSpectrum([], "");
+    locked = settings.length === 1 ? guess.value : "";
+    says.textContent = `${locked ? `Your guess of ${locked} % is locked. ` : ""}Loading.`;
+    next();
+  }
+
+  /** What to do with the worker's messages. @param {any} data @param {Run} run @param {number} pressed */
+  function follow(data, run, pressed) {
+    const names = /** @type {string[]} */ (numbers.targets[run.settings.targets]), { own: losses, length } = run;
     const matrix = `${names.includes("v") ? "v" : names[0]} in the last layer`;
-    let values = /** @type {number[]} */ ([]);
-    let heard = pressed;
-    const seconds = /** @type {number[]} */ ([]), told = /** @type {Record<string, number[][]>} */ ({});
+    let values = /** @type {number[]} */ ([]), heard = pressed, right = -1;
+    const seconds = /** @type {number[]} */ ([]);
+    const text = (/** @type {number[]} */ ids) => textOf(ids, data.tokens);
     return (/** @type {MessageEvent} */ { data: message }) => {
       if (message.kind === "failed") failed(message.message);
-      if (message.kind === "answers") {
-        told[message.when] = message.answers;
-        show(data, told);
+      if (message.kind === "answers") message.answers.forEach((/** @type {number[]} */ ids, /** @type {number} */ at) => answer(at, message.when === "after" ? 1 : 0, text(ids), data.questions[at]?.target));
+      if (message.kind === "asked") {
+        const both = message.answers.map(text);
+        both.forEach((/** @type {string} */ each, /** @type {number} */ column) => answer(cells.length - 1, column, each));
+        says.textContent = `Your message: “${both[0]}” before training, “${both[1]}” after it.`;
+        busy(false);
       }
+      if (message.kind === "tested") right = message.answers.filter((/** @type {number[]} */ ids, /** @type {number} */ at) => text(ids) === data.tests[at].target).length;
       if (message.kind === "step") {
-        own.push(message.loss);
+        losses.push(message.loss);
         seconds.push(message.seconds);
-        if (own.length === 1) place.dataset.firstPoint = String((performance.now() - pressed) / 1000);
+        if (losses.length === 1) place.dataset.firstPoint = String((performance.now() - pressed) / 1000);
         const recent = seconds.slice(-8).sort((a, b) => a - b), each = recent[Math.floor(recent.length / 2)];
-        const rest = Math.ceil(each * (length - own.length));
-        now.textContent = `Step ${own.length} of ${length}, loss ${message.loss.toFixed(3)}, ${each.toFixed(2)} s a step, about ${rest} s left`;
+        const rest = Math.ceil(each * (length - losses.length));
+        now.textContent = `Step ${losses.length} of ${length}, loss ${message.loss.toFixed(3)}, ${each.toFixed(2)} s a step, about ${rest} s left`;
         const silent = (performance.now() - heard) / 1000;
         heard = performance.now();
-        if (own.length === 1 || own.length % 25 === 0) says.textContent = `Step ${own.length} of ${length}: the loss is ${message.loss.toFixed(2)} nats per token.`;
-        if (own.length > 1 && silent > ASLEEP) says.textContent = `Nothing came for ${Math.round(silent)} s: the browser had put the tab to sleep. Training went on where it was, at step ${own.length}.`;
-        if (message.spectrum && !bare) {
+        if (losses.length === 1 || losses.length % 50 === 0) says.textContent = `${run.name}, step ${losses.length} of ${length}: the loss is ${message.loss.toFixed(2)} nats per token.`;
+        if (losses.length > 1 && silent > ASLEEP) says.textContent = `Nothing came for ${Math.round(silent)} s: the browser had put the tab to sleep. Training went on where it was, at step ${losses.length}.`;
+        if (message.spectrum) {
           values = message.spectrum;
           drawSpectrum(values, matrix);
         }
-        if (!calm || own.length % 10 === 0 || own.length === length) draw(own, others, recorded, length);
+        if (!calm || losses.length % 10 === 0 || losses.length === length) draw();
       }
       if (message.kind === "done") {
         now.textContent = "";
-        says.textContent = verdict(own, recorded, message.steps < length) + (right ? ` The record answers ${right[0]} of ${right[1]} test messages with the right team.` : "") + firstShare(values, matrix) + (message.by ? ` Trained by ${message.by}.` : "");
         place.dataset.steps = String(message.steps);
+        const of = data.tests.length, stopped = message.steps < length;
+        const yours = right < 0 ? "" : `${counted(right, of)}${run.right === undefined ? "" : `; PyTorch's record: ${counted(run.right, of)}`}`;
+        run.says.textContent = [`${run.name}: ${stopped ? "stopped" : "ended"} at ${smoothed(losses)[losses.length - 1]?.toFixed(2)} nats`, yours].filter(Boolean).join(", ");
+        waiting = stopped ? [] : waiting.slice(1);
+        if (waiting.length) {
+          next();
+          return;
+        }
+        says.textContent = (yours ? `Your model has ${yours}. ` : "") + (right < 0 || stopped ? "" : scored(run.right ?? right, of, run.right !== undefined)) +
+          verdict(losses, run.recorded, stopped) + (form ? firstShare(values, matrix) : "") + (message.by ? ` Trained by ${message.by}.` : "");
         busy(false);
       }
     };
+  }
+
+  /** The locked guess against an interval. @param {number} right @param {number} of @param {boolean} recorded whether the record's, else the run's own */
+  function scored(right, of, recorded) {
+    if (!locked) return "";
+    const [low, high] = wilson(right, of).map((share) => Math.round(100 * share)), hit = Number(locked) >= low && Number(locked) <= high;
+    return `Your guess of ${locked} % lies ${hit ? "inside" : "outside"} the interval of ${recorded ? "the record" : "your run"}: ${hit ? "a hit" : "a miss"}. `;
   }
 
   /** How much of the update lies in its first direction. @param {number[]} values @param {string} matrix */
@@ -370,25 +444,33 @@ function put(place) {
       `the means of the last ${rule.ends} ${small(drift)} (rule: ${rule.last}).${parted}`;
   }
 
-  /** @param {any} data @param {Record<string, number[][]>} told */
-  function show(data, told) {
-    const cell = (/** @type {number[] | undefined} */ ids, /** @type {string} */ target) => {
-      const text = ids ? textOf(ids, data.tokens) : "";
-      return element("td", text === target ? { class: "live-right" } : {}, ids ? text || "(nothing)" : "…", ...(text === target ? [" ✓"] : []));
-    };
-    const rows = data.questions.map((/** @type {any} */ one, /** @type {number} */ at) => element("tr", {}, element("th", { scope: "row" }, one.text),
-      element("td", {}, one.target), cell(told.before?.[at], one.target), cell(told.after?.[at], one.target)));
-    const head = element("tr", {}, ...["Test message", "Right", "Before", "After"].map((text) => element("th", { scope: "col" }, text)));
-    answers.replaceChildren(element("table", { class: "table" }, element("caption", {}, "What the model answers"), element("thead", {}, head), element("tbody", {}, ...rows)));
+  train.addEventListener("click", () => press([read()]));
+  for (const each of place.querySelectorAll(".live-together")) {
+    const settings = numbers.together[/** @type {HTMLButtonElement} */ (each).value].map((/** @type {Record<string, any>} */ one) => Object.fromEntries(Object.entries(one).map(([name, value]) => [name, String(value)])));
+    each.addEventListener("click", () => press(settings.map((/** @type {Record<string, string>} */ one) => ({ ...read(), ...one }))));
   }
-
-  train.addEventListener("click", press);
-  if (bare) press(); // its button has been pressed
+  clear.addEventListener("click", () => {
+    runs = [];
+    legend();
+    draw();
+    says.textContent = "The runs are cleared.";
+  });
+  const askNow = async () => {
+    if (ask.disabled) return;
+    const data = await loaded(folder, "data"), ids = ownIds(data);
+    if (!ids) return;
+    busy(true);
+    stop.disabled = true;
+    worker?.postMessage({ kind: "ask", prompt: ids, limit: data.limit });
+  };
+  ask.addEventListener("click", askNow);
+  own.addEventListener("keydown", (/** @type {KeyboardEvent} */ { key: pressed }) => pressed === "Enter" && askNow());
   stop.addEventListener("click", () => {
     stop.disabled = true;
     says.textContent = "Stopping after this step.";
     worker?.postMessage({ kind: "stop" });
   });
+  if (!form) press([read()]); // its button has been pressed
 }
 
 for (const place of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("[data-live]:not(.live-on)"))) put(place);

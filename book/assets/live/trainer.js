@@ -114,4 +114,4 @@ function largest(values) {
   return best;
 }
 
-module.exports = { trainer };
+module.exports = { AT_ONCE, trainer };

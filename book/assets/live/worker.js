@@ -3,7 +3,7 @@
 "use strict";
 
 const { raced } = require("./race.js");
-const { trainer } = require("./trainer.js");
+const { AT_ONCE, trainer } = require("./trainer.js");
 const { tensorsOf } = require("./weights.js");
 
 const EVERY = 5; // steps between two looks at the update
@@ -12,6 +12,8 @@ const EVERY = 5; // steps between two looks at the update
 const bases = {};
 /** @type {ReturnType<typeof trainer> | undefined} */
 let trainings;
+/** What answers a message after a training: the trained model, and how an untrained one is made. @type {{ after: ReturnType<typeof raced>, before: () => { answers: (prompts: number[][], limit: number) => Promise<number[][]> } } | undefined} */
+let models;
 let stopped = false;
 /** A space on a graphics processor; the page has put what it takes before this script where the browser has one. @type {Promise<{ space: import("./parts.js").Space, end: () => void } | undefined> | undefined} */
 let card = /** @type {any} */ (globalThis).peftbookGraphics?.().catch(() => undefined);
@@ -33,12 +35,26 @@ function ready(task) {
   return trainings;
 }
 
+/** The answers to any number of prompts. @param {{ answers: (prompts: number[][], limit: number) => Promise<number[][]> }} model @param {number[][]} prompts @param {number} limit */
+async function answered(model, prompts, limit) {
+  const answers = [];
+  for (let at = 0; at < prompts.length; at += AT_ONCE) answers.push(...await model.answers(prompts.slice(at, at + AT_ONCE), limit));
+  return answers;
+}
+
+/** A message's answers before and after the last training. @param {{ prompt: number[], limit: number }} asked */
+async function ask({ prompt, limit }) {
+  if (!models) return;
+  const both = [...await models.before().answers([prompt], limit), ...await models.after.answers([prompt], limit)];
+  tell({ kind: "asked", answers: both });
+}
+
 /**
  * @param {{
- *   task: any, base: string, file: any, levels: number[], settings: any, questions: number[][], limit: number,
+ *   task: any, base: string, file: any, levels: number[], settings: any, questions: number[][], tests: number[][], limit: number,
  * }} asked
  */
-async function train({ task, base, file, levels, settings, questions, limit }) {
+async function train({ task, base, file, levels, settings, questions, tests, limit }) {
   stopped = false;
   const engine = ready(task);
   bases[base] ??= tensorsOf(file, levels);
@@ -47,7 +63,10 @@ async function train({ task, base, file, levels, settings, questions, limit }) {
     return there && trainer(task, there.space).start(bases[base], settings);
   };
   const training = raced(engine.start(bases[base], settings), rival, refused);
-  tell({ kind: "answers", when: "before", answers: await training.answers(questions, limit) });
+  /** @type {ReturnType<ReturnType<typeof trainer>["start"]> | undefined} */
+  let untrained;
+  models = { after: training, before: () => (untrained ??= trainer(task).start(bases[base], settings)) };
+  tell({ kind: "answers", when: "before", answers: await answered(training, questions, limit) });
   let step = 0;
   for (; step < settings.steps && !stopped; step += 1) {
     const began = performance.now(), loss = await training.next(), seconds = (performance.now() - began) / 1000;
@@ -55,7 +74,8 @@ async function train({ task, base, file, levels, settings, questions, limit }) {
     tell({ kind: "step", step, loss, seconds, spectrum });
     await pause();
   }
-  tell({ kind: "answers", when: "after", answers: await training.answers(questions, limit) });
+  tell({ kind: "answers", when: "after", answers: await answered(training, questions, limit) });
+  tell({ kind: "tested", answers: await answered(training, tests, limit) });
   tell({ kind: "done", steps: step, by: training.by() });
 }
 
@@ -71,5 +91,5 @@ addEventListener("message", ({ data }) => {
     stopped = true;
     return;
   }
-  train(data).catch((error) => tell({ kind: "failed", message: reason(error) }));
+  (data.kind === "ask" ? ask : train)(data).catch((error) => tell({ kind: "failed", message: reason(error) }));
 });

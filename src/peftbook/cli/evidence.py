@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftbook.cli.arguments import Add, on_platform, positive, print_json
 from peftbook.cli.runs import store_on
 from peftbook.core.errors import InputError
+from peftbook.core.quiet import gc_paused
 
 if TYPE_CHECKING:
     from peftbook.core.records import Store
@@ -83,21 +84,13 @@ def command_import(args: argparse.Namespace) -> int:
     return 0
 
 
+@gc_paused()  # a quarter of the command's time
 def command_status(args: argparse.Namespace) -> int:
     """Say for each study which runs are cached, missing, failed or stale."""
-    from peftbook.core.quiet import gc_paused
-
-    with gc_paused():  # a quarter of the command's time
-        tell_status(store_on(args.platform), args.platform, args.verbose)
-    return 0
-
-
-def tell_status(store: Store, platform: str, verbose: bool) -> None:
-    """Print the state of each study, and the records that belong to none."""
     from peftbook.evidence.results import describe, study_runs
     from peftbook.studies import NAMES, get_study
 
-    used: set[str] = set()
+    store, used = store_on(args.platform), set[str]()
     for name in NAMES:
         if not (found := study_runs(name, store)):  # runs of others
             continue
@@ -105,19 +98,20 @@ def tell_status(store: Store, platform: str, verbose: bool) -> None:
         used |= states.keys()
         missing, failed = ([state for _, state in found].count(state) for state in ("missing", "diverged"))
         print(f"{name}: {len(found) - missing} of {len(found)} runs cached, {failed} of them diverged")
-        if verbose:
+        if args.verbose:
             for run in get_study(name).runs(store):
                 key = store.spec(run).key
                 print(
                     f"  {'missing' if states[key] == 'missing' else 'cached '} {key[:12]} {describe(store.spec(run))}"
                 )
         if missing:
-            print(f"  {missing} missing: run `{command_for(name, platform)}`")
-    stale = [one for one in store.others(used) if one.spec.platform == platform and one.key not in used]
+            print(f"  {missing} missing: run `{command_for(name, args.platform)}`")
+    stale = [one for one in store.others(used) if one.spec.platform == args.platform and one.key not in used]
     if stale:
-        print(f"{len(stale)} records belong to no study any more" + "; --verbose lists them" * (not verbose))
-    for one in stale if verbose else ():
+        print(f"{len(stale)} records belong to no study any more" + "; --verbose lists them" * (not args.verbose))
+    for one in stale if args.verbose else ():
         print(f"  stale   {one.key[:12]} {describe(one.spec)}")
+    return 0
 
 
 def command_for(study: str, platform: str) -> str:
@@ -140,19 +134,17 @@ def command_verify(args: argparse.Namespace) -> int:
     return 1 if counts["drift"] or counts["failed"] else 0
 
 
+@gc_paused()  # judging makes no reference cycles
 def command_claims(args: argparse.Namespace) -> int:
     """Print the verdict on each claim, a line each in order of worth; the whole of those named; or what would decide
     those that are open.
     """
-    from peftbook.core.quiet import gc_paused
+    from peftbook.evidence.results import claim, claims, count_verdicts
 
-    with gc_paused():  # judging makes no reference cycles
-        from peftbook.evidence.results import claim, claims, count_verdicts
-
-        store = store_on(args.platform)
-        if args.decidable:
-            return print_outlooks(store, args.json)
-        judged = [claim(name, store) for name in args.names] or claims(store)
+    store = store_on(args.platform)
+    if args.decidable:
+        return print_outlooks(store, args.json)
+    judged = [claim(name, store) for name in args.names] or claims(store)
     if args.json:
         print_json([claim_row(one, args.platform) for one in judged])
     elif args.names:

@@ -61,10 +61,8 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     from peftbook.tasks.rows import Caps
 
     web.add_argument("--home", type=Path, help=HOME)
-    web.add_argument("--host", default="127.0.0.1", help="to listen on; another than this machine's own needs a login")
+    web.add_argument("--host", default="127.0.0.1", help="to listen on, if not this machine's own alone")
     web.add_argument("--port", type=int, default=7861, help="to listen on (default 7861)")
-    web.add_argument("--login-file", type=Path, metavar="FILE", help="let in only who is in it; --add-user writes it")
-    web.add_argument("--add-user", metavar="NAME", help="ask for a password, keep its hash in the login file, and end")
     words = "let in everybody on this machine, as behind a proxy that asks; else by the token in the printed address"
     web.add_argument("--no-token", action="store_true", help=words)
     words = "a name under which a proxy reaches it, with its own TLS; once for each"
@@ -171,14 +169,8 @@ def command_studio(args: argparse.Namespace) -> int:
     from peftbook.core.options import check_bounds, read_options
     from peftbook.studio.app import serve
     from peftbook.studio.database import default_home
-    from peftbook.studio.users import add_user
     from peftbook.tasks.rows import Caps
 
-    if args.add_user:
-        path = args.login_file or (args.home or default_home()) / "login.json"
-        add_user(path, args.add_user)
-        print(f"{args.add_user} can log in; start the studio with --login-file {path}.")
-        return 0
     if args.backup or args.restore or args.unit or args.save_project or args.load_project:
         print(maintain(args, args.home or default_home()))
         return 0
@@ -188,7 +180,6 @@ def command_studio(args: argparse.Namespace) -> int:
         args.home,
         host=args.host,
         port=args.port,
-        login_file=args.login_file,
         worker=not args.no_worker,
         caps=caps,
         token=not args.no_token,
@@ -211,7 +202,6 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.save_project or args.load_project:
         return move_project(args, home)
     options = [word for name in args.name for word in ("--name", name)]
-    options += ["--login-file", str(args.login_file)] if args.login_file else []
     options += ["--ray", args.ray] if args.ray else []
     return unit(home, args.port, options)
 

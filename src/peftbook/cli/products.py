@@ -14,8 +14,6 @@ def add_commands(add: Add) -> None:
     """The commands and their options."""
     book = add("book", command_book)
     book.add_argument("--strict", action="store_true", help="all pages, warnings are errors")
-    what = "executed chapters that another build left there; a folder gets those of this one too"
-    book.add_argument("--cache", type=Path, metavar="FOLDER", help=f"{what}. Or a .zip of such a folder")
     add("pdf", command_pdf)
     add("epub", command_epub)
     add("figures", command_figures).add_argument("--out", type=Path, default="figures")
@@ -31,7 +29,7 @@ def command_book(args: argparse.Namespace) -> int:
     from peftbook.views.build import build_book, report
 
     began = time.monotonic()
-    print(report(build_book(Path.cwd(), strict=args.strict, executed=args.cache), began))
+    print(report(build_book(Path.cwd(), strict=args.strict), began))
     return 0
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add
-from peftbook.core.errors import InputError
 
 if TYPE_CHECKING:
     from peftbook.tasks import TaskData
@@ -31,7 +30,6 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         "--memory", required=True, metavar="SIZE", help="of the card as torch sees it, like 23.6GiB (24 GB)"
     )
     add_options(parser, Guessed)
-    parser.add_argument("--stack", default="trl", help="of the scripts; trl is the one that there is (default trl)")
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="for the model card")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the scripts, into a new folder")
 
@@ -49,11 +47,6 @@ def command_recipe(args: argparse.Namespace) -> int:
     from peftbook.tasks.columns import guess_columns
     from peftbook.tasks.files import describe_reading, read_file, task_from_table
 
-    if args.stack.lower() != "trl":
-        raise InputError(
-            f"Scripts are written for trl, not for {args.stack!r}: `peftbook fit --stack {args.stack}` says what that "
-            "one needs."
-        )
     if args.out is not None:
         check_free(args.out)
     model_named(args.model)

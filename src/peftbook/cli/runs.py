@@ -113,6 +113,8 @@ def engine(args: argparse.Namespace, store) -> Iterator[dict]:
 
 def run_one(args: argparse.Namespace) -> int:
     """One run by its key, with progress bar and traceback."""
+    import tempfile
+
     from peftbook.runtime.queue import run_subprocess
     from peftbook.training.launch import refuse_to_split
 
@@ -124,7 +126,7 @@ def run_one(args: argparse.Namespace) -> int:
     if path is not None and not args.again:
         print(f"Run {run.key[:12]} is cached: {path}")
         return 0
-    folder = rerun_folder() if args.again else None
+    folder = Path(tempfile.mkdtemp(prefix="peftbook-rerun-")) if args.again else None  # no shipped record is replaced
     if slow := slow_here(run, store):
         print(slow, file=sys.stderr)
     ok, message = run_subprocess(run, folder=folder, show=True, processes=args.processes, strategy=args.strategy)
@@ -158,13 +160,6 @@ def store_on(platform: str, *, to_run: bool = False):
     if not machine:
         raise InputError(f"Platform {platform!r} needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
     return default_store().on(platform, machine)
-
-
-def rerun_folder() -> Path:
-    """A folder outside the shipped records, so that a repeated run never replaces one."""
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="peftbook-rerun-"))
 
 
 def find_run(prefix: str, store):

@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from peftbook.core.errors import InputError
 
-__all__ = ["Keyed", "Spec", "build"]
-
 
 class Spec(BaseModel):
     """Frozen base of all specs: no unknown fields, no infinite numbers (JSON has no word for them).

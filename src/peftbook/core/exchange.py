@@ -13,8 +13,6 @@ from pathlib import Path
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store, check_record, write_atomically
 
-__all__ = ["ZIP_DATE", "export_records", "files_of", "import_records", "paths_of", "receive_record"]
-
 # What an imported file may hold: our own names, and no more than these sizes (the largest shipped record has 0.1 MB).
 MEMBER = re.compile(r"([0-9a-f]{12})(\.json|\.texts\.json\.gz)")
 MEMBERS, MEMBER_BYTES, ALL_BYTES, TEXTS_BYTES = 4000, 8_000_000, 400_000_000, 64_000_000

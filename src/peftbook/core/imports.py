@@ -8,8 +8,6 @@ from pathlib import Path
 
 from peftbook.core.folders import PACKAGE
 
-__all__ = ["dependencies", "imported_names"]
-
 IMPORTED = re.compile(
     r"^\s*(?:from\s+(peftbook[\w.]*)\s+import\s+(\([^)]*\)|.*)|import\s+(peftbook[\w.]*))", re.MULTILINE
 )

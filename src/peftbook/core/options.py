@@ -11,9 +11,6 @@ from typing import Any, TypeVar, get_type_hints
 
 from peftbook.core.errors import InputError
 
-__all__ = ["Bound", "Option", "add_options", "check_bounds", "listed", "number", "options_of", "read_options",
-           "words_of"]  # fmt: skip
-
 Model = TypeVar("Model")
 
 

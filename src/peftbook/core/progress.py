@@ -13,8 +13,6 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TextIO
 
-__all__ = ["Display", "Phase", "Phases", "StatusLine", "describe_step", "duration", "show_progress", "time_of_day"]
-
 LOG_SECONDS = 30.0  # between two lines of a log about one thing
 WAIT_SECONDS = 7.0  # the same where somebody waits for a build
 LIVE_SECONDS = 0.1  # between two updates of a line on a terminal

@@ -8,20 +8,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["filter_messages", "gc_paused", "quieten_libraries"]
-
 
 def filter_messages() -> None:
     """Drop known messages; everything else still shows. To be called before the libraries are imported."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(is_unknown)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+        lambda record: "gemm_4bit_forward" not in record.getMessage()  # a kernel of the hub: its own is used
+    )
     warnings.filterwarnings("ignore", "IProgress not found")  # tqdm asks for widgets, which no page shows
     # Of transformers' own attribute, which it asks of itself, and which peft still reads.
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-
-
-def is_unknown(record: logging.LogRecord) -> bool:
-    """False for the hint of bitsandbytes that a kernel of the hub is not installed: its own is used."""
-    return "gemm_4bit_forward" not in record.getMessage()
 
 
 def quieten_libraries() -> None:

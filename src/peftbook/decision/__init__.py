@@ -29,39 +29,13 @@ from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.own_metrics import Metric
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
 from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend, say_continued
-from peftbook.decision.terms import (
-    COSTS,
-    MEASURES,
-    Comparison,
-    Contrast,
-    Kind,
-    Measure,
-    Pair,
-    Recommendation,
-    Row,
-    Skewed,
-)
+from peftbook.decision.terms import COSTS, MEASURES, Comparison, Measure, Pair, Row
 from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
 from peftbook.methods.untuned import Untuned
 from peftbook.tasks import TaskExample, groups_of
 
-__all__ = [
-    "COSTS",
-    "LEVEL",
-    "MEASURES",
-    "Comparison",
-    "Contrast",
-    "Kind",
-    "Measure",
-    "Pair",
-    "Recommendation",
-    "Row",
-    "Skewed",
-    "check_choices",
-    "compare",
-    "pareto",
-]
+__all__ = ["COSTS", "MEASURES", "Comparison", "Row", "check_choices", "compare", "pareto"]
 
 LEVEL = 0.05  # family-wise, of each of the two questions
 

@@ -14,8 +14,6 @@ from peftbook.decision.terms import Measure, Row, Skewed
 from peftbook.evidence import comparison, metrics
 from peftbook.evidence.stats import Groups, Interval
 
-__all__ = ["Candidate", "describe_row", "encoder_in_words", "group_records", "label_candidates"]
-
 
 @dataclass
 class Candidate:

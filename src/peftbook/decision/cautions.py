@@ -6,8 +6,6 @@ from peftbook.decision.recommendation import listed
 from peftbook.decision.terms import MEASURES, Comparison
 from peftbook.evidence.stats import FEWEST_GROUPS
 
-__all__ = ["list_cautions"]
-
 ROUGH_EXAMPLES = 50  # below, intervals are called rough
 
 

@@ -10,8 +10,6 @@ from peftbook.evidence import metrics
 from peftbook.evidence.stats import Groups, Interval, score_interval
 from peftbook.tasks import TaskExample
 
-__all__ = ["copying_score"]
-
 COPIED_WORDS = 200  # of the input: an answer is no longer, and ROUGE-L takes their product
 
 

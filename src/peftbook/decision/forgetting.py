@@ -12,8 +12,6 @@ from peftbook.evidence import comparison
 from peftbook.evidence.stats import Interval
 from peftbook.tasks.prose import DATA_SHA256
 
-__all__ = ["TOKENS", "forgotten", "prose_is_measured", "prose_probe"]
-
 TOKENS = 64  # of each of the 17 texts
 
 

@@ -24,8 +24,6 @@ from peftbook.evidence.metrics import rouge
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, score_interval
 
-__all__ = ["Outside", "Pairing", "ScoredModel", "decide", "read_rows"]
-
 IDS = ("id", "doc_id", "question_id", "example_id", "index")
 SAME = ("doc_hash", "target_hash", "target")  # what the same example has in every file that has it
 LEVEL = 0.05  # family-wise, of all pairs

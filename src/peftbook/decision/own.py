@@ -10,8 +10,6 @@ from peftbook.decision.own_metrics import Metric, own_scores
 from peftbook.decision.terms import MEASURES, Measure
 from peftbook.tasks import TaskExample
 
-__all__ = ["measures_with", "with_own_scores"]
-
 
 def measures_with(metrics: Sequence[Metric]) -> dict[str, Measure]:
     """By name the measures that every comparison has, and those that the user declares."""

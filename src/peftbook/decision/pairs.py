@@ -13,8 +13,6 @@ from peftbook.evidence import comparison, stats
 from peftbook.evidence.stats import Groups, Interval
 from peftbook.tasks import TaskExample
 
-__all__ = ["beats_baseline", "contrast", "detect", "order", "pair_up"]
-
 
 def pair_up(
     rows: Mapping[str, Candidate], measures: Sequence[Measure], deciding: Measure, groups: Groups = ()

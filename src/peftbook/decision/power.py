@@ -6,6 +6,7 @@ say how much seeds and examples scatter on such a task. What the differences wer
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections import defaultdict
@@ -19,7 +20,7 @@ from peftbook.core.specs import Run
 from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import MEASURES, Measure
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, POWER, found_by, found_with, round_up
+from peftbook.evidence.planning import MOST_SEEDS, POWER, found_by, found_with
 from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.tasks import TaskData, groups_of, test_groups
 
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 LEVEL = 0.025  # one-sided, of one comparison
+ROUND = [unit * digits for unit in (1, 10, 100, 1000, 10_000) for digits in range(10, 100)]
+EXAMPLES = [count for count in ROUND if count >= FEWEST_EXAMPLES]  # of two significant digits, as plans are said
 
 
 @dataclass(frozen=True)
@@ -75,30 +78,18 @@ def spreads(records: Iterable[Record], measure: Measure) -> list[Spreads]:
 def needed(of: Spreads, margin: float, share: float) -> tuple[int, int] | None:
     """The least (seeds, test examples), by their product, that find the margin in so large a share of the pairs.
 
-    None where more than `MOST_SEEDS` seeds or `MOST_EXAMPLES` examples would be needed.
+    None where more than `MOST_SEEDS` seeds or a million examples would be needed.
     """
-    wanted = math.ceil(share * len(of.intervals))
-    plans: list[tuple[int, int, int]] = []
+    best: tuple[int, int] | None = None
     for seeds in (*range(FEWEST_SEEDS, 21), *range(25, MOST_SEEDS, 5)):
-        if plans and seeds * FEWEST_EXAMPLES >= min(plans)[0]:
-            break
-        enough = np.sort(examples_for(of.intervals, margin, seeds))[wanted - 1]
-        if enough < MOST_EXAMPLES:
-            examples = round_up(enough)
-            plans.append((seeds * examples, seeds, examples))
-    return min(plans)[1:] if plans else None
+        counts = [count for count in EXAMPLES if best is None or seeds * count < math.prod(best)]
 
+        def enough(count: int, seeds: int = seeds) -> bool:
+            return detectable_difference(of, count, seeds, share) <= margin
 
-def examples_for(intervals: Sequence[Interval], margin: float, seeds: int) -> np.ndarray:
-    """For each spread the test examples that find the margin with so many seeds; infinite where none do."""
-    low, high = np.full(len(intervals), float(FEWEST_EXAMPLES)), np.full(len(intervals), float(MOST_EXAMPLES))
-    never = found_by(intervals, high, seeds, LEVEL) > margin
-    high = np.where(found_by(intervals, low, seeds, LEVEL) <= margin, low, high)
-    while (high - low > 0.5).any():
-        middle = (low + high) / 2
-        enough = found_by(intervals, middle, seeds, LEVEL) <= margin
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return np.where(never, np.inf, np.ceil(high))
+        if counts and enough(counts[-1]):
+            best = seeds, counts[bisect.bisect_left(counts, True, key=enough)]
+    return best
 
 
 def detectable_difference(of: Spreads, examples: int, seeds: int, share: float) -> float:

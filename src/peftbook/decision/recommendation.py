@@ -10,8 +10,6 @@ from peftbook.evidence.planning import settle
 from peftbook.evidence.results import format_value
 from peftbook.evidence.stats import FEWEST_GROUPS, Interval
 
-__all__ = ["FEWEST_EXAMPLES", "amount", "bill", "listed", "recommend", "say_continued", "signed"]
-
 FEWEST_EXAMPLES = 20  # below, the error itself is too rough to decide anything
 
 

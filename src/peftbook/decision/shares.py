@@ -13,8 +13,6 @@ import numpy as np
 
 from peftbook.evidence.stats import Groups, Interval, score_interval
 
-__all__ = ["FEWEST_DIFFERENT", "difference_of_shares", "ends_of_share", "is_rough"]
-
 FEWEST_DIFFERENT = 10  # examples on which two models differ, below which the error is too rough for an equivalence
 
 

@@ -15,19 +15,6 @@ from peftbook.methods import Method
 from peftbook.methods.untuned import Untuned
 from peftbook.tasks import TaskExample
 
-__all__ = [
-    "COSTS",
-    "MEASURES",
-    "Comparison",
-    "Contrast",
-    "Kind",
-    "Measure",
-    "Pair",
-    "Recommendation",
-    "Row",
-    "Skewed",
-]
-
 Kind = Literal[
     "clear",
     "cheapest of equals",

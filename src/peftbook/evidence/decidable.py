@@ -17,8 +17,6 @@ from peftbook.evidence.results import Claim, claims, core_seconds, format_value
 from peftbook.studies import BLIND
 from peftbook.tasks import size_of_test
 
-__all__ = ["AT_HAND", "OPEN", "Outlook", "bound", "outlook", "outlooks"]
-
 OPEN = ("undecided", "direction only")
 AT_HAND = 2.0  # core-hours that anybody has for a claim
 FINER = "a finer grid"

@@ -20,18 +20,6 @@ from typing import Any
 
 from peftbook.core.folders import DATA
 
-__all__ = [
-    "PUBLIC_RUNS",
-    "TEST_ROWS",
-    "Outcome",
-    "PublicRun",
-    "outcomes",
-    "public_runs",
-    "read_outcomes",
-    "read_settings",
-    "reruns",
-]
-
 PUBLIC_RUNS = DATA / "public_runs"
 TEST_ROWS = 1319  # rows of GSM8K's test split, all of which are scored
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from peftbook.evidence.stats import Groups, Interval, freedom_of, group_codes, seed_interval, standard_errors
 
-__all__ = ["percentile_interval", "replicates", "resamples", "statistic_interval"]
-
 DRAWS = 2000  # of the bootstrap
 
 

@@ -9,8 +9,6 @@ from html import escape
 
 from peftbook.evidence.chart import Chart, Series
 
-__all__ = ["Frame", "svg", "ticks"]
-
 APART = 34  # pixels for what is 0 on a logarithmic axis
 ROUND = "M-3 0A3 3 0 1 1 3 0A3 3 0 1 1-3 0Z"  # a mark without a shape of its own
 CHAR = 6.9  # pixels of a letter in a label

@@ -19,11 +19,6 @@ from peftbook.core.records import Missing, Record
 from peftbook.core.specs import Probe, Run
 from peftbook.evidence.stats import gain_of_best
 
-__all__ = [
-    "CUT", "FINEST", "HIGHEST_RATE", "LOWEST_RATE", "Lookup", "Sweep", "best_of", "better_half", "extended", "grid",
-    "grown", "interleave", "middle_first", "neighbours", "refined", "shortfall", "trials", "validation_loss",
-]  # fmt: skip
-
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 10.0  # no grid is extended beyond these
 FINEST = 1.5  # no grid is refined where neighbours are closer than this factor
 CUT = 0.25  # of the training, after which a raced grid loses its worse half: `studies.racing` measures the cost
@@ -44,11 +39,6 @@ def mean_loss(records: Sequence[Record]) -> float:
     return math.fsum(map(validation_loss, records)) / len(records)
 
 
-def nothing_further(rate: float) -> tuple[()]:
-    """The further runs of a sweep that has none."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Sweep(Generic[Spec]):
     """Trials of one method over a grid of learning rates.
@@ -63,7 +53,7 @@ class Sweep(Generic[Spec]):
     grid: Sequence[float]
     grow: Callable[[Mapping[float, float]], Sequence[float]]
     loss: Callable[[Sequence[Record]], float] = mean_loss
-    further: Callable[[float], Sequence[Spec]] = nothing_further
+    further: Callable[[float], Sequence[Spec]] = lambda rate: ()
     position: Callable[[float], float] = math.log
 
     def trial(self, runs: Sequence[Spec], lookup: Lookup) -> float:
@@ -89,14 +79,10 @@ class Sweep(Generic[Spec]):
                 losses = {rate: losses[rate] if rate in losses else self.trial(runs[rate], lookup) for rate in runs}
                 runs = {rate: runs.get(rate) or tuple(self.make(rate)) for rate in self.grow(losses)}
                 for near in neighbours(losses) if len(runs) == len(losses) else ():
-                    if len(runs[near]) < len(trial := self.with_further(near)):
+                    if len(runs[near]) < len(trial := tuple(itertools.chain(self.make(near), self.further(near)))):
                         runs[near] = trial
                         del losses[near]
         return runs
-
-    def with_further(self, rate: float) -> tuple[Spec, ...]:
-        """All runs of a rate's trial."""
-        return tuple(itertools.chain(self.make(rate), self.further(rate)))
 
     def rates(self, lookup: Lookup) -> list[float]:
         """The grid, grown as far as the records at hand determine."""

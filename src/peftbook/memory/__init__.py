@@ -10,19 +10,16 @@ is fitted.
 
 from peftbook.memory.configuration import Configuration
 from peftbook.memory.fit import Fit, bytes_of_text, fit
-from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS, Setup
+from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.shapes import SHAPES, DecoderShape, read_shape, shape_from_config
-from peftbook.memory.step import Peak, Step, training_step
+from peftbook.memory.step import Step, training_step
 
 __all__ = [
-    "METHODS",
-    "OPTIMISERS",
     "SHAPES",
     "TARGETS",
     "Configuration",
     "DecoderShape",
     "Fit",
-    "Peak",
     "Setup",
     "Step",
     "bytes_of_text",

@@ -10,8 +10,6 @@ from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
 if TYPE_CHECKING:
     from peftbook.memory.decoder import Decoder
 
-__all__ = ["ia3", "lora"]
-
 MAGNITUDE = "lora_magnitude_vector.default"
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["classes_in", "completed", "declared_in", "defaults_of"]
-
 OMITTED = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "sliding_window",
     "max_window_layers", "num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size",

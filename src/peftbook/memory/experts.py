@@ -12,8 +12,6 @@ from peftbook.memory.tape import MatrixProduct, Value, Weight, product
 if TYPE_CHECKING:
     from peftbook.memory.decoder import Decoder
 
-__all__ = ["MATRICES", "ROUTER", "mixture"]
-
 # Parameters in three dimensions, which are neither quantised nor adapted: (inputs, outputs) of each expert
 MATRICES = {"gate_up_proj": (("h",), ("two", "f")), "down_proj": (("f",), ("h",))}
 ROUTER = (("h",), ("E",))

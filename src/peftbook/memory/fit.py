@@ -299,14 +299,15 @@ def as_text(answer: Fit, model: str, said: Callable[[str, object], str] = lambda
 def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, value: "") -> list[str]:
     """Whether it fits, how much would, and what would help, in sentences. said: the option that says a setting."""
     setup = answer.configuration.setup
-    sentences = [f"It {verdict(answer)} in {answer.memory / 2**30:.1f} GiB{less(answer)}."]
+    tensors, memory = (f"{size / 2**30:.1f} GiB" for size in (needs(answer.peak), answer.memory))
+    sentences = [f"It {verdict(answer)}: tensors take {tensors}{beside(answer)}, of {memory}."]
     batch, seq, context = answer.largest_batch, answer.largest_seq, answer.configuration.shape.context
     least = ["at least " * (size == MOST[name]) for name, size in (("batch", batch), ("seq", seq))]
     rows = f"{least[0]}{batch} × {setup.seq}" if batch else f"not even 1 × {setup.seq}"
     tokens = f"{least[1]}{setup.batch} × {seq}" if seq else f"not even {setup.batch} × 1"
     limit = ", its context" if seq and seq == context else ""
     sentences.append(
-        f"With all else as it is, the largest batch that surely fits is {rows} tokens,\n"
+        f"With all else as it is, the largest batch that fits is {rows} tokens,\n"
         f"and the longest rows are {tokens} tokens{limit}."
     )
     for change in answer.changes:
@@ -321,8 +322,8 @@ def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, v
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
     sentences.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
     sentences.append(
-        "Terms are tensors. --reserve is what a GPU's context, allocator and cuBLAS take,\n"
-        "and what predictions of published runs were too low by."
+        "The reserve (--reserve) is what a GPU's context, allocator and cuBLAS take beside the tensors,\n"
+        "and by how much our predictions of published runs were too low."
     )
     return sentences
 
@@ -332,7 +333,7 @@ def verdict(answer: Fit) -> str:
     return "fits" if answer.fits else "may fit" if answer.may_fit else "does not fit"
 
 
-def less(answer: Fit) -> str:
+def beside(answer: Fit) -> str:
     """What the reserve takes: one number, or two."""
     sizes = dict.fromkeys(f"{one.beside(needs(answer.peak)) / 2**30:.1f}" for one in answer.reserve)
-    return f" less {' to '.join(sizes)}" if any(float(size) for size in sizes) else ""
+    return f" and the reserve {' to '.join(sizes)} GiB" if any(float(size) for size in sizes) else ""

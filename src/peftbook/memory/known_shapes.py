@@ -10,8 +10,6 @@ from typing import Any
 
 from peftbook.memory.architecture import FAMILIES, DecoderShape
 
-__all__ = ["ALIASES", "SHAPES"]
-
 
 def llama(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, **traits: Any) -> DecoderShape:
     """A shape of Llama's family."""

@@ -19,20 +19,6 @@ from peftbook.memory.setup import Setup
 from peftbook.memory.shapes import SHAPES, DecoderShape, quantised_in, read_config, read_shape
 from peftbook.memory.stacks import STACKS, Assumption, setup_in
 
-__all__ = [
-    "ON_OFF",
-    "FitAnswer",
-    "Question",
-    "answer_fields",
-    "answered",
-    "assumptions_text",
-    "attention_named",
-    "command",
-    "elsewhere",
-    "option",
-    "with_labels",
-]  # fmt: skip
-
 ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "autocast": "matrix products in bfloat16 by autocast", "dropout": "LoRA with dropout",
     "padding": "rows of different length, with a mask", "checkpointing": "keep only the input of each layer",

@@ -106,12 +106,8 @@ def training_step(shape: DecoderShape, setup: Setup) -> Step:
             "choose autocast, dtype 'bf16', or eager attention."
         )
     step = structure(shape, alike(shape, setup))
-    return replace(step, symbols=shape.symbols | setup.symbols | tile_of(shape, setup))
-
-
-def tile_of(shape: DecoderShape, setup: Setup) -> dict[str, int]:
-    """The symbols W and U: words that a tile has room for, and those in it, where logits are tiled."""
-    return {"W": TILE[1], "U": min(shape.vocab, TILE[1])} if setup.logits == "tiled" else {}
+    words = {"W": TILE[1], "U": min(shape.vocab, TILE[1])}  # that a tile has room for, and those in it
+    return replace(step, symbols=shape.symbols | setup.symbols | (words if setup.logits == "tiled" else {}))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,20 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = [
-    "NOTHING",
-    "MatrixProduct",
-    "Operation",
-    "Size",
-    "Tape",
-    "Value",
-    "Weight",
-    "evaluate",
-    "multiple",
-    "product",
-    "repeated",
-]
-
 
 class Size(dict[tuple[str, ...], float]):
     """A polynomial: symbols, sorted → how many bytes one of their product stands for.

@@ -20,8 +20,6 @@ from peftbook.memory.walk import Walk
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["KINDS", "MomentTable", "kind_of", "moments"]
-
 KINDS = (
     "embedding", "layer inputs", "norms", "attention", "mlp", "adapter inputs", "logits and loss", "gradients",
     "working",

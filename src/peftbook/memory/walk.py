@@ -16,8 +16,6 @@ from peftbook.memory.setup import Setup
 from peftbook.memory.shapes import DecoderShape
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Tape, repeated
 
-__all__ = ["Walk", "alike", "layer_names", "layer_of", "walk"]
-
 NEVER_FULL = 1 << 40  # tokens of a window
 
 

@@ -29,8 +29,6 @@ from peftbook.runtime.precision import (
 from peftbook.runtime.threads import best_threads
 from peftbook.tasks import task_spec
 
-__all__ = ["Examination", "as_text", "book_machines", "examine", "kept_examination", "last_examination"]
-
 MACHINES = DATA / "machines"  # what `peftbook doctor --json` said on the machines of the book; the first made the runs
 TASK, TOKENS, RATE = "docstrings", 6_000, 1e-4  # of the training whose speed is predicted
 PROGRAMS = {"chromium": "make pdf, make audit", "soffice": "the deck's handout", "node": "make audit"}
@@ -236,15 +234,3 @@ def speed_lines(examination: Examination) -> list[str]:
 def gib(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 2**30:.1f} GiB"
-
-
-def main() -> None:
-    """Examine this machine and cache the result."""
-    from peftbook.core.quiet import quieten_libraries
-
-    quieten_libraries()
-    examine()
-
-
-if __name__ == "__main__":
-    main()

@@ -14,8 +14,6 @@ from peftbook.runtime.hardware import cpu_model
 from peftbook.runtime.precision import products_here
 from peftbook.runtime.processes import run_child
 
-__all__ = ["Estimates", "Predict", "Spec", "predicted_here"]
-
 SLOW = 10.0  # times as long as on the book's machines, from which a run says so before it starts
 
 Spec = Run | Probe

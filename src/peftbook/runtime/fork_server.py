@@ -31,8 +31,6 @@ from typing import IO, Any
 from peftbook.core.quiet import filter_messages, gc_paused
 from peftbook.runtime.processes import die_with, fast_exit
 
-__all__ = ["AVAILABLE", "LIBRARIES", "Fork", "ForkServer"]
-
 AVAILABLE = sys.platform == "linux"  # where a process that has loaded these libraries may be forked
 LIBRARIES = (
     "torch", "bitsandbytes", "transformers.models.llama.modeling_llama", "peft", "peft.tuners.lora",

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cores", "cpu_model", "free_memory", "is_idle", "machine_name", "peak_memory", "platform_here", "waited"]
-
 PROC = Path("/proc")  # Linux; elsewhere there is none
 BUSY = 30.0  # per cent of all cores, in use by others, from which a measurement of speed would mean little
 LOOK_SECONDS = 0.1

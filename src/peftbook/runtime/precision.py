@@ -24,18 +24,6 @@ from peftbook.core.records import write_atomically
 from peftbook.runtime.hardware import cpu_model
 from peftbook.runtime.processes import call_in_child
 
-__all__ = [
-    "DTYPES",
-    "Products",
-    "chosen_dtype",
-    "gpu_dtype",
-    "instruction_limits",
-    "machine_file",
-    "products_here",
-    "read_cache",
-    "write_cache",
-]
-
 DTYPES = ("fp32", "bf16", "fp16")
 # Variables by which a processor plays a plainer one: what was measured without them says nothing of it.
 INSTRUCTION_SETS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")

@@ -25,11 +25,6 @@ import psutil
 
 from peftbook.core.errors import InputError
 
-__all__ = [
-    "HOST", "Child", "call_in_child", "die_with", "die_with_parent", "end_group", "end_with_input", "environment_of",
-    "fast_exit", "identity", "is_alive", "limit_process", "lock_file", "run_child",
-]  # fmt: skip
-
 HOST = platform.node()
 LINE_CHARS = 1000  # of a line of a child's that is passed on
 

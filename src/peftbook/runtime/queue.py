@@ -32,8 +32,6 @@ from peftbook.runtime.threads import best_threads, cores_gained
 from peftbook.studies import Study
 from peftbook.tasks import get_task, task_names
 
-__all__ = ["Outcome", "default_workers", "run_studies", "run_subprocess"]
-
 WORKER = ("-m", "peftbook.runtime.worker")
 
 Compute = Callable[[Spec, int], tuple[bool, str]]

@@ -16,25 +16,6 @@ from peftbook.memory.fit import largest
 from peftbook.memory.setup import BYTES
 from peftbook.runtime.threads import cores_gained
 
-__all__ = [
-    "PROCESS_BYTES",
-    "WORKER_BYTES",
-    "ResourceRequest",
-    "cuda_micro_batch",
-    "fitting_rows",
-    "free_micro_batch",
-    "generation_batch",
-    "loss_batch",
-    "needs_mask",
-    "process_peak",
-    "request_for",
-    "setup_of",
-    "shape_of",
-    "side_by_side",
-    "step_room",
-    "training_setup",
-]
-
 LABELS = 1 / 8  # of the tokens; see setup_of
 HOST_BYTES = 4e9  # of a process that computes on a GPU, beside the weights that pass through it
 # What Python and the libraries take of a machine's memory; context and allocator of a GPU.

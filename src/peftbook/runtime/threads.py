@@ -13,8 +13,6 @@ from peftbook.runtime.hardware import cores, is_idle
 from peftbook.runtime.precision import chosen_dtype, machine_file, read_cache, write_cache
 from peftbook.runtime.processes import call_in_child
 
-__all__ = ["best_threads", "cores_gained", "slower_with", "step_seconds", "threads_beside"]
-
 GAIN = 1.05  # what twice the threads must be worth
 REPEATS = 7
 ROWS, INNER, COLUMNS, RANK = 512, 576, 1536, 16  # of a layer, and of an adapter beside it

@@ -14,8 +14,6 @@ from peftbook.core.specs import Probe, Run
 from peftbook.runtime.queue import run_subprocess
 from peftbook.tasks import data_at_hand, task_names
 
-__all__ = ["TOLERANCES", "Verified", "compare", "verify", "verify_sample"]
-
 # Loss in nats, scores 0–1, BLEU 0–100. The same machine repeats a run bit by bit; another processor rounds differently,
 # and after dozens of steps of bfloat16 the loss moves in the third decimal and greedy texts flip now and then.
 TOLERANCES = {"loss_nats": 0.02, "rougeL": 0.03, "bertscore_f1": 0.03, "execution_match": 0.03, "bleu": 2.0}

@@ -21,8 +21,6 @@ from peftbook.runtime.processes import die_with_parent, fast_exit
 from peftbook.runtime.resources import free_micro_batch
 from peftbook.training.launch import launch
 
-__all__ = ["main", "read_spec"]
-
 
 def read_spec() -> specs.Run | specs.Probe:
     """The spec of the first line; from then on the process ends with its standard input."""

@@ -30,21 +30,6 @@ from peftbook.memory.shapes import FAMILIES
 from peftbook.studies import Quantity, Verdict, available, study
 from peftbook.studies.memory import SCRATCH
 
-__all__ = [
-    "GRID",
-    "PARTS",
-    "SPLIT_SHA256",
-    "beyond_state",
-    "by_half",
-    "furthest",
-    "half",
-    "halves_at_hand",
-    "peak_probe",
-    "peaks",
-    "probe",
-    "split_sha256",
-]
-
 MARGIN = 0.01  # of the measured bytes
 MARGIN_PEAK = 0.10  # of the measured peak
 WIDER = 4

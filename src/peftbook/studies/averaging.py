@@ -46,19 +46,6 @@ from peftbook.studies import BLIND, Quantity, Verdict, available, margins, mergi
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 from peftbook.tasks import test_groups
 
-__all__ = [
-    "CELLS",
-    "PAIRS",
-    "SWEEPS",
-    "TASKS",
-    "WAYS",
-    "MergeCase",
-    "cells_of",
-    "probe",
-    "scale_curve",
-    "share_replicates",
-]
-
 SEEDS = (1, 2, 3, 4, 5)
 ROWS = 60  # test rows of each task
 CHOOSING = 20  # validation rows of each task, by which a scale is chosen

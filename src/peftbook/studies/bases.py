@@ -28,8 +28,6 @@ from peftbook.evidence.planning import Judged, judge_claim
 from peftbook.studies import BLIND, Quantity, Verdict, study
 from peftbook.studies.weight_error import task_error, weights_of
 
-__all__ = ["BITS", "FIXED", "FORMATS", "LABELS", "SCORED", "WAYS", "bits", "costs", "probe", "records"]
-
 SEEDS = (0, 1, 2)
 GROUP = 64
 BITS = (4, 2)

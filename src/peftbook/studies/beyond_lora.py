@@ -40,8 +40,6 @@ from peftbook.studies import Quantity, Verdict, study, variants
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm
 
-__all__ = ["COMPARISON", "FAMILY", "NEW"]
-
 MARGIN = variants.MARGIN  # nats per token
 LEVEL = 0.05
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))

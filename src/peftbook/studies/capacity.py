@@ -31,8 +31,6 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of
 from peftbook.studies import Quantity, Verdict, gathered, study
 
-__all__ = ["SEEDS", "SERIES", "AdapterSize", "probe"]
-
 SEEDS = (1, 2, 3)
 HIDDEN, HEADS = 64, 4
 VALUES = 256  # 8 bits a pair

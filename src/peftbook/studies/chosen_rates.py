@@ -8,8 +8,6 @@ from contextlib import suppress
 from peftbook.core.records import Missing, Store, default_store
 from peftbook.methods import preset
 
-__all__ = ["learning_rate_for"]
-
 
 def learning_rate_for(name: str, store: Store | None = None) -> float:
     """What the sweep that a preset names chose, else the preset's own rate. Raises InputError for an unknown name.

@@ -17,8 +17,6 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.studies import Quantity, Verdict, gathered, study
 
-__all__ = ["BLOCKS", "CODEBOOKS", "ENCODER_SHA256", "SOURCES", "probe"]
-
 CODEBOOKS = ("nf4", "af4", "int4", "int4_16", "fp4", "e2m1", "e3m0", "lloyd", "lloyd_pinned", "l1_pinned")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 CONFOUNDED_BLOCKS = (32, 64, 256)

@@ -20,8 +20,6 @@ from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.methods import ARMS
 from peftbook.tasks import get_task
 
-__all__ = ["MACHINE", "REPEATS", "arm_records"]
-
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
 TOKENS = 8_000

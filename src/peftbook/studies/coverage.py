@@ -25,11 +25,6 @@ from peftbook.core import specs
 from peftbook.core.records import Store
 from peftbook.studies import Quantity, Verdict, study
 
-__all__ = [
-    "FEWEST", "FINALS", "MEAN", "MOST", "PARTS", "RULE", "RULES", "SEEDS", "SHAPES", "SWEEPS", "GridCell", "cells",
-    "probe", "tuned_probe",
-]  # fmt: skip
-
 SEEDS = (2, 3, 4, 5)
 SHAPES = ("normal", "skewed", "all_skewed")
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)

@@ -21,8 +21,6 @@ from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
-__all__ = ["COMPARISONS", "SIZES"]
-
 SIZES = (30, 100, 300, 1000, 3000)
 MARGIN = margins.LOSS
 ARMS = (

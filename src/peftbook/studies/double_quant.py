@@ -18,8 +18,6 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.studies.weight_error import TEXTS, task_error, weights_of
 
-__all__ = ["BLOCKS", "probe"]
-
 BLOCKS = (64, 256)
 SOURCES = ("small", "smollm2")
 # Dettmers et al. 2023, section 3, counts 0.373 bits at block 64; at 256 the same count gives 32/256 − 8/256 − 32/256².

@@ -45,8 +45,6 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of
 from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
 
-__all__ = ["ARMS", "DEPTHS", "SEEDS", "depths_at_hand", "probe"]
-
 DEPTHS = (1, 2, 4, 8)  # the first and the last decide
 DEEPEST = 8
 SEEDS = (21, 22, 23, 24, 25)

@@ -37,8 +37,6 @@ from peftbook.scratch.checks import means
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "BOUNDS", "GalleryRun", "probe", "records_of"]
-
 SEEDS = (1, 2, 3)
 ROWS = 60  # test rows that are asked, all there are
 EVERY = 20  # steps between two losses on held-out rows

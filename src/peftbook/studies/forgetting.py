@@ -36,8 +36,6 @@ from peftbook.studies.frontier import reading
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec
 
-__all__ = ["ARMS", "SEEDS", "curves", "intruder_probe", "matched", "probe"]
-
 SEEDS = (1, 2, 3)
 STEPS = (5, 10, 20, 30, 45)
 MARGIN = 0.01  # nats per token of prose: half of what counts on the task, since this model forgets little

@@ -18,8 +18,6 @@ from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.tasks import task_spec
 
-__all__ = ["METHODS", "probe", "short_run", "small_run"]
-
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
 TUNED = ("methods", "benchmark")  # whose finals the other processor had made; of LoRA's variants it has none
 METHODS = tuple(kind for kind in usual() if preset(kind).swept in [f"{name}.{kind}" for name in TUNED])

@@ -36,8 +36,6 @@ from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
-__all__ = ["LONG", "RANKS", "SEEDS", "SHORT", "curve", "vertex"]
-
 RANKS = (1, 4, 16, 64, 256)
 REPLICATED = ("full", "r4", "r16", "r64")
 SEEDS = (0, 10, 11)

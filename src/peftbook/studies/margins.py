@@ -10,8 +10,6 @@ surely against it and smaller shows as reproduced or undecided, never as a direc
 
 from __future__ import annotations
 
-__all__ = ["ANSWERS", "LOSS", "ROUGE", "SHARE"]
-
 LOSS = 0.02  # nats per token
 ROUGE = 0.01  # of ROUGE-L, which is at most 1
 ANSWERS = 0.05  # of all answers: one in twenty

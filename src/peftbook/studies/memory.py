@@ -35,8 +35,6 @@ from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.memory_cases import CASES, HALVES, LARGE, LARGE_CASES, SETUPS, SMALL, SMALL_CASES
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, timing
 
-__all__ = ["CASES", "HALVES", "errors", "predicted", "probe", "time_probe"]
-
 MARGIN = 0.10  # of the measured peak
 MARGIN_TIME = margins.SHARE
 MARGIN_FROZEN = margins.SHARE

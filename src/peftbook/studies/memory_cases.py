@@ -9,8 +9,6 @@ from dataclasses import replace
 
 from peftbook.memory import SHAPES, Configuration, Setup
 
-__all__ = ["CASES", "HALVES", "LARGE", "LARGE_CASES", "SETUPS", "SMALL", "SMALL_CASES", "SPLIT_SHA256", "split_sha256"]
-
 SMALL, LARGE = SHAPES["smollm2-135m"], SHAPES["llama-2-7b"]
 PLAIN = Setup(method="lora", seq=128, device="cpu")  # peft's default: adapters in float32
 NF4 = replace(PLAIN, quantised="nf4", double=False)

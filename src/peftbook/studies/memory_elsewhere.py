@@ -28,8 +28,6 @@ from peftbook.memory.stacks import setup_in
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 
-__all__ = ["PARTS", "PublishedPeak", "errors", "false_promises", "probe", "ratio_again", "ratios_by_stack", "rows"]
-
 PARTS = ("development", "judged", "again")
 FIRST = PARTS[:2]
 PROMISED_AGAIN = (1.5 * 2**30, 0.25)  # bytes, and a share of the tensors' peak: `fit`'s upper reserve, the second time

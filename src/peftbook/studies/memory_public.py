@@ -22,8 +22,6 @@ from peftbook.evidence.public_runs import PUBLIC_RUNS, outcomes, public_runs
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.public_arms import SEEN_MEMORY, batch
 
-__all__ = ["LEAST", "MARGIN", "PARTS", "Prediction", "Row", "predictions", "rows"]
-
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
 EMPTIED_SELDOM = "2025-11"  # since when the cache is emptied every ten steps
 PARTS = ("judged", "seen", "stand_in")

@@ -22,21 +22,6 @@ from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec
 
-__all__ = [
-    "CONDITIONS",
-    "MACHINE",
-    "SEEDS",
-    "latency_probe",
-    "log_ratio",
-    "loss_quantities",
-    "lost_share",
-    "merge_probe",
-    "nats",
-    "percent",
-    "ratio_quantity",
-    "timing",
-]
-
 MACHINE = "AMD EPYC, 2 cores"  # the machine whose records ship; `costs` was timed on another
 # dtype, batch → trials of a process, processes
 CONDITIONS = {("fp32", 1): (30, 5), ("bf16", 1): (30, 5), ("fp32", 32): (6, 3), ("bf16", 32): (6, 3)}

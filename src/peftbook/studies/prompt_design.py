@@ -19,8 +19,6 @@ from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
-__all__ = ["COMPARISON", "INITS", "LENGTHS", "arm_name"]
-
 LENGTHS = (1, 5, 20, 100)
 INITS = ("random", "vocabulary", "text")
 TEXT = "Describe this place in one or two sentences that say every given fact."

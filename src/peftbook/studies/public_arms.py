@@ -46,32 +46,6 @@ from peftbook.evidence import stats
 from peftbook.evidence.public_runs import TEST_ROWS, Outcome, PublicRun, outcomes, public_runs
 from peftbook.evidence.stats import Interval
 
-__all__ = [
-    "BATCHES",
-    "CHANGED",
-    "LEVEL",
-    "MARGIN",
-    "PURE",
-    "SEEN",
-    "SEEN_MEMORY",
-    "Spread",
-    "Values",
-    "accuracies",
-    "any_above",
-    "arm",
-    "batch",
-    "changes",
-    "difference",
-    "here",
-    "log_ratio",
-    "log_seconds",
-    "neighbours",
-    "pooled",
-    "rerun_spread",
-    "surely_above",
-    "turned",
-]
-
 MARGIN = 2.0  # points
 LEVEL = 0.05
 # First days of the batches.

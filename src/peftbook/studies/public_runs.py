@@ -42,8 +42,6 @@ from peftbook.studies.public_arms import (
     turned,
 )
 
-__all__ = ["AT_135M", "FAMILIES", "PAIRS", "TIMES", "Family", "Pair", "family", "no_runs", "others"]
-
 TIME_MARGIN = 0.10  # of the seconds of whole jobs, with loading and the test: twice what counts of a step
 TURNED_SHARE, TURNED_MARGIN = 0.10, 0.05  # of the neighbours of a ranking
 JUNE, JANUARY, JULY = BATCHES[1], BATCHES[5], BATCHES[8]

@@ -51,8 +51,6 @@ from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, mar
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
-__all__ = ["MARGIN", "PLANS", "comparisons"]
-
 TOKENS = 14_000
 EXAMPLES = 100  # of the test split, from nine packages
 MARGIN = margins.LOSS

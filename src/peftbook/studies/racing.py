@@ -28,8 +28,6 @@ from peftbook.core.tracking import record_reads, untracked
 from peftbook.evidence.sweep import CUT, better_half, validation_loss
 from peftbook.studies import Quantity, Verdict, rank, study
 
-__all__ = ["CUTS", "HALVING", "Raced", "RecordedSweep", "places", "race", "sweeps"]
-
 FEWEST, STEPS = 4, 20  # rates and steps of a sweep, below which there is nothing to race
 WINDOW = 1 / 3  # of the steps up to a cut, whose mean loss is the score there
 CUTS = {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2, "three_quarters": 3 / 4, "end": 1.0}

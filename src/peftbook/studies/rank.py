@@ -18,8 +18,6 @@ from peftbook.studies import BLIND, Quantity, Verdict, margins, study
 from peftbook.studies.learning_rate import RANKS, SHORT
 from peftbook.studies.tuned_comparison import TunedComparison
 
-__all__ = ["COMPARISON"]
-
 MARGIN = margins.LOSS
 COMPARISON = TunedComparison(
     task="e2e",

@@ -38,8 +38,6 @@ from peftbook.studies.merging import loss_quantities, lost_share, nats, percent
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
-__all__ = ["COMPARISONS"]
-
 MARGIN = margins.LOSS
 BEARABLE = 0.025  # nats per token by which grids may fall short; half of the margin that they were refined for
 FLOOR = 0.02  # nats per token: a model whose gap before tuning is not surely larger has nothing to recover or to tell

@@ -28,8 +28,6 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.studies import Quantity, Verdict, available, gathered, margins, methods, study
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["ARMS", "SCORINGS", "SETTINGS", "negation_probe", "paraphrase_probe", "settings_probe"]
-
 ARMS = ("untuned", "fewshot", "full", "lora", "qlora", "prompt")
 SCORINGS = ("default", "stem", "cased", "words", "whitespace", "lsum", "lsum_sentences")
 SETTINGS = (*SCORINGS, "corpus")

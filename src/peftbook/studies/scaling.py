@@ -33,8 +33,6 @@ from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 from peftbook.tasks import task_spec
 
-__all__ = ["COMPARISON", "RANKS"]
-
 RANKS = (16, 64, 256)
 MARGIN = margins.LOSS
 SCALINGS = {"standard": "standard", "rank_stabilized": "stabilised"}

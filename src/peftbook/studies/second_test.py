@@ -27,8 +27,6 @@ from peftbook.evidence.comparison import table
 from peftbook.studies import Quantity, Verdict, determined, gathered, get_study, prompt_design, rank, study, targets
 from peftbook.studies.tuned_comparison import TunedComparison
 
-__all__ = ["DECIDING", "Others"]
-
 FIRST, ALL = 200, 630  # test inputs of E2E: those of the studies, and those there are
 # Study → the differences that decide it, the one that its claim is about first.
 DECIDING: dict[str, tuple[TunedComparison, tuple[tuple[str, str], ...]]] = {

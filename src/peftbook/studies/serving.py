@@ -21,8 +21,6 @@ from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, timing
 
-__all__ = ["COUNTS", "REPEATS", "probe"]
-
 COUNTS = (1, 2, 4, 8, 16)
 REPEATS = (0, 1, 2)
 BATCH = 16

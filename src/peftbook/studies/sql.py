@@ -20,8 +20,6 @@ from peftbook.studies.benchmark import PROMPT_RATES
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
-__all__ = ["COMPARISON"]
-
 MARGIN = margins.ANSWERS
 TEXT = "Write the SQL query that answers the question."
 COMPARISON = TunedComparison(

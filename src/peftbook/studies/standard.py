@@ -16,8 +16,6 @@ from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec
 
-__all__ = ["E2E_TOKENS", "RUNS", "STEPS", "budget_point", "probes", "rates"]
-
 # task → (learning rate, tokens) of its runs
 RUNS = {"e2e": ((4e-4, 136_000), (1.6e-3, 52_000)), "docstrings": ((4e-4, 176_000),)}
 STEPS = (2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 160)

@@ -29,8 +29,6 @@ from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, hal
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE, timing
 
-__all__ = ["probe", "ratios"]
-
 MARGIN = 0.20  # of the measured seconds, for the median
 WIDER, LONGER, TRIALS = 8, 8, 3
 

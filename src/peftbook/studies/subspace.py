@@ -27,8 +27,6 @@ from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.standard import E2E_TOKENS
 from peftbook.tasks import task_spec
 
-__all__ = ["RANKS", "later_overlap", "probes", "records"]
-
 RANKS = (8, 64, 64)
 TRIPLES = ((1, 101, 201), (2, 102, 202), (3, 103, 203))
 RATE = 8e-4

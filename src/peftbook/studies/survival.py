@@ -47,8 +47,6 @@ from peftbook.studies.standard import rates
 from peftbook.studies.weight_error import spearman
 from peftbook.tasks import task_spec
 
-__all__ = ["MODELS", "RATES", "adapters", "probe"]
-
 SEEDS = (1, 2, 3, 4, 5)
 EXAMPLES = 60
 LEAST = 0.8  # of the rank correlation

@@ -27,8 +27,6 @@ from peftbook.studies import NAMES, Quantity, Verdict, costs, gathered, get_stud
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE, timing
 
-__all__ = ["CREWS", "MEASURED", "PAIR", "SINGLES", "WORKERS", "Crew", "stages"]
-
 WORKERS = (1, 10, 100, 1000)
 MEASURED = (1, 2, 4)
 REPEATS = (0, 1, 2)
@@ -149,15 +147,10 @@ def rates(repeats: list[Record]) -> list[float]:
     return measured(repeats, "runs_per_hour")
 
 
-def best_single(store: Store) -> Crew:
-    """The faster of the single workers that were measured beside the pair, by its median. Raises Missing."""
-    return max(SINGLES, key=lambda crew: median(rates(crew.records(store))))
-
-
 @study("throughput", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Do two workers make nearly twice the runs of the best single worker measured, in every repeat?"""
-    one = best_single(store)
+    one = max(SINGLES, key=lambda crew: median(rates(crew.records(store))))
     paired = zip(rates(PAIR.records(store)), rates(one.records(store)), strict=True)
     ratios = [ahead / alone for ahead, alone in paired]
     outcome = "reproduced" if min(ratios) >= LEAST else "refuted" if max(ratios) < LEAST else "undecided"

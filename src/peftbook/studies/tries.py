@@ -27,8 +27,6 @@ from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.sql import COMPARISON
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = ["QUESTIONS", "SAMPLES", "TEMPERATURES", "TRIES", "of_questions", "probe", "records_of"]
-
 SEEDS = (1, 2, 3)
 SAMPLES = 16
 QUESTIONS = 32

@@ -28,8 +28,6 @@ from peftbook.studies import BLIND, Quantity, Verdict, margins, rank, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide, runs_of
 
-__all__ = ["COMPARISON", "best_rate", "compared", "steps_to"]
-
 MARGIN = margins.LOSS
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
 REACHED = 0.6  # of plain LoRA's steps, after which its training loss is the target

@@ -29,8 +29,6 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 from peftbook.studies.codebooks import CODEBOOKS, ENCODER_SHA256
 
-__all__ = ["BLOCKS", "ORDER", "probe"]
-
 BLOCKS = (32, 64, 256, 1024)
 CONFOUNDED_BLOCKS = (64,)
 BLOCK = 64

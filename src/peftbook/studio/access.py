@@ -2,8 +2,8 @@
 
 Three checks, one after the other. The *host* that a request names must be one of the studio's (against DNS rebinding).
 Every request but a visit to a page must come *from the studio's own pages*, or from no browser (against cross-site
-requests). The *user* is known by a session cookie, which no script can read, or by a token (`sessions`). Only the paths
-that pages and API use exist.
+requests). It must have a *session cookie*, which no script can read, or a token (`sessions`). Only the paths that pages
+and API use exist.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # RFC
 OPEN = re.compile(r"/studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)")
 PAGE = re.compile(r"/(?:status|new/\w+|projects/\w+(?:/(?:data|plan|runs|decision|try|files))?)?", re.ASCII)
 API = re.compile(r"/api/v1(?:/[\w.-]*)*", re.ASCII)
-UPLOAD, LOGOUT = "/new", "/studio/logout"
+UPLOAD, LOGIN = "/new", "/studio/login"
 CONTENT = re.compile(rf"{UPLOAD}|/api/v1/files/\w+/content", re.ASCII)  # bytes of a file, which are counted there
-LOGIN, TOKENS = "/studio/login", "/api/v1/tokens"
 PROBES = ("/api/v1/health", "/api/v1/ready")  # which say nothing of anybody's data
 READ, WRITE = ("GET", "HEAD", "POST"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")  # of the page, of the API
 BODY_BYTES = 8_000_000  # of any request but an upload
@@ -73,7 +72,7 @@ def host_of(value: str) -> str:
 class AccessMiddleware:
     """ASGI middleware: refuse what is not allowed, limit bodies, and add security headers to every answer.
 
-    hosts: names under which the studio is reached.  sessions: of its users; None where everybody is allowed.
+    hosts: names under which the studio is reached.  sessions: who may come in; None where everybody is allowed.
     """
 
     def __init__(self, app: App, hosts: Iterable[str], sessions: SessionStore | None = None):
@@ -102,21 +101,21 @@ class AccessMiddleware:
         if host_of(headers.get("host", "")) not in self.hosts:
             return 421, "This studio does not answer to that name: open it by the address that it printed."
         page, of_api = PAGE.fullmatch(path), API.fullmatch(path)
-        known = OPEN.fullmatch(path) or page or path in (UPLOAD, LOGIN, LOGOUT)
+        known = OPEN.fullmatch(path) or page or path in (UPLOAD, LOGIN)
         if not (known or of_api) or ".." in path or method not in (WRITE if of_api else READ):
             return 404, "There is nothing here."
         visit = method in ("GET", "HEAD") and (page or path in (LOGIN, "/api/v1/"))
-        if visit and path == "/" and self.sessions and (login := self.sessions.log_in_by_query(scope["query_string"])):
+        query, secure = scope["query_string"], scope.get("scheme") == "https"
+        if page and visit and self.sessions and (login := self.sessions.log_in_by_query(path, query, secure=secure)):
             return 303, "Come in.", login
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
         if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN or path in PROBES:
             return None
-        scope["peftbook.user"] = self.sessions.authenticated_user(headers)
-        if scope["peftbook.user"] is not None or (path == TOKENS and method == "POST"):  # which asks for a password
+        if self.sessions.admits(headers):
             return None
         if visit:
-            return 303, "Log in first.", {"location": relative(path, login_for(path, scope["query_string"]))}
+            return 303, "Log in first.", {"location": relative(path, login_for(path, query))}
         if of_api:
             return 401, "Say who asks: send `Authorization: Bearer TOKEN`.", {"www-authenticate": "Bearer"}
         return 401, "Log in first: load the page again."
@@ -124,7 +123,7 @@ class AccessMiddleware:
 
 def login_for(path: str, query: bytes) -> str:
     asked = path + (f"?{query.decode('latin-1')}" if query else "")
-    return LOGIN if path == "/" else f"{LOGIN}?{urlencode({'to': asked})}"
+    return LOGIN if asked == "/" else f"{LOGIN}?{urlencode({'to': asked})}"
 
 
 def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:

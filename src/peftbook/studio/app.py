@@ -20,10 +20,9 @@ from peftbook.runtime.ray_nodes import Nodes, list_nodes
 from peftbook.studio.access import AccessMiddleware, host_of
 from peftbook.studio.html import own_file
 from peftbook.studio.machine import start_examination
-from peftbook.studio.sessions import OwnerToken, SessionStore
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio, ray_nodes, say_open, start_worker
 from peftbook.studio.uploads import UploadStore
-from peftbook.studio.users import LoginFile, Users
 from peftbook.tasks.table import Caps
 
 if TYPE_CHECKING:
@@ -43,21 +42,19 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7861,
-    login_file: Path | None = None,
     worker: bool = True,
     caps: Caps | None = None,
     token: bool = True,
     names: Sequence[str] = (),
     ray: str = "",
 ) -> int:
-    """Serve until interrupted. Raises InputError for a host that others reach without a login, and a port in use.
+    """Serve until interrupted. Raises InputError for a host that others reach without a token, and a port in use.
 
-    token: without a login file, let in only who has the token in the address that is printed.  names: under which a
-    proxy reaches it.  ray: the head of a cluster whose nodes compute the jobs; InputError where it cannot.
+    token: let in only who has a token, like the one in the address that is printed.  names: under which a proxy reaches
+    it.  ray: the head of a cluster whose nodes compute the jobs; InputError where it cannot.
     """
-    logins = LoginFile(login_file) if login_file is not None else None
-    if host not in ("127.0.0.1", "localhost", "::1") and logins is None:
-        raise InputError(f"Host {host!r} opens the studio to others: give a --login-file, or leave out --host.")
+    if not token and host not in ("127.0.0.1", "localhost", "::1"):
+        raise InputError(f"Host {host!r} opens the studio to others: leave out --no-token, or leave out --host.")
     if odd := next((name for name in names if host_of(name) != name.lower()), None):
         raise InputError(f"The name {odd!r} is none: give it as it stands in the address, without a port.")
     for module in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
@@ -79,12 +76,16 @@ def serve(
 
     start_examination()
     PeftMethod.told_later = True  # by the assistant, which checks a plan
-    users: Users | None = logins or (OwnerToken(studio.home) if token else None)
+    sessions = SessionStore(studio.home) if token else None
     shown = f"[{host}]" if ":" in host else host
-    app = build_app(studio, caps or Caps(), users=users, hosts=(*LOOPBACK, shown, *names))
-    secret = f"?token={users.token}" if isinstance(users, OwnerToken) else ""
+    app = build_app(studio, caps or Caps(), sessions=sessions, hosts=(*LOOPBACK, shown, *names))
+    secret = f"?token={sessions.owner}" if sessions else ""
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
+    if (studio.home / "login.json").is_file():
+        print(
+            "Names and passwords are gone: send people an address with a token of their own, see /api/v1/.", flush=True
+        )
     for node in cluster.nodes:
         print(f"Jobs are computed on node {node.words}.", flush=True)
     config = uvicorn.Config(
@@ -126,28 +127,24 @@ def keep_worker(home: Path, stop: threading.Event, ray: str = "") -> None:
 
 
 def build_app(
-    studio: Studio, caps: Caps, *, users: Users | None = None, hosts: tuple[str, ...] = LOOPBACK
+    studio: Studio, caps: Caps, *, sessions: SessionStore | None = None, hosts: tuple[str, ...] = LOOPBACK
 ) -> Callable[..., Any]:
     """The ASGI application: files, API and pages, behind the access middleware.
 
-    users: who may log in; None lets in everybody on this machine.
+    sessions: who may come in; None lets in everybody on this machine.
     """
     os.environ.update(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"), HF_HUB_DISABLE_TELEMETRY="1")
     from fastapi import FastAPI
 
     from peftbook.studio.api import build_api
     from peftbook.studio.api.context import Context
-    from peftbook.studio.login import add_login
     from peftbook.studio.pages import add_pages
 
-    sessions = None if users is None else SessionStore(studio.home, users)
     context = Context(studio, UploadStore(studio.home, caps), sessions)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_files(app)
     app.mount("/api/v1", build_api(context))
     add_pages(app, context)
-    if sessions is not None:
-        add_login(app, sessions, context)
     return AccessMiddleware(app, hosts, sessions)
 
 

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,10 +36,7 @@ from peftbook.studio.store import Project, Studio, keeps_trained, project_of
 from peftbook.studio.tuning import Tuning
 from peftbook.studio.uploads import plain_name
 from peftbook.tasks.files import task_from_table
-from peftbook.tasks.table import read_table
-
-if TYPE_CHECKING:
-    from peftbook.tasks.table import Caps
+from peftbook.tasks.table import Caps, read_table
 
 DATA, ROWS = "data.bin", "project.json"
 MEMBER = re.compile(
@@ -150,12 +147,10 @@ def load_project(studio: Studio, source: Path, caps: Caps) -> Project:
     projects = studio.home / "projects"
     with clear_failures(studio.home):
         projects.mkdir(exist_ok=True, mode=0o700)
-        work = Path(tempfile.mkdtemp(dir=projects, prefix=".taken-in-"))
-        try:
+        with tempfile.TemporaryDirectory(dir=projects, prefix=".taken-in-") as folder:
+            work = Path(folder)
             rows, project = opened(source, work, caps)
             store_project(studio, project, rows, work / "made")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return studio.project(project.id)
 
 

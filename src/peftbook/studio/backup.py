@@ -110,22 +110,19 @@ def restore(source: Path, home: Path) -> None:
         raise InputError(f"{str(home)!r} is not empty: restore into a new folder, nothing is overwritten.")
     if not source.is_file():
         raise InputError(f"{str(source)!r} is not a file: name a backup.")
-    home.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with clear_failures(home.parent):
-        work = Path(tempfile.mkdtemp(dir=home.absolute().parent, prefix=".peftbook-"))
+    above = home.absolute().parent
+    above.mkdir(parents=True, exist_ok=True)
+    with clear_failures(above), tempfile.TemporaryDirectory(dir=above, prefix=".peftbook-") as work:
         try:
-            try:
-                if DATABASE not in unpack(source, work, belongs):
-                    raise ValueError("it has no database")
-            except ValueError:
-                words = f"{str(source)!r} is no backup of a studio, or was changed: take another one."
-                raise InputError(words) from None
-            forget_lost(work)
-            if home.exists():
-                home.rmdir()
-            work.replace(home)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if DATABASE not in unpack(source, Path(work), belongs):
+                raise ValueError("it has no database")
+        except ValueError:
+            words = f"{str(source)!r} is no backup of a studio, or was changed: take another one."
+            raise InputError(words) from None
+        forget_lost(Path(work))
+        if home.exists():
+            home.rmdir()
+        Path(work).replace(home)
 
 
 def forget_lost(home: Path) -> None:

@@ -24,7 +24,7 @@ def start_examination() -> subprocess.Popen | None:
     if path.is_file() and time.time() - path.stat().st_mtime < DAY:
         return None
     quiet = subprocess.DEVNULL
-    command = [sys.executable, "-m", "peftbook.runtime.doctor"]
+    command = [sys.executable, "-m", "peftbook", "doctor"]
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 

@@ -125,7 +125,7 @@ class Training:
 
 
 def models_named(text: str) -> tuple[specs.Model, ...]:
-    """The models in a list with commas."""
+    """The models in a list with commas; a lambda in an annotation would not find these names."""
     return tuple(map(model_named, listed(text)))
 
 

@@ -54,14 +54,12 @@ def train_on_file(args: argparse.Namespace) -> int:
 def write_out(studio: Studio, job: Job, out: Path) -> None:
     """Copy record, texts and what was trained into a new folder, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".peftbook-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".peftbook-") as folder:
+        work = Path(folder)
         receive_record(Store(work), job.key, files_of(studio.records(job.project), job.key))
         if (trained := studio.adapter(job)) is not None:
             shutil.copytree(trained, work / "adapter")
         work.replace(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def print_measurements(record: Record) -> None:

@@ -231,12 +231,9 @@ def keep_trained(folder: Path, trainee: Trainee) -> None:
         return
     target = folder / "adapters" / trainee.run.key[:12]
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        save_trained(trainee.model, trainee.run.method, work)
-        place_whole(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
+        save_trained(trainee.model, trainee.run.method, Path(work))
+        place_whole(Path(work), target)
 
 
 def place_whole(work: Path, target: Path) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from peftbook.core.errors import InputError
 from peftbook.tasks.table import TextTable
 
-__all__ = ["Columns", "guess_columns"]
-
 INPUT_NAMES = (
     "input", "prompt", "question", "query", "source", "text", "document", "article", "dialogue", "conversation",
     "code", "context", "sentence", "request", "message", "problem", "content", "en",

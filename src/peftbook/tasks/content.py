@@ -7,8 +7,6 @@ import re
 
 from peftbook.core.errors import InputError
 
-__all__ = ["FIX", "decode", "display_name", "is_markup", "what_it_is"]
-
 FIX = "save the data as plain .csv, .tsv, .jsonl or .parquet"
 # Beginnings of files that hold no table, or none that is opened here.
 BINARY_STARTS = {

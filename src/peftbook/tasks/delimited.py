@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 from peftbook.tasks.rows import Caps
 
-__all__ = ["DELIMITERS", "find_delimiter", "records"]
-
 DELIMITERS = ",;\t|"
 BLANK = re.compile(r"[\r\n]+")
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")

@@ -17,8 +17,6 @@ from peftbook.core.errors import InputError
 from peftbook.tasks import TaskData
 from peftbook.tasks.hub import load_hub
 
-__all__ = ["SPEC", "load"]
-
 SPEC = specs.Task(name="e2e", data_sha256="e5ffa9e52c53e5c6babb0ef44f70b6eb5f3266ba4fd5f69fb5572c5a22fff251", version=1)
 
 # A letter for each test input, which stands for the restaurant that it is about: the names are few, and what is said of

@@ -9,8 +9,6 @@ from typing import Any
 
 from peftbook.tasks.rows import Caps, RowError
 
-__all__ = ["chat_fields", "is_chat", "looks_like_json", "objects"]
-
 LINE = re.compile(r"\S[^\n]*")
 BETWEEN = re.compile(r"[ \t\r\n,]*")
 ROLES = {"system": "", "developer": "", "user": "User", "assistant": "Assistant"}

@@ -24,8 +24,6 @@ from peftbook.runtime.processes import limit_process
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["parquet_lines"]
-
 SECONDS, MEMORY_BYTES = 120, 3 << 30  # that a file may take
 LINE_BYTES = 500_000_000  # of one row
 BATCH_ROWS = 256  # that are unpacked together

@@ -9,8 +9,6 @@ from typing import Annotated
 
 from peftbook.core.options import Bound, Option
 
-__all__ = ["MIN_ROWS", "QUOTE_CELLS", "Caps", "Fault", "RowError", "cell_fault", "cell_text"]
-
 MIN_ROWS = 10  # that a split needs
 QUOTE_CELLS = "quote cells that hold commas, quotes or line breaks"
 

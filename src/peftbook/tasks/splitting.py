@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from peftbook.core.errors import InputError
 from peftbook.tasks import SPLITS, TaskExample
 
-__all__ = ["check_fractions", "split_examples"]
-
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raises InputError for what are not three shares of one whole."""

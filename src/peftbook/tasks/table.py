@@ -21,8 +21,6 @@ from peftbook.tasks.jsonlines import chat_fields, is_chat, looks_like_json, obje
 from peftbook.tasks.parquet import parquet_lines
 from peftbook.tasks.rows import QUOTE_CELLS, Caps, Fault, RowError, cell_fault, cell_text
 
-__all__ = ["Caps", "Fault", "Format", "TextTable", "read_table"]
-
 Format = Literal["csv", "tsv", "jsonl", "chat", "parquet"]
 
 

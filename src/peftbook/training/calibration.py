@@ -21,8 +21,6 @@ from peftbook.runtime.hardware import is_idle, machine_name, waited
 from peftbook.runtime.precision import machine_file, read_cache, write_cache
 from peftbook.training.products import TORCH_DTYPES, half_products
 
-__all__ = ["calibrate", "known_rates", "machine_rates"]
-
 VERSION = 3  # of what is measured: raised when it changes, so that no older file is read
 DTYPES = ("fp32", "bf16")
 MOST_SECONDS = 12.0  # of measurements whose sizes can be left out; the others take a few more

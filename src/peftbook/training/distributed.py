@@ -25,19 +25,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from peftbook.core.errors import InputError
 from peftbook.training.forward import causal_model
 
-__all__ = [
-    "ALONE",
-    "Processes",
-    "freeze_in_bf16",
-    "full_tensor",
-    "gathered",
-    "is_sharded",
-    "join",
-    "saved_state",
-    "shard",
-    "share_like",
-]
-
 T = TypeVar("T")
 CPU = torch.device("cpu")
 PATIENCE = datetime.timedelta(hours=6)  # the first process scores texts while the others wait

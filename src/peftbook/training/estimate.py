@@ -30,8 +30,6 @@ from peftbook.training.encode import (
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import load_tokenizer, resolve
 
-__all__ = ["estimate", "predicted_seconds"]
-
 
 def estimate(run: specs.Run) -> dict[str, float]:
     """Predicted seconds of a run by part, before its model is loaded. Raises InputError where none can be made."""

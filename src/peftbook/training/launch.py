@@ -23,8 +23,6 @@ from peftbook.core.quiet import gc_paused, quieten_libraries
 from peftbook.runtime.processes import end_with_input
 from peftbook.runtime.resources import free_micro_batch
 
-__all__ = ["launch", "main", "refuse_to_split"]
-
 SPEC = "PEFTBOOK_SPEC"  # the variable that hands the spec to processes started here
 
 

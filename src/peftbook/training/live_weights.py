@@ -17,8 +17,6 @@ from peftbook.core.errors import InputError
 from peftbook.scratch.nf4 import dequantize_nf4, pack, quantize_nf4
 from peftbook.scratch.rows import dequantize_rows, quantize_rows
 
-__all__ = ["BASES", "BLOCK", "round_base", "stored"]
-
 BASES = ("rows", "blocks")
 BLOCK = 64
 

@@ -16,17 +16,6 @@ from peftbook.training.forward import causal_model
 from peftbook.training.loop import losses, pad
 from peftbook.training.probes import Findings
 
-__all__ = [
-    "adapter_state",
-    "base_parameters",
-    "compare_merges",
-    "lora_layers",
-    "loss_findings",
-    "merge_state",
-    "requantised_losses",
-    "rms",
-]
-
 LOGIT_EXAMPLES = 4
 STATES = ("full", "untuned", "merged", "requantised", "merged_16bit", "requantised_16bit")
 

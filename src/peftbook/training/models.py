@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peftbook.core import specs
-from peftbook.core.base_models import SMALL_FOLDERS
+from peftbook.core.base_models import SMALL_FOLDERS, model_named
 from peftbook.core.errors import InputError
 from peftbook.core.folders import cache_folder
 from peftbook.methods import Method
@@ -113,11 +113,7 @@ def resolve(model: specs.Model) -> tuple[str, str | None]:
     if path.is_dir():
         check_folder(path)
         return str(path), None
-    if model.name.startswith((".", "/", "~")) or model.name.count("/") != 1:
-        raise InputError(
-            f"Model {model.name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, "
-            "a folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."
-        )
+    model_named(model.name)  # which refuses what is no hub id
     return model.name, None if model.revision in ("", specs.EMBEDDED_REVISION) else model.revision
 
 

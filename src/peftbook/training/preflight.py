@@ -37,8 +37,6 @@ from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import check_reachable, resolve
 from peftbook.training.scoring import embedded_folder
 
-__all__ = ["TokenizedTask", "rates_beside"]
-
 LOOK_SECONDS = 1.0  # at how busy the machine is, before it is measured
 SAMPLE = 2000  # training rows whose tokens are counted; of more, as many at even spacing
 SAMPLE_CHARS = 8_000_000  # of those rows, some seconds of a tokenizer; of longer ones fewer are counted

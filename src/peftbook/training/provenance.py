@@ -18,8 +18,6 @@ from peftbook.runtime.hardware import cpu_model
 from peftbook.runtime.precision import products_here
 from peftbook.training.distributed import ALONE, Processes
 
-__all__ = ["provenance", "seconds_of"]
-
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "tokenizers", "rouge_score", "bert-score")
 
 

@@ -12,8 +12,6 @@ from peftbook.core.errors import InputError
 from peftbook.methods import Method
 from peftbook.training.forward import trainable_state
 
-__all__ = ["restore", "save_trained", "share_weights"]
-
 TENSORS = "trainable.safetensors"  # what methods trained that peft has no format for
 
 

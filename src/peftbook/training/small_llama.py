@@ -13,8 +13,6 @@ import numpy as np
 from peftbook.tasks import get_task, prose
 from peftbook.training.encode import Encoded, encode_plain
 
-__all__ = ["documents", "encode_document", "held_out", "known_pieces", "unknown_pieces"]
-
 LENGTH = 256
 PROSE = {
     "validation": ("sotu-1964", "moby-dick-110"),

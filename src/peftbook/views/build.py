@@ -27,26 +27,23 @@ __all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
 KERNEL_HINT = "Kernel is running over TCP without encryption"  # on one machine
 
 
-def build_book(root: Path, *, strict: bool = False, executed: Path | None = None) -> dict[str, Path]:
+def build_book(root: Path, *, strict: bool = False) -> dict[str, Path]:
     """Build the site under _build/html, the figures and the deck; returns the three places.
 
-    Deck and figures are made beside the site, which leaves a core idle while it is read and written.
+    The deck is made beside the site, which leaves a core idle while it is read and written; the figures are those of
+    the pages, and the few that no page shows are drawn.
 
-    strict: rebuild every page and treat warnings as errors.  executed: where chapters that were executed elsewhere come
-    from, and those of this build go (`site.shared_cache`). Raises InputError outside a checkout or if a page fails.
+    strict: rebuild every page and treat warnings as errors. Raises InputError outside a checkout or if a page fails.
     """
     check_checkout(root)
     need("matplotlib", "A figure")
-    if executed is not None:
-        from peftbook.views.site.shared_cache import check_place
-
-        check_place(executed)
     places = {"site": root / "_build/html/index.html", "figures": root / "figures", "deck": root / "slides/peft.pptx"}
     drawn = [
         *PACKAGE.glob("views/figures/*.py"),
         *PACKAGE.glob("studies/*.py"),
         *PACKAGE.glob("evidence/*.py"),
-        *package_data(),
+        *PACKAGE.glob("records/*.json*"),
+        *PACKAGE.glob("data/*"),
     ]
     told = [*drawn, *PACKAGE.glob("views/slides/*.py")]
     told += [path for kind in ("*.toml", "stills/*") for path in (root / "slides").glob(kind)]
@@ -62,7 +59,12 @@ def build_book(root: Path, *, strict: bool = False, executed: Path | None = None
         if not fresh["deck"] or not places["deck"].is_file():
             promised = lecture_files()
             beside.enter_context(deck_beside(places["deck"]))
-        places["site"] = build_site(root, strict=strict, executed=executed, promised=promised)
+        places["site"] = build_site(root, strict=strict, promised=promised)
+    if not fresh["figures"]:
+        from peftbook.views.figures import render_all
+        from peftbook.views.site.pictures import drawn_figures
+
+        render_all(places["figures"], default_store(), drawn_figures(places["site"].parent))
     for part, known in inputs.items():
         write_stamp(stamp_of(root, part), known)
     copy_lecture(root / "slides", places["site"].parent)
@@ -130,28 +132,18 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
     return written
 
 
-def build_site(root: Path, *, strict: bool = False, executed: Path | None = None, promised: Sequence[str] = ()) -> Path:
+def build_site(root: Path, *, strict: bool = False, promised: Sequence[str] = ()) -> Path:
     """Build the site unless it is that of the present sources; returns its first page.
 
     promised: files of the lecture that are made meanwhile, and that the pages offer.
     """
     check_checkout(root)
     need("jupyter_book", "The site")
-    site, build = root / "_build/html", root / "_build"
+    site = root / "_build/html"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
     command += ["--all", "-W", "-n"] if strict else []
-    if strict or not freshness.is_fresh(site, root):
-        if executed is not None:
-            from peftbook.views.site.shared_cache import import_chapters
-
-            pages = import_chapters(executed, build, root)
-            print(f"{len(pages)} executed chapters come from {executed}.", file=sys.stderr)
-        if run_quietly(command, root, promised):
-            raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
-    if executed is not None and executed.suffix != ".zip":
-        from peftbook.views.site.shared_cache import export_chapters
-
-        export_chapters(executed, build, root)
+    if (strict or not freshness.is_fresh(site, root)) and run_quietly(command, root, promised):
+        raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
     return site / "index.html"
 
 
@@ -198,11 +190,6 @@ def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) ->
             if KERNEL_HINT not in line:
                 sys.stderr.write(line)
     return process.returncode
-
-
-def package_data() -> list[Path]:
-    """Records and data tables: what figures and numbers are made from."""
-    return [*PACKAGE.glob("records/*.json*"), *PACKAGE.glob("data/*")]
 
 
 def stamp_of(root: Path, part: str) -> Path:

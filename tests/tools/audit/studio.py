@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -53,11 +52,9 @@ def main() -> None:
     """Two studios: one that is open, and one before whose door somebody stands."""
     home = Path(tempfile.mkdtemp(prefix="peftbook-audit-"))
     shown = views(Studio(home))
-    logins = home / "login.json"
-    command = [sys.executable, "-m", "peftbook", "studio", "--login-file", str(logins), "--add-user", "ada"]
-    subprocess.run(command, input="correct horse battery\n", text=True, check=True, capture_output=True)
     opened, there = start(home, 0, "--no-worker")
-    closed, before = start(home, 0, "--no-worker", "--login-file", str(logins))
+    closed, before = start(home, 0, "--no-worker", token=True)
+    before = before.partition("?")[0]
     print(json.dumps({name: there + path[1:] for name, path in shown.items()} | {"login": before}), flush=True)
     sys.stdin.read()
     for process in (opened, closed):

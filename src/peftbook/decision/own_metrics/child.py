@@ -13,8 +13,6 @@ from peftbook.decision.own_metrics.declaration import parse_metric
 from peftbook.decision.own_metrics.kinds import scorer
 from peftbook.runtime.processes import limit_process
 
-__all__ = ["main"]
-
 MEMORY_BYTES = 1 << 30
 
 

@@ -16,8 +16,6 @@ from peftbook.core.canonical import Spec
 from peftbook.core.errors import InputError, need
 from peftbook.core.options import listed
 
-__all__ = ["Exact", "Json", "Metric", "Number", "Regex", "Sql", "Table", "declared", "parse_metric", "read_metrics"]
-
 MOST_METRICS = 8
 MOST_BYTES = 1_000_000  # of a file of declarations
 MOST_SCHEMA, MOST_CELLS = 20_000, 100_000  # characters, values

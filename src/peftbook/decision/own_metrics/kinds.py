@@ -15,8 +15,6 @@ from peftbook.core.errors import InputError
 from peftbook.decision.own_metrics.declaration import Exact, Json, Metric, Number, Regex, Sql
 from peftbook.tasks import sql
 
-__all__ = ["fold", "last_number", "read_answer", "same_json", "scorer"]
-
 Score = Callable[[str, str], float]  # of an answer and its target
 NUMBER = re.compile(r"(?:(?<![\w)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 FENCED = re.compile(r"```[\w-]*[ \t]*\n(.*?)(?:```|\Z)", re.S)

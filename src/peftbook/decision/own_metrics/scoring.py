@@ -10,8 +10,6 @@ from peftbook.core.errors import InputError
 from peftbook.decision.own_metrics.declaration import Metric
 from peftbook.runtime.processes import Child
 
-__all__ = ["own_scores"]
-
 CPU_SECONDS, SECONDS = 4, 120.0  # of its process, and by the clock beside other work
 SPENT = (-getattr(signal, "SIGXCPU", 24), -9)
 

@@ -14,8 +14,6 @@ from peftbook.decision.recipe.rows import Counted, count_rows, source_of
 from peftbook.memory import bytes_of_text, read_shape
 from peftbook.tasks import TaskData
 
-__all__ = ["Advice", "advise"]
-
 
 @dataclass(frozen=True)
 class Advice:

@@ -22,8 +22,6 @@ from peftbook.memory.stacks import setup_in
 from peftbook.methods import preset
 from peftbook.studies.chosen_rates import learning_rate_for
 
-__all__ = ["BATCH", "EPOCHS", "RowTokens", "TrainingRecipe", "choose", "longest_kept", "rate_for"]
-
 STACK = "trl"
 BATCH: int = Budget.model_fields["batch_size"].default  # the records' own: a rate belongs to a batch
 LORA = preset("lora").method

@@ -17,8 +17,6 @@ from peftbook.core.errors import InputError
 from peftbook.decision.recipe.choice import LORA, WARMUP, TrainingRecipe
 from peftbook.tasks import TaskData, TaskExample
 
-__all__ = ["at_once", "check_free", "settings_of", "write_folder"]
-
 FILES = Path(__file__).resolve().parent / "files"
 SCRIPTS = ("train.py", "evaluate.py")
 PAGES = ("README.md", "serve.md")
@@ -75,8 +73,8 @@ def write_folder(
     settings = settings_of(recipe, source, model.revision if source == model.name else "")
     words = words_of(recipe, settings, task, model, source, data_name, command, data_licence)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=".peftbook-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".peftbook-") as folder:
+        work = Path(folder)
         work.chmod(0o755)
         (work / "recipe.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         (work / "requirements.txt").write_text(requirements(recipe), encoding="utf-8")
@@ -90,8 +88,6 @@ def write_folder(
             lines = "".join(json.dumps(row_of(task, one), ensure_ascii=False) + "\n" for one in examples)
             (work / "data" / f"{split}.jsonl").write_text(lines, encoding="utf-8")
         work.replace(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def row_of(task: TaskData, example: TaskExample) -> dict[str, object]:

@@ -10,8 +10,6 @@ from peftbook.core.errors import InputError
 from peftbook.decision.recipe.choice import RowTokens
 from peftbook.tasks import TaskData, TaskExample
 
-__all__ = ["Counted", "count_rows", "source_of"]
-
 TEMPLATE = {"enable_thinking": False}  # as in the scripts
 
 

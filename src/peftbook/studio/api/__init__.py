@@ -52,7 +52,6 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
             said = super().openapi()
-            bearer = {"type": "http", "scheme": "bearer"}
-            said["components"]["securitySchemes"] = {"token": bearer, "password": bearer | {"scheme": "basic"}}
+            said["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             said["security"] = [{"token": []}]
         return self.openapi_schema or {}

@@ -1,4 +1,4 @@
-"""Dependencies of the routes (the studio, its uploads, the user), and their response classes."""
+"""Dependencies of the routes (the studio, its uploads, its sessions), and their response classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from peftbook.studio.sessions import OWNER, SessionStore
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio
 from peftbook.studio.uploads import UploadStore
 
@@ -22,26 +22,18 @@ RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 @dataclass(frozen=True)
 class Context:
-    """What routes and pages show. sessions: of its users; None makes everybody the owner."""
+    """What routes and pages show. sessions: who may come in; None where everybody is allowed."""
 
     studio: Studio
     uploads: UploadStore
     sessions: SessionStore | None = None
 
 
-async def context(request: Request) -> Context:  # both need no thread
+async def context(request: Request) -> Context:  # which needs no thread
     return request.app.state.context
 
 
-async def user(request: Request) -> str | None:
-    """The user that the access middleware found; the owner in a studio without authentication."""
-    if request.app.state.context.sessions is None:
-        return OWNER
-    return request.scope.get("peftbook.user")
-
-
 Here = Annotated[Context, Depends(context)]
-User = Annotated[str | None, Depends(user)]
 
 
 class FiniteJsonResponse(JSONResponse):

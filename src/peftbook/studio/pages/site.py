@@ -28,7 +28,6 @@ from peftbook.studio.api.context import Context
 from peftbook.studio.api.problems import STATUS
 from peftbook.studio.html import fill, own_file, part
 from peftbook.studio.store import Project, Studio
-from peftbook.studio.users import LoginFile
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -146,9 +145,7 @@ def status_of(error: Exception) -> int:
 
 def render(visit: Visit, template: str, **shown: Any) -> str:
     """Render a page."""
-    sessions = visit.context.sessions
-    has_login = sessions is not None and isinstance(sessions.logins, LoginFile)
-    usual: dict[str, Any] = {"live": None, "refused": None, "with_login": has_login}
+    usual: dict[str, Any] = {"live": None, "refused": None}
     usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
     usual |= {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": partial(part, "trouble")}
     return str(fill(template, **usual | shown))

@@ -74,9 +74,12 @@ def write_epub(site: Path, parts: list[BookPart], out: Path) -> Path:
 def cover() -> bytes:
     """The cover as PNG, 1200 by 1800 pixels."""
     from peftbook.views.export.cover import cover
-    from peftbook.views.figures.style import render_png
+    from peftbook.views.figures.style import mode_context
 
-    return render_png(cover, identity.TITLE, f"{', '.join(identity.AUTHORS)}  ·  version {identity.version()}")
+    stream, authors = io.BytesIO(), f"{', '.join(identity.AUTHORS)}  ·  version {identity.version()}"
+    with mode_context("light"):
+        cover(identity.TITLE, authors).savefig(stream, format="png", dpi=200, metadata={"Software": None})
+    return stream.getvalue()
 
 
 def package(files: dict[str, bytes], chapters: list[Chapter]) -> Markup:

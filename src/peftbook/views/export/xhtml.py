@@ -27,7 +27,7 @@ SVG = "http://www.w3.org/2000/svg"
 LEFT_OUT = (
     "//script", "//button", "//template", "//comment()", "//a[contains(@class, 'headerlink')]",
     "//img[@class='figure-dark']", "//fieldset[@class='claim-filter']", "//*[contains(@class, 'katex-html')]",
-    "//*[@id='jb-print-docs-body']",
+    "//*[@id='jb-print-docs-body']", "//*[@data-live]/*[@class='explorer']",
 )  # fmt: skip
 DATA = re.compile(r"data:(image/[a-z+]+);base64,(.*)", re.DOTALL)
 ENDINGS = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}

@@ -25,8 +25,6 @@ from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
 from peftbook.views.figures.style import canvas, colour, drawing, question, say, shade, tag
 
-__all__ = ["STACK", "balance", "product_seconds", "time_ratio", "time_ratios", "timeline"]
-
 NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
 # part → tone, share of it, hatch
 LOOKS = {
@@ -176,17 +174,12 @@ def balance(card: str) -> float:
     )
 
 
-def product_seconds(tokens: float, per_byte: float) -> float:
-    """Time of one of the products of a bfloat16 weight with all tokens, in the time that moving a byte takes."""
-    return max(2 * tokens / per_byte, 2.0)
-
-
 def time_ratio(tokens: float, per_byte: float, moved: float = 14.0) -> float:
     """Time of a step of LoRA over that of all weights: two products a weight against three and Adam's traffic.
 
     per_byte: `balance` of the card.  moved: bytes that Adam reads and writes for each weight.
     """
-    product = product_seconds(tokens, per_byte)
+    product = max(2 * tokens / per_byte, 2.0)  # of a bfloat16 weight with all tokens, in the time that a byte takes
     return 2 * product / (3 * product + moved)
 
 

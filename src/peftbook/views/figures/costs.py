@@ -21,8 +21,6 @@ from peftbook.views.figures.drawn import draw_bars
 from peftbook.views.figures.parts import draw_stacks
 from peftbook.views.figures.style import SIZE, canvas, look, name_rows, question, say, shade, tag
 
-__all__ = ["bytes_by_part", "repeats", "state_bytes"]
-
 LLAMA = SHAPES["llama-2-7b"]
 ARMS = ("full", "lora", "qlora", "prompt")  # of the deck
 COSTS = {  # quantity of the study → field of its records, unit, axis

@@ -16,8 +16,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.views.figures.parts import Points, draw_stacks, plain_ticks
 from peftbook.views.figures.style import canvas, colour, look, name_rows
 
-__all__ = ["draw_bars", "draw_lines", "lines"]
-
 FEW = 9  # values of x that each get a number of their own
 HATCHES = ("", "///", "")
 

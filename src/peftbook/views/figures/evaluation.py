@@ -13,8 +13,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, label_points, mark, plain_ticks
 from peftbook.views.figures.style import canvas, colour, question, shade, tag
 
-__all__ = ["mean_of_plug_in"]
-
 LOOKS = {"cold": ("prompt", (0, (4, 1.5))), "hot": ("lora", "-")}
 
 

@@ -42,8 +42,6 @@ from peftbook.views.figures.parts import (
 )
 from peftbook.views.figures.style import SIZE, canvas, colour, question, shade, tag
 
-__all__ = ["parabola"]
-
 
 def arm_look(arm: str) -> tuple[str, str, str]:
     """Short label, tone and marker of an arm of the benchmark."""

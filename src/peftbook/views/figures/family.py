@@ -24,8 +24,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import LOSS, SMALL, mark, note
 from peftbook.views.figures.style import canvas, colour, name_rows, question, shade, tag
 
-__all__ = ["FAMILIES", "MEMBERS", "trained_parameters", "work_per_token"]
-
 
 class Member(NamedTuple):
     """A method of the tree: its name in short, the tone of its family, its marker, its setting here."""
@@ -167,11 +165,6 @@ def share_text(share: float) -> str:
     return f"{100 * share:#.2g} %"
 
 
-def plate() -> dict[str, Any]:
-    """A ground of paper, so that a text stays clear of lines."""
-    return {"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.8}
-
-
 @figure
 def work_against_count() -> Figure:
     """Does a small count mean little work? Multiplications that a method adds to a token, against its count."""
@@ -192,6 +185,7 @@ def work_against_count() -> Figure:
         va="bottom",
         color=colour("full"),
     )
+    paper = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.8}  # so that a text stays clear of lines
     for name, value in work.items():
         one = MEMBERS[name]
         axes.plot(trained[name], value, **(mark(one.tone, one.marker) | {"markersize": 10}))
@@ -200,7 +194,7 @@ def work_against_count() -> Figure:
         label = "LoRA, DoRA,\nAdaLoRA, adapter" if name == "lora" else f"{one.label}, {one.setting}".strip(", ")
         tone = "ink" if name == "lora" else one.tone
         side = "top" if name == "lora" else "center"
-        tag(axes, label, (trained[name], value), (11, -1), tone, va=side, fontsize=SMALL, bbox=plate())
+        tag(axes, label, (trained[name], value), (11, -1), tone, va=side, fontsize=SMALL, bbox=paper)
     axes.set(
         xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
     )

@@ -17,8 +17,6 @@ from peftbook.views.figures.costs import PARTS, bytes_by_part
 from peftbook.views.figures.parts import SMALL, Points, decimals, draw_stacks, labelled, mosaic, paint, plain_ticks
 from peftbook.views.figures.style import canvas, colour, name_rows, question, tag
 
-__all__ = ["STACKED", "draw_cards", "stack_bars", "stack_peaks"]
-
 ROW = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
 NF4 = replace(ROW, quantised="nf4")
 CHECKPOINTED = replace(NF4, checkpointing=True)

@@ -14,8 +14,6 @@ from peftbook.views.figures.block import name_in, rounded, sign, wire
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, question, say, shade
 
-__all__ = ["TENSORS"]
-
 
 class Tensor(NamedTuple):
     """A tensor of the layer: its type, and that of its gradient."""

@@ -15,8 +15,6 @@ from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.parts import labelled
 from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade, tag
 
-__all__ = ["SMOLLM2", "parameter_counts", "parameters_per_rank"]
-
 SMOLLM2 = SHAPES["smollm2-135m"]
 HIDDEN = SMOLLM2.hidden
 TARGETS = {

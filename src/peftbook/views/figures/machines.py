@@ -23,8 +23,6 @@ from peftbook.views.figures.fit import draw_cards
 from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, paint, plain_ticks
 from peftbook.views.figures.style import canvas, colour, name_rows, question, say, tag
 
-__all__ = ["fsdp_step", "layers_held"]
-
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
 BY_DEVICES = {

@@ -33,19 +33,6 @@ from peftbook.views.figures.parts import (
 )
 from peftbook.views.figures.style import canvas, colour, look, name_rows, question, tag
 
-__all__ = [
-    "CASES",
-    "OFTEN",
-    "SPREADS",
-    "case",
-    "chance",
-    "curse",
-    "inflation",
-    "largest_of",
-    "smallest_effect",
-    "unpaired_interval",
-]
-
 SETTINGS = {
     "default": "Default",
     "stem": "Stemmed",

@@ -23,8 +23,6 @@ from peftbook.views.figures.charts import measured_series, rate_chart
 from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, per_seed
 from peftbook.views.figures.style import SIZE, canvas, colour, look, question, say, shade, tag
 
-__all__ = ["chosen_records", "example_differences", "smooth", "sweep_points"]
-
 CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
 

@@ -15,8 +15,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade
 
-__all__ = ["newer_counts", "newer_state"]
-
 # Numbers.
 
 

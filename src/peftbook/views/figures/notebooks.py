@@ -37,8 +37,6 @@ from peftbook.views.figures.parts import (
 )
 from peftbook.views.figures.style import canvas, colour, drawing, name_rows, question, say, shade, tag
 
-__all__ = ["LIMIT", "SEGMENTS", "SETUPS", "sql_scores", "summary_scores"]
-
 # Medians of the SQL task's training rows in tokens of SmolLM2's tokeniser; the end of turn is part of the query.
 SEGMENTS = {"task": 11, "schema": 54, "question": 20, "query": 17}
 LIMIT = 64

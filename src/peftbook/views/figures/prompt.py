@@ -12,8 +12,6 @@ from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
 from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade
 
-__all__ = ["length_counts", "prompt_parameters"]
-
 
 def prompt_parameters(length: int) -> int:
     """Trainable numbers of a soft prompt: one vector of the model's width for each virtual token."""

@@ -37,8 +37,6 @@ from peftbook.views.figures.parts import (
 )
 from peftbook.views.figures.style import canvas, colour, question, shade, tag
 
-__all__ = ["machine_rates", "slowdown"]
-
 ROW = Setup(method="lora", device="cpu")
 NF4 = replace(ROW, quantised="nf4")
 TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -21,17 +21,6 @@ from peftbook.views.figures.drawn import draw_bars, lines
 from peftbook.views.figures.parts import SMALL, decimals, labelled
 from peftbook.views.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
 
-__all__ = [
-    "best_levels",
-    "bin_shares",
-    "bits_per_parameter",
-    "codebooks",
-    "mean_squared_error",
-    "nf4_levels",
-    "normal_float_levels",
-    "scaled_density",
-]
-
 OFFSET = 0.9677083  # the probability of NF4's outermost level, as in bitsandbytes
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 BLOCK_AXIS = "Weights that share one scale (block size)"

@@ -12,8 +12,6 @@ from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, question, say, shade
 
-__all__ = ["STEPS"]
-
 WIDTH, TALL, PITCH = 6.4, 0.62, 0.98  # of the drawing, of a box, from step to step
 LEFT, BROAD = 0.12, 2.8  # edge and width of the steps
 END, NARROW = 3.72, 2.4  # of the ends

@@ -15,8 +15,6 @@ from peftbook.views.figures.methods import chosen_records, example_differences
 from peftbook.views.figures.parts import SMALL, decimals, labelled, plain_ticks
 from peftbook.views.figures.style import canvas, colour, tag
 
-__all__ = ["requests_to_earn_back"]
-
 TRAINED = {"one run": 1, "ten runs": 10, "a hundred runs": 100}
 RUN_TOKENS = 50_000
 EXTRA = (10.0, 100.0, 1000.0, 10_000.0)  # tokens that examples add to every request

@@ -14,8 +14,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, labelled, mark, note, plain_ticks
 from peftbook.views.figures.style import canvas, colour, question, tag
 
-__all__ = ["decoding_bytes"]
-
 WEIGHTS = 400_000
 SIZES = np.geomspace(1e-4, 1e-1, 25)  # of the update's entries over the weights'
 MEASURED = {"unchanged": "unchanged_weights_share", "error": "update_error_share", "kept": "update_kept_share"}

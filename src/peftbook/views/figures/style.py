@@ -31,7 +31,6 @@ __all__ = [
     "mode_context",
     "name_rows",
     "question",
-    "render_png",
     "render_svg",
     "say",
     "shade",
@@ -236,13 +235,3 @@ def render_modes(function: Callable[..., Figure], *args: Any, **options: Any) ->
         return {"light": light, "dark": render_svg(function, *args, mode="dark", **options)}
     dark = {one: next(iter(found)).encode() for one, found in choices.items()}
     return {"light": light, "dark": HEX.sub(lambda one: dark[one[0]], light)}
-
-
-def render_png(
-    function: Callable[..., Figure], *args: Any, mode: Mode = "light", dpi: float = 200, **options: Any
-) -> bytes:
-    """The figure as PNG at this many dots an inch of the figure."""
-    with mode_context(mode):
-        stream = io.BytesIO()
-        function(*args, **options).savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
-    return stream.getvalue()

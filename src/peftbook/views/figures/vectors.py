@@ -15,8 +15,6 @@ from peftbook.views.figures.family import MEMBERS
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, question, say, shade
 
-__all__ = ["PARTS", "VECTORS"]
-
 
 class Part(NamedTuple):
     """A box of the block, in inches from the middle of its column and from the bottom of the block."""

@@ -9,7 +9,7 @@ from typing import Any
 
 PARTS = (
     "theme", "mathematics", "numbers", "figure_numbers", "prefetch", "notebooks", "run_pages", "citation",
-    "lecture", "pictures", "live", "byte_model", "lean", "freshness",
+    "lecture", "search", "orientation", "pictures", "live", "byte_model", "lean", "freshness",
 )  # fmt: skip
 
 

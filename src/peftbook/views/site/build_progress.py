@@ -9,8 +9,6 @@ from typing import Any
 
 from peftbook.core.progress import Phases, show_progress
 
-__all__ = ["phases_of"]
-
 FIRST, LAST = 0, 1000  # priorities: before and after all other listeners
 EVENTS = {
     "builder-inited": "looking for what has changed",

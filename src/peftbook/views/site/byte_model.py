@@ -56,7 +56,7 @@ SWITCHES = {
     "accumulated": "Accumulated", "wide_norms": "Wide norms", "keeps_inputs": "Keeps inputs",
     "in_backward": "In backward",
 }  # fmt: skip
-START = {"model": "llama-2-7b", "method": "qlora", "memory": "24GiB", "batch": 1, "seq": 2048}
+START = {"model": "llama-3.1-8b", "method": "qlora", "memory": "24GiB", "stack": "trl", "batch": 1, "seq": 2048}
 
 
 def fit_here(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str) -> Shown:

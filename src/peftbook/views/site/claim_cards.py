@@ -106,7 +106,7 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         page=page,
         bound=bound(claim),
         command=results.run_command(study.name),
-        side=next((name for name, outcomes in SIDES.items() if outcome in outcomes), "") if bettable(study) else "",
+        side="" if study.own or study.others else next((side for side, known in SIDES.items() if outcome in known), ""),
         cuda=elsewhere if elsewhere and elsewhere.outcome != "not yet run" else None,
         marks=[(mark, MARKS[mark], dates) for mark, dates in marks(study.name).items()],
         work=work.strip() if short_name(work.strip()) else "",
@@ -118,11 +118,6 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         slug=slug,
         **_effect(claim.effect),
     )
-
-
-def bettable(study: studies.Study) -> bool:
-    """Whether readers may guess its verdict: on papers' claims that the book's own runs decide."""
-    return not (study.own or study.others)
 
 
 def _effect(effect: studies.Quantity | None) -> dict[str, object]:

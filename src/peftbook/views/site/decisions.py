@@ -21,8 +21,6 @@ from peftbook.evidence.literature import published
 from peftbook.views.html import piece
 from peftbook.views.site.display import measured
 
-__all__ = ["Decision", "decisions", "limits", "tools", "with_numbers"]
-
 
 @dataclass(frozen=True)
 class Decision:

@@ -27,11 +27,6 @@ LOCK_FILES = ("constraints.txt",)
 STARTUP = Path(__file__).with_name("kernel_startup.py")
 
 
-def read_again(doctrees: Path, page: str) -> None:
-    """Have Sphinx read a page in its next build, also if this one is stopped: it reads what it has no doctree of."""
-    (doctrees / f"{page}.doctree").unlink(missing_ok=True)
-
-
 def environment(root: Path) -> str:
     """Hash of the interpreter's version, the lock files, and where records are looked for."""
     folders = [relative(str(folder), root) for folder in default_store().folders]
@@ -70,14 +65,17 @@ def cache_folder(app: Any) -> Path:
 
 
 def drop_stale(app: Any) -> None:
-    """Before reading: drop the cached notebooks whose files changed, and have their pages read again."""
+    """Before reading: drop the cached notebooks whose files changed, and have their pages read again.
+
+    Sphinx reads what it has no doctree of, in its next build too if this one is stopped.
+    """
     cache, root = get_cache(cache_folder(app)), Path(app.srcdir)
     for record in cache.list_cache_records():
         if changed := changed_files(record.data, root):
             page = relative(str(Path(record.uri).with_suffix("")), root)
             LOGGER.info("execute again: %s, because %s changed", page, ", ".join(changed[:3]))
             cache.remove_cache(record.pk)
-            read_again(Path(app.doctreedir), page)
+            Path(app.doctreedir, f"{page}.doctree").unlink(missing_ok=True)
 
 
 def outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from peftbook.core.records import Record, Store, default_store
 from peftbook.core.stamp import inputs_hash, is_fresh, write_stamp
 from peftbook.memory import shape_from_config
 from peftbook.studies import live
-from peftbook.views.html import json_script
+from peftbook.tasks import TaskData
+from peftbook.views.html import fill, json_script
 from peftbook.views.site.display import Shown
 
 ENGINE = PACKAGE.parents[1] / "book/assets/live"
@@ -32,7 +34,6 @@ MODULES = (
 GRAPHICS = ("kernels.js", "webgpu.js")
 FOLDER = "live"  # of the site; the style sheet's search for classes would take words of base64 in `_static` for names
 STAMP = ".stamp"
-QUESTIONS = 4
 CONFIG = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rms_norm_eps",
@@ -40,84 +41,101 @@ CONFIG = (
 RANKS = (1, 2, 4, 8, 16)
 ALPHAS = (8, 16, 32, 64)
 BATCHES = (1, 2, 4, 8, 16)
-STEPS = (20, 40, 60, 80)
+STEPS = (20, 40, 60, 80, *live.LENGTHS)
+ROOM = 64  # tokens of a reader's own message with its answer, at least
 
 
-def train_here(first: str = "lora") -> Shown:
-    """The place where a reader trains: a sentence for who has no scripts, and the numbers that its controls need.
+def train_here(first: str = "lora", together: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> Shown:
+    """The place where a reader trains, with all of its settings.
 
-    first: the arm of the study `live` that is chosen at the beginning.
+    first: the arm of the study `live` that is chosen at the beginning.  together: of each further button its name, and
+    what the runs that it trains one after another have in place of the settings above.
     """
-    text = "A page in a browser with scripts has controls here that train the small Llama while you watch."
-    html = (
-        f'{opened("live", controls(default_store()) | {"chosen": first})}<p class="live-without">{text}</p></div>'
-        '<script defer src="../_static/js/live.js"></script>'
-    )
-    return Shown(html, text)
+    return placed(controls(default_store(), first) | {"together": together or {}})
 
 
 def train_at_once() -> Shown:
-    """The small form: one button that trains by LoRA, with the settings that `train_here` begins with.
+    """The small form: the default alone.
 
-    Nothing is loaded before it is pressed, not even the script (`js/book.js`, which every page has, does that).
+    Nothing is loaded before its button is pressed, not even the script (`js/book.js`, which every page has, does that).
     """
-    numbers = first_setting(controls(default_store()))
-    text = "A page in a browser with scripts has a button here that trains the small Llama by LoRA while you watch."
-    loads = sum(numbers["bytes"].values()) / 1e6
-    html = (
-        f'{opened("live live-small", numbers)}<div class="explorer">'
-        '<p class="live-buttons"><button type="button" class="live-train">Train LoRA here</button></p>'
-        f'<p class="live-cost">Loads {loads:.1f} MB from this site when pressed, and nothing before. '
-        'Nothing leaves your machine.</p><p class="explorer-says" role="status"></p></div>'
-        f'<p class="live-without">{text}</p></div>'
+    return placed(controls(default_store(), "lora") | {"together": {}}, small=True)
+
+
+def placed(numbers: dict[str, Any], small: bool = False) -> Shown:
+    """The element of a page: what it shows before a training, and the numbers for its script."""
+    first, arms, sizes = numbers["first"], numbers["arms"], numbers["bytes"]
+    arm = arms[first["method"]]
+    loads = (sizes["engine"] + sizes["data"] + sizes[arm["base"]]) / 1e6
+    without = "A page in a browser with scripts has controls here that train the small Llama while you watch."
+    html = fill(
+        "live.html",
+        small=small,
+        first=first,
+        selects=() if small else selects(numbers),
+        folder=FOLDER,
+        numbers=json_script(numbers),
+        messages=live.messages(),
+        rows=live.ROWS,
+        label=f"Train {arm['label']} here" if small else "Train",
+        together=numbers["together"],
+        cost=f"{arm['label']} trains {arm['trained']:,} parameters; the model's own {arms['full']['trained']:,} stay "
+        f"as they are. Loads {loads:.1f} MB from this site when pressed, nothing before. Nothing leaves your machine.",
+        choice=chosen_how(default_store()),
+        without=without,
     )
-    return Shown(html, text)
+    return Shown(html if small else f'{html}<script defer src="../_static/js/live.js"></script>', without)
 
 
-def opened(classes: str, numbers: dict[str, Any]) -> str:
-    """The place's first tag, with the numbers for its script."""
-    return f'<div class="{classes}" id="train-here" data-live="../{FOLDER}/">{json_script(numbers)}'
+def chosen_how(store: Store) -> str:
+    """How the default was chosen, and what the other rates are worth with as many steps."""
+    shares, (steps, rate) = live.choices(store), live.default(store)
+    others = [
+        f"{100 * share:.0f} % at {at:g}" for (count, at), share in shares.items() if count == steps and at != rate
+    ]
+    return (
+        f"LoRA begins with rate {rate:g} and about {steps} steps. Of {len(shares)} pairs this one got the "
+        f"most of {live.ROWS} validation messages right: {100 * shares[steps, rate]:.0f} %, mean of "
+        f"{len(live.CHOICE_SEEDS)} seeds. With as many steps it was {' and '.join(others)}."
+    )
 
 
-def controls(store: Store) -> dict[str, Any]:
+def selects(numbers: dict[str, Any]) -> Iterator[tuple[str, str, list[tuple[Any, Any]]]]:
+    """Of each setting its name, its label, and values with their texts."""
+    arms = numbers["arms"]
+    yield "method", "Method", [(name, arm["label"]) for name, arm in arms.items()]
+    yield "rate", "Rate", [(rate, rate) for rate in arms[numbers["first"]["method"]]["grid"]]
+    lists = {"rank": RANKS, "alpha": ALPHAS, "targets": numbers["targets"], "steps": STEPS, "batch": BATCHES}
+    labels = {"alpha": "α", "targets": "Matrices"}
+    for name, values in (lists | {"seed": live.DEFAULT_SEEDS}).items():
+        yield name, labels.get(name, name.capitalize()), [(value, value) for value in values]
+
+
+def controls(store: Store, first: str) -> dict[str, Any]:
     """What a reader may choose, what each choice costs, and which choices have records."""
     from peftbook.training.models import SMALL_FOLDER
 
     shape = shape_from_config(json.loads((SMALL_FOLDER / "config.json").read_text(encoding="utf-8")))
     sides = {name.removesuffix("_proj"): both for name, both in shape.linears.items()}
+    arms = {name: described(arm) | {"trained": arm.method.parameters(shape)} for name, arm in live.ARMS.items()}
+    steps, rate = live.default(store)
+    arms["lora"] |= {"steps": steps, "rate": rate}
+    arm = arms[first]
     return {
-        "chosen": "lora",
-        "arms": {name: described(arm) | {"trained": arm.method.parameters(shape)} for name, arm in live.ARMS.items()},
-        "ranks": RANKS,
-        "alphas": ALPHAS,
+        "first": {
+            "method": first, "rate": arm["rate"], "steps": arm["steps"], "rank": max(RANKS), "alpha": 2 * max(RANKS),
+            "targets": "all", "batch": live.BATCH, "seed": live.DEFAULT_SEEDS[0],
+        },
+        "arms": arms,
         "targets": {"all": list(sides), "q and v": ["q", "v"], "attention": ["q", "k", "v", "o"]},
-        "steps": STEPS,
-        "batches": BATCHES,
         "batch": live.BATCH,
-        "seeds": live.SEEDS,
+        "seeds": live.DEFAULT_SEEDS,
         "sides": sides,
         "layers": shape.layers,
         "bytes": {name: len(script.encode()) for name, script in made(store)},
-        "recorded": recorded(store, lambda record: 1),
+        "recorded": list(recorded(store)),
         "rule": {"ends": live.ENDS, "first": live.FIRST_MARGIN, "last": live.LAST_MARGIN},
-    }
-
-
-def first_setting(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Of what a reader may choose the setting that stands at the beginning, and the bytes that it loads."""
-    chosen = numbers["chosen"]
-    arm = numbers["arms"][chosen]
-    return numbers | {
-        "arms": {chosen: arm},
-        "ranks": [arm["choice"]["rank"]],
-        "alphas": [arm["choice"]["alpha"]],
-        "targets": {"all": numbers["targets"]["all"]},
-        "steps": [],
-        "batches": [live.BATCH],
-        "seeds": numbers["seeds"][:1],
-        "bytes": {name: numbers["bytes"][name] for name in ("engine", "data", arm["base"])},
-        "recorded": {chosen: numbers["recorded"][chosen]},
-    }
+    }  # fmt: skip
 
 
 def bases() -> list[str]:
@@ -137,8 +155,8 @@ def made(store: Store) -> Iterator[tuple[str, str]]:
 def write(folder: Path, store: Store) -> None:
     """Write the scripts, unless they were made from the present engine, weights, code and records."""
     files = [*(ENGINE / name for name in MODULES + GRAPHICS), *(PACKAGE / name for name in MAKERS)]
-    recorded = [f"{run.key} {run in store}" for run in live.runs(store)]
-    stamp, inputs = folder / STAMP, inputs_hash(files, specs.SMALL_REVISION, *recorded)
+    known = [f"{run.key} {run in store}" for run in live.runs(store)]
+    stamp, inputs = folder / STAMP, inputs_hash(files, specs.SMALL_REVISION, *known)
     if is_fresh(stamp, inputs):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,32 +223,54 @@ def data(store: Store) -> dict[str, Any]:
     config = json.loads((SMALL_FOLDER / "config.json").read_text(encoding="utf-8"))
     rows = encode_training(tokenizer, task, live.budget(1.0))
     lengths = [len(row.ids) for row in rows]
-    questions = task.splits["test"][:QUESTIONS]
-    prompts = [encode_prompt(tokenizer, task, one) for one in questions]
-    longest = max(*(length - 1 for length in lengths), *(len(ids) + live.LIMIT - 1 for ids in prompts))
+    tests = task.splits["test"][: live.ROWS]
+    shown = [replace(tests[0], input=one["text"], target=one["label"]) for one in live.messages()]
+    asked = [
+        [{"target": one.target, "ids": encode_prompt(tokenizer, task, one)} for one in each] for each in (shown, tests)
+    ]
+    longest = max(
+        *(length - 1 for length in lengths), *(len(one["ids"]) + live.LIMIT - 1 for each in asked for one in each)
+    )
     return {
         "task": {
             "config": {name: config[name] for name in CONFIG} | {"rope_theta": config["rope_parameters"]["rope_theta"]},
             "rows": [{"ids": row.ids, "start": row.start} for row in rows],
-            "length": longest,
+            "length": max(longest, ROOM),
             "end": tokenizer.eos_token_id,
             "most": live.budget(1.0).max_grad_norm,
             "warmup": live.budget(1.0).warmup,
         },
         "levels": nf4_levels().tolist(),
-        "plans": {seed: batch_plan(lengths, live.BATCH, live.TOKENS, seed) for seed in live.SEEDS},
-        "starts": {
-            seed: common_tokens(tokenizer, config["vocab_size"], live.PROMPT, seed).tolist() for seed in live.SEEDS
+        "plans": {
+            seed: batch_plan(lengths, live.BATCH, max(live.LENGTHS.values()), seed) for seed in live.DEFAULT_SEEDS
         },
-        "questions": [
-            {"text": one.input, "target": one.target, "ids": ids} for one, ids in zip(questions, prompts, strict=True)
-        ],
+        "lengths": {
+            steps: {seed: len(batch_plan(lengths, live.BATCH, tokens, seed)) for seed in live.DEFAULT_SEEDS}
+            for steps, tokens in live.LENGTHS.items()
+        },
+        "starts": {
+            seed: common_tokens(tokenizer, config["vocab_size"], live.PROMPT, seed).tolist()
+            for seed in live.DEFAULT_SEEDS
+        },
+        "questions": asked[0],
+        "tests": asked[1],
         "limit": live.LIMIT,
         "tokens": tokenizer.convert_ids_to_tokens(range(config["vocab_size"])),
+        "frame": frame(tokenizer, task),
         "arms": {name: described(arm) for name, arm in live.ARMS.items()},
-        "curves": recorded(store, lambda record: list(record.curve["train_loss_nats"])),
-        "right": recorded(store, lambda record: (sum(map(float, record.per_example["exact_match"])), live.ROWS)),
+        "curves": {key: list(record.curve["train_loss_nats"]) for key, record in recorded(store).items()},
+        "right": {key: sum(map(float, record.per_example["exact_match"])) for key, record in recorded(store).items()},
     }
+
+
+def frame(tokenizer: Any, task: TaskData) -> tuple[list[int], list[int]]:
+    """The token ids before a message and behind it."""
+    from peftbook.training.encode import encode_prompt
+
+    (mark,) = tokenizer.encode("?")
+    ids = encode_prompt(tokenizer, task, replace(task.splits["test"][0], input="?"))
+    at = ids.index(mark)
+    return ids[:at], ids[at + 1 :]
 
 
 def described(arm: live.PageMethod) -> dict[str, Any]:
@@ -243,22 +283,21 @@ def described(arm: live.PageMethod) -> dict[str, Any]:
         "alpha": given.get("alpha", 1),
         "targets": targets,
     }
-    return {"label": arm.label, "base": arm.base, "rates": arm.rates, "choice": choice}
+    grid = [float(f"{min(arm.rates) * 2.0 ** (at - 1):.3g}") for at in range(7)]
+    settings = {"grid": grid, "rate": arm.rates[0], "steps": min(live.LENGTHS)}
+    return {"label": arm.label, "base": arm.base, "choice": choice} | settings
 
 
-def recorded(store: Store, read: Callable[[Record], Any]) -> dict[str, dict[float, dict[int, Any]]]:
-    """What is read of each record there is: arm → rate → seed → value."""
-    return {
-        name: {
-            rate: {
-                seed: read(record)
-                for seed in live.SEEDS
-                if (record := store.get(live.probe(name, rate, seed))) is not None
-            }
-            for rate in arm.rates
-        }
+def recorded(store: Store) -> dict[str, Record]:
+    """The records that a page can repeat, by method, rate, steps and seed."""
+    steps, rate = live.default(store)
+    probes = {
+        f"{name} {rate} 100 {seed}": live.probe(name, rate, seed)
         for name, arm in live.ARMS.items()
-    }
+        for rate in arm.rates
+        for seed in live.SEEDS
+    } | {f"lora {rate} {steps} {probe.seed}": probe for probe in live.default_probes(store)}
+    return {key: record for key, probe in probes.items() if (record := store.get(probe)) is not None}
 
 
 def write_scripts(app: Any, error: Exception | None) -> None:

@@ -126,14 +126,6 @@ def _visit_html(translator: Any, node: nodes.Element) -> None:
     translator.body.append(str(piece('<a class="{}" href="{}" title="{}">', kind, href, node["title"])))
 
 
-def _depart_html(translator: Any, node: nodes.Element) -> None:
-    translator.body.append("</a>")
-
-
-def _forget(app: Any, env: Any, docname: str) -> None:
-    _numbers(env).pop(docname, None)
-
-
 def _outdated(app: Any, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
     """Pages on which a number is missing, or would be printed differently now."""
     published_values.cache_clear()
@@ -161,8 +153,8 @@ def _fail_on_missing(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Register both roles, their nodes and the check that fails the build."""
     for name, node in NODES.items():
-        app.add_node(node, html=(_visit_html, _depart_html))
+        app.add_node(node, html=(_visit_html, lambda translator, _: translator.body.append("</a>")))
         app.add_role(name, NumberRole())
-    app.connect("env-purge-doc", _forget)
+    app.connect("env-purge-doc", lambda app, env, page: _numbers(env).pop(page, None))
     app.connect("env-get-outdated", _outdated)
     app.connect("build-finished", _fail_on_missing)

@@ -33,8 +33,6 @@ from peftbook.runtime.fork_server import AVAILABLE, ForkServer
 from peftbook.views.site.build_progress import phases_of
 from peftbook.views.site.execution import cache_folder, kernel_variables, used_files
 
-__all__ = ["setup"]
-
 LOGGER = logging.getLogger(__name__)
 KERNEL_BYTES = 2e9  # that a chapter's process may take: torch, a model, figures
 LIBRARIES = (

@@ -13,9 +13,8 @@ from peftbook.core.tracking import record_lookups
 from peftbook.views.html import joined, piece, prose
 from peftbook.views.site.display import Shown
 
-GROUPS = (  # rooms whose modules are listed
-    "core", "evidence", "scratch", "memory", "tasks", "studies", "training", "runtime", "views/export", "views/figures",
-)  # fmt: skip
+# Rooms whose modules are listed.
+GROUPS = ("core", "evidence", "scratch", "memory", "tasks", "training", "views/export", "views/figures")
 
 
 def commands(parser: argparse.ArgumentParser) -> Shown:

@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.core.stamp import inputs_hash
 from peftbook.views.export import epub
-from peftbook.views.site import identity
+from peftbook.views.site import identity, orientation
 
 SIDEBARS = ["book-title.html", "search-button-field.html", "sbt-sidebar-nav.html"]
 # Scripts that JupyterBook's default extensions add to every page and this book does not use.
@@ -69,7 +69,8 @@ def _names() -> dict[str, str]:
 def hash_frame(app: Any, config: Any) -> None:
     """A value that Sphinx compares: when what surrounds the text changes, every page is written again."""
     templates = Path(app.srcdir, "book/templates").rglob("*.html")
-    config.peftbook_frame = inputs_hash([*Path(__file__).parent.glob("*.py"), *templates])
+    glossary = Path(app.srcdir, f"{orientation.GLOSSARY}.md")
+    config.peftbook_frame = inputs_hash([*Path(__file__).parent.glob("*.py"), *templates, glossary])
 
 
 def own_header_buttons(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

@@ -12,8 +12,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.views import figures
 from peftbook.views.slides.placeholders import outcomes
 
-__all__ = ["CHARTS", "COMPUTED", "named_chart"]
-
 
 def verdicts(store: Store) -> Chart:
     """How many claims of papers have each verdict."""

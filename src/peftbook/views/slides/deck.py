@@ -24,7 +24,7 @@ from peftbook.views.slides.measure import LINE, check_fit, text_width
 from peftbook.views.slides.native import add_chart
 from peftbook.views.slides.outline import OUTLINE, choose, read_outline
 from peftbook.views.slides.pictures import Picture, drawing
-from peftbook.views.slides.placeholders import Sources, fill
+from peftbook.views.slides.placeholders import Sources, fill, fill_title
 from peftbook.views.slides.template import (
     ACCENT,
     BOTTOM,
@@ -94,7 +94,7 @@ def add_slide(deck: Any, outline: dict[str, Any], sources: Sources, address: str
     name = "Cover" if cover else f"{kind} with text" if with_text else kind
     layout = deck.slide_masters[0].slide_layouts.get_by_name(name)
     slide = deck.slides.add_slide(layout)
-    title = fill(outline["title"], sources)
+    title = fill_title(outline["title"], sources)
     size, box = (44, (COVER_WIDTH, 2.2)) if cover else (TITLE_SIZE, (WIDTH - 2 * MARGIN, TITLE_HEIGHT))
     check_fit([(line, size, True) for line in title.split("\n")], *box)
     slide.shapes.title.text_frame.text = title.replace("\n", "\v")  # a line break, not a paragraph

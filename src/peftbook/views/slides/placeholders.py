@@ -57,6 +57,18 @@ def fill(text: str, sources: Sources) -> str:
     return re.sub(r"(?<=[\d\]]) (?=[×%]|[kMGT]?B\b)|(?<=×) (?=10)", "\N{NO-BREAK SPACE}", filled)
 
 
+def fill_title(text: str, sources: Sources) -> str:
+    """`fill`, and InputError for a value alone that may be zero: a title states what the runs show."""
+    for name in re.findall(r"\{([\w.]+);value\}", text):
+        low, high = ends(found := results.quantity(name, sources.store))
+        if found.low is not None and low <= 0 <= high:
+            raise InputError(
+                f"The title {text!r} states {name}, which may be zero ({results.format_quantity(found)}): "
+                f"print its interval, {{{name}}}, or a word, {{{name};below|not separable from|above}}."
+            )
+    return fill(text, sources)
+
+
 def placeholder(name: str, sources: Sources) -> str:
     kind, colon, rest = name.partition(":")
     if colon and kind == "cite":

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from peftbook.views.site.javascript import modules
 from peftbook.views.site.javascript.modules import Key, Module, UntranslatedError, methods_of, origin, ours
 
-__all__ = ["Expressions", "Scope", "js_name", "local"]
-
 RESERVED = frozenset(
     {
         "arguments",

@@ -9,20 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = [
-    "Key",
-    "Module",
-    "UntranslatedError",
-    "imports",
-    "in_order",
-    "key_of",
-    "line",
-    "methods_of",
-    "module",
-    "origin",
-    "ours",
-]
-
 ROOT = "peftbook"
 Key = tuple[str, str]  # module, name
 

@@ -10,8 +10,6 @@ from peftbook.views.site.javascript.expressions import js_name
 from peftbook.views.site.javascript.modules import Key, in_order, key_of, line, module
 from peftbook.views.site.javascript.statements import Translation
 
-__all__ = ["script"]
-
 
 def script(
     calls: Iterable[str], tables: Mapping[str, Mapping[str, Any]], given: Iterable[str] = (), unused: Iterable[str] = ()

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from peftbook.views.site.javascript.expressions import OPERATORS, Expressions, Scope, local
 from peftbook.views.site.javascript.modules import Key, UntranslatedError, imports
 
-__all__ = ["Translation"]
-
 
 class Translation(Expressions):
     """The translation of a module's definition."""

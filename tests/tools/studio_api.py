@@ -5,26 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import uvicorn
 from fastapi import FastAPI
 from studio_home import SMALL
 
 from peftbook.core import specs
 from peftbook.core.records import Record
-from peftbook.studio import access, users
+from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
 from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
@@ -38,7 +34,6 @@ from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
 HOST = "http://127.0.0.1:7861"
-PASSWORD = "correct horse battery"
 
 
 class Client:
@@ -75,13 +70,6 @@ class Client:
         if example.saved:
             self.files[example.saved] = answer.content
         return answer
-
-
-def add_user(path: Path, name: str, password: str = PASSWORD) -> None:
-    """As somebody would who types the password."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        users.add_user(path, name)
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:
