@@ -16,14 +16,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.core.records import Missing, Record, Store
+from peftbook.core.records import Record, Store
 from peftbook.evidence.comparison import keys_of
 from peftbook.memory import Configuration, DecoderShape, Setup
 from peftbook.memory.shapes import FAMILIES
@@ -133,18 +132,6 @@ def widened(one: Configuration) -> Configuration:
     shape, setup = one.shape, one.setup
     wide = {name: WIDER * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
     return Configuration(replace(shape, **wide), replace(setup, seq=2 * setup.seq))
-
-
-def furthest(store: Store, count: int = 10) -> list[tuple[str, float, float]]:
-    """The held-out configurations whose peaks are predicted worst: (name, measured bytes, predicted / measured)."""
-    found: list[tuple[str, float, float]] = []
-    for family in SIZES:
-        with suppress(Missing):
-            record = store.need(peak_probe(family, "held-out"))
-            names = [name for name in GRID["held-out"] if name.startswith(f"{family}_")]
-            sizes = [float(size) for size in record.per_example["peak_bytes"]]
-            found += zip(names, sizes, peaks(record), strict=True)
-    return sorted(found, key=lambda one: -abs(one[2] - 1))[:count]
 
 
 def half(make: Callable[[str, str], specs.Probe], part: str, store: Store) -> list[Record]:
