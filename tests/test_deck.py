@@ -388,7 +388,7 @@ def outline(folder: Path, extra: str = "", **changes: str) -> Path:
         ({"extra": 'charts = ["test_loss"]'}, "1 visuals and 0 alternative texts"),
         ({"extra": 'figures = ["none"]\nalts = ["x"]'}, "Unknown figure 'none'"),
         ({"extra": 'still = { file = "none.png", width = 4, alt = "x" }'}, "Still .*none.png cannot be read"),
-        ({"extra": 'still = { file = "train-it-here.png", width = 6, alt = "x" }'}, "6 in wide, is .* in high with"),
+        ({"extra": 'still = { file = "train-it-here.png", width = 9, alt = "x" }'}, "9 in wide, is .* in high with"),
         ({"extra": 'steps = [{ text = "x", tex = "\\\\\\\\nothing", alt = "x" }]'}, "cannot be typeset"),
         ({"extra": f'steps = [{{ text = "x", tex = "{"x + " * 60} x", alt = "x" }}]'}, "too wide"),
     ],
@@ -466,7 +466,7 @@ def test_the_handout_shows_each_slide_with_all_its_notes(part: Path, tmp_path: P
     deck = Presentation(str(part))
     assert len(pages) == len(deck.slides)
     for page, slide in zip(pages, deck.slides, strict=True):
-        assert notes(slide).split("\n\n")[-1] in " ".join(page.split())
+        assert " ".join(notes(slide).split("\n\n")[-1].split()) in " ".join(page.split())
     with Image.open(slides.contact_sheet(pdf, tmp_path / "sheet.png")) as sheet:
         assert sheet.width > 2500
         assert len(sheet.convert("RGB").resize((50, 50)).getcolors(2500) or []) > 20
@@ -487,5 +487,5 @@ def test_text_takes_the_lines_that_were_measured(part: Path, tmp_path: Path):
         if "\v" in title:
             continue
         lines = slides.lines_needed(title, template.TITLE_SIZE, template.WIDTH - 2 * template.MARGIN, True)
-        tops = {round(y0) for _, y0, _, y1 in words if y1 - y0 > 28 and y1 < template.TOP * 72}
-        assert len(tops) <= lines
+        tops = sorted(y0 for _, y0, _, y1 in words if y1 - y0 > 28 and y1 < template.TOP * 72)
+        assert 1 + sum(below - top > 10 for top, below in pairwise(tops)) <= lines  # a superscript's font is not ours
