@@ -20,7 +20,7 @@ from peftbook.views.slides.template import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600_000  # ms
-WIDTH, EDGE = 306, 6  # CSS pixels of the window, and of paper left around the picture
+WIDTH, EDGE = 420, 6  # CSS pixels of the window, and of paper left around the picture
 SEEN = """() => {
   const stage = document.querySelector(".live-small .explorer-stage"), box = stage.getBoundingClientRect();
   const type = [...stage.querySelectorAll("text")].map((one) => parseFloat(getComputedStyle(one).fontSize));

@@ -1,4 +1,4 @@
-"""Blocks of a slide: body text, pictures, cards, tables, derivations, lists of claims and the tokens of an example."""
+"""Blocks of a slide: body text, pictures, cards, tables, derivations, code and the tokens of an example."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from pptx.oxml.ns import qn
 from pptx.util import Inches, Pt
 
 from peftbook.core.errors import InputError
-from peftbook.studies import get_study
 from peftbook.views.figures import data
 from peftbook.views.figures.style import PAPER
 from peftbook.views.slides.measure import LINE, check_fit, height_needed, lines_needed
 from peftbook.views.slides.outline import OUTLINE
 from peftbook.views.slides.pictures import Picture, equation, still
-from peftbook.views.slides.placeholders import Sources, fill, outcomes
+from peftbook.views.slides.placeholders import Sources, fill
 from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
 
 Box = tuple[float, float, float, float]  # left, top, width, height in inches
-LIST_SIZE, HEAD_SIZE, LIST_GAP = 16, 18, 4
-APART = 0.35  # inches between a table and the still beside it
-MONO = "Courier New"
+APART = 0.35  # inches between a table, a still or code and what stands beside it
+MONO, CODE_SIZE = "Courier New", 18
 SKETCH = 1.15  # inches that a sketch is high
 _PAIR = [(0.0, 0.0, 0.95, 0.12, True), (1.03, 0.2, 0.12, 0.95, True)]  # left, top, width, height, trained
 _CODES = [(0.24 * column, 0.2 + 0.24 * row, 0.2, 0.2, False) for row in range(4) for column in range(4)]
@@ -127,7 +125,7 @@ def add_table(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
     shares = outline["widths"]
     whole = WIDTH - 2 * MARGIN - (outline["still"]["width"] + APART if "still" in outline else 0.0)
     widths = [whole * share / sum(shares) for share in shares]
-    size, pad = float(outline.get("size", 18)), 0.12
+    size, pad = float(outline.get("size", BODY_SIZE)), 0.12
     heights = []
     for at, row in enumerate(rows):
         lines = [
@@ -189,30 +187,22 @@ def add_steps(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
         top += height + space
 
 
-def add_claims(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
-    """Papers' claims with these verdicts under their heads, in order of worth, in two columns; the rest is counted."""
-    gap, room = 0.4, BOTTOM - TOP - 0.35
-    width = (WIDTH - 2 * MARGIN - gap) / 2
-    verdicts = outcomes(sources.store)
-    lines: list[tuple[str, float, bool, str]] = []
-    for outcome in outline["claims"]:
-        titles = [get_study(name).title for name, verdict in verdicts.items() if verdict == outcome]
-        head = f"{outcome.capitalize()} ({len(titles)})"
-        lines += [(head, HEAD_SIZE, True, ACCENT_COLOUR)] * bool(titles)
-        lines += [(title, LIST_SIZE, False, INK) for title in titles]
-    columns: list[list[tuple[str, float, bool, str]]] = [[], []]
-    for column in columns:
-        while lines and height_needed([line[:3] for line in [*column, lines[0]]], width, LIST_GAP) <= room:
-            column.append(lines.pop(0))
-        if lines and column and column[-1][2]:  # no head at the foot of a column
-            lines.insert(0, column.pop())
-    for at, column in enumerate(columns):
-        if column:
-            box = (MARGIN + at * (width + gap), TOP, width, room)
-            add_text(slide, f"Claims {at + 1}", column, box, gap=LIST_GAP)
-    if left := sum(not bold for _, _, bold, _ in lines):
-        box = (MARGIN + width + gap, BOTTOM - 0.3, width, 0.3)
-        add_text(slide, "More", [(f"and {left} more: peftbook claims", LIST_SIZE, False, MUTED)], box)
+def add_code(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
+    """Lines of a program on a panel beside the text."""
+    lines, left, pad = outline["code"].strip().split("\n"), outline["body_right"] + APART, 0.25
+    width, height = WIDTH - MARGIN - left, len(lines) * CODE_SIZE * LINE / 72 + 2 * pad
+    longest = 0.6 * CODE_SIZE / 72 * max(map(len, lines))  # a character of Courier is 0.6 of its size wide
+    if longest > width - 2 * pad or height > BOTTOM - TOP:
+        raise InputError(f"The code is {longest:.1f} × {height:.1f} in: shorten it.")
+    shape = add_rectangle(slide, (left, TOP, width, height))
+    shape.name = "Code"
+    shape.fill.fore_color.rgb = rgb(FILL)
+    frame = shape.text_frame
+    frame.margin_left = frame.margin_right = frame.margin_top = frame.margin_bottom = Inches(pad)
+    frame.word_wrap = False
+    write(frame, [(line, CODE_SIZE, False, INK) for line in lines])
+    for paragraph in frame.paragraphs:
+        paragraph.runs[0].font.name = MONO
 
 
 def add_text(
@@ -263,6 +253,6 @@ def add_tokens(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
 
 
 BLOCKS = {
-    "cards": add_cards, "table": add_table, "still": add_still, "steps": add_steps, "claims": add_claims,
+    "cards": add_cards, "table": add_table, "still": add_still, "steps": add_steps, "code": add_code,
     "tokens": add_tokens,
 }  # fmt: skip

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.stats import Interval
+from peftbook.methods import arm_looks
+from peftbook.studies import Quantity, methods, prompt_design
 from peftbook.views import figures
+from peftbook.views.figures.charts import forest
+from peftbook.views.figures.parts import LOSS
 from peftbook.views.slides.placeholders import outcomes
 
 
@@ -33,6 +39,36 @@ def verdicts(store: Store) -> Chart:
     )
 
 
+def differences(rows: list[tuple[str, str, Interval]], axis: str) -> Chart:
+    """Bars of (label, look, paired difference) with their 95 % intervals; each label says its value."""
+    found = [(label, look, Quantity(one.mean, "", (), one.low, one.high)) for label, look, one in rows]
+    return replace(forest(found, axis, 3, "0.00"), gap=40)
+
+
+def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
+    """Docstrings: every method's test score minus that of `base`, paired, lowest on top; but for the untuned model."""
+    found = {arm: figures.methods.chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
+    of_base = found.pop(base)
+    rows = [
+        (arm_looks()[arm].label, arm, figures.methods.difference(records, of_base, score)[0])
+        for arm, records in found.items()
+    ]
+    return differences(sorted(rows, key=lambda row: row[2].mean), axis)
+
+
+def prompt_differences(store: Store) -> Chart:
+    """E2E NLG: test loss of each length and start of the prompt minus that of 20 tokens from the vocabulary, paired."""
+    base = prompt_design.arm_name(20, "vocabulary")
+    looks = {"vocabulary": "prompt", "random": "fewshot"}
+    rows = [
+        (f"{n}, {init}", look, prompt_design.COMPARISON.difference(arm, base, "loss_nats", store))
+        for n in prompt_design.LENGTHS
+        for init, look in looks.items()
+        if (arm := prompt_design.arm_name(n, init)) != base
+    ]
+    return differences(rows, f"Test loss − that of 20 from vocabulary, {LOSS}")
+
+
 COMPUTED: dict[str, Callable[[], Chart]] = {
     "parameter_counts": figures.lora.parameter_counts,
     "training_state": figures.costs.kept_state,
@@ -47,13 +83,13 @@ COMPUTED: dict[str, Callable[[], Chart]] = {
     "trained_numbers": figures.family.trained_numbers,
 }
 MEASURED: dict[str, Callable[[Store], Chart]] = {
-    "test_loss": figures.methods.arm_test_losses,
-    "test_scores": figures.methods.arm_scores,
+    "loss_differences": partial(arm_differences, "loss", "lora", f"Test loss − LoRA's, {LOSS}"),
+    "rouge_differences": partial(arm_differences, "rougeL", "fewshot", "ROUGE-L − five-shot's"),
     "learning_rates": figures.methods.learning_rates,
     "training_curves": figures.methods.training_curves,
     "difference_histogram": figures.methods.difference_histogram,
     "best_rates": figures.evidence.best_rates,
-    "prompt_lengths": figures.evidence.prompt_lengths,
+    "prompt_differences": prompt_differences,
     "benchmark_differences": figures.evidence.benchmark_differences,
     "example_differences": figures.evidence.example_differences,
     "target_differences": figures.updates.target_differences,

@@ -207,20 +207,21 @@ def add_sections(deck: Any, names: Sequence[str]) -> None:
 
 
 def notes_text(outline: dict[str, Any], sources: Sources, address: str) -> str:
-    """What to say, what students ask, where it comes from, and the verdicts and runs behind it."""
+    """What to say, what students ask, the chapter, and last where it comes from: source, verdicts and runs."""
     spoken = " ".join(fill(outline["notes"], sources).split())
     count = len(spoken.split())
     if not SPOKEN[0] <= count <= SPOKEN[1]:
         raise InputError(f"The notes have {count} words to say: write {SPOKEN[0]} to {SPOKEN[1]}.")
-    parts = [spoken, "Students ask: " + " ".join(fill(outline["asked"], sources).split())]
+    asked = "Students ask: " + " ".join(fill(outline["asked"], sources).split())
+    chapter = f"Chapter: {short(address)}/book/{outline['chapter'].partition('#')[0]}.html"
+    behind: list[str] = []
     if source := fill(outline.get("source", ""), sources):
-        parts.append(source if ":" in source.split(" ", 1)[0] else f"Source: {source}")
+        behind.append(source if ":" in source.split(" ", 1)[0] else f"Source: {source}")
     if sources.verdicts:
         said = ", ".join(f"{study} {outcome}" for study, outcome in sources.verdicts.items())
-        parts.append(f"Verdicts: {said}.")
+        behind.append(f"Verdicts: {said}.")
     if runs := list(sources.runs):
         more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
         where = f"each on {short(address)}/book/runs.html"
-        parts.append("Runs: " + ", ".join(key[:12] for key in runs[:LISTED]) + f"{more}; {where}")
-    parts.append(f"Chapter: {short(address)}/book/{outline['chapter'].partition('#')[0]}.html")
-    return "\n\n".join(parts)
+        behind.append("Runs: " + ", ".join(key[:12] for key in runs[:LISTED]) + f"{more}; {where}")
+    return "\n\n".join([spoken, asked, chapter, *["\n".join(behind)] * bool(behind)])

@@ -73,7 +73,8 @@ def add_chart(slide: Any, chart: Chart, name: str, alt: str, box: tuple[float, f
     if native.has_legend:
         native.legend.position, native.legend.include_in_layout = XL_LEGEND_POSITION.BOTTOM, False
         native.legend.font.size = Pt(SMALL)
-    y_range = seen(chart) if any(series.spread for series in chart.series) else chart.y_range
+    spread = any(series.spread for series in chart.series)
+    y_range, step = seen(chart) if spread else (chart.y_range, None)
     axes = (
         (native.category_axis, chart.x_title, chart.x_range, chart.x_format, "x"),
         (native.value_axis, chart.y_title, y_range, chart.number_format, "y"),
@@ -87,6 +88,8 @@ def add_chart(slide: Any, chart: Chart, name: str, alt: str, box: tuple[float, f
         if letter in chart.log:
             axis._element.find(qn("c:scaling")).insert(0, etree.Element(qn("c:logBase"), val=str(chart.log[letter])))
             axis.major_unit = chart.log[letter]
+        elif letter == "y":
+            axis.major_unit = step
     if chart.log:
         for cross in native._chartSpace.iter(qn("c:crosses")):
             cross.set("val", "min")
@@ -96,13 +99,13 @@ def add_chart(slide: Any, chart: Chart, name: str, alt: str, box: tuple[float, f
         format_lines(native, chart)
 
 
-def seen(chart: Chart) -> tuple[float, float]:
-    """A range of round numbers that shows every interval, which programs leave out when they choose one."""
+def seen(chart: Chart) -> tuple[tuple[float, float], float]:
+    """A range of round numbers that shows every interval, which programs leave out, and the step between its ticks."""
     values = [end for series in chart.series for pair in series.spread for end in pair]
     low, high = min(*values, 0.0), max(*values, 0.0)
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= 7)
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return (math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step), step
 
 
 def format_axis(axis: Any, title: str, number_format: str, grid: bool) -> None:
