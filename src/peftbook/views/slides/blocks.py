@@ -17,10 +17,10 @@ from peftbook.core.errors import InputError
 from peftbook.studies import get_study
 from peftbook.views.figures import data
 from peftbook.views.figures.style import PAPER
+from peftbook.views.placeholders import Sources, fill, outcomes
 from peftbook.views.slides.measure import LINE, check_fit, height_needed, lines_needed
 from peftbook.views.slides.outline import OUTLINE
 from peftbook.views.slides.pictures import Picture, equation, still
-from peftbook.views.slides.placeholders import Sources, fill, outcomes
 from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
 
 Box = tuple[float, float, float, float]  # left, top, width, height in inches

@@ -10,7 +10,7 @@ from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
 from peftbook.views import figures
-from peftbook.views.slides.placeholders import outcomes
+from peftbook.views.placeholders import outcomes
 
 
 def verdicts(store: Store) -> Chart:
