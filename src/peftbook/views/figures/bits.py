@@ -98,8 +98,10 @@ def codebook_errors(store: Store, measure: str = "mse") -> Figure:
     figure.supylabel(f"{words}, weights scaled to 1", fontsize=SIZE)
     figure.supxlabel("Weights that share one scale (block size)\n* its weights come from a 4-bit file", fontsize=SIZE)
     rival = {"mse": "lloyd_pinned", "mae": "l1_pinned"}[measure]
-    excess = 100 * quantity(f"codebooks_squared.nf4_excess_{measure}_over_{rival}", store).value
-    finding(figure, f"At block 64 NF4's {words.lower()} is {excess:.2f} % above the best with −1, 0 and 1")
+    name = f"codebooks_squared.nf4_excess_{measure}_over_{rival}"
+    word, excess = f"{{{name};below|not separable from|above}}", 100 * quantity(name, store).value
+    text = f"At block 64 NF4's {words.lower()} is {word} the best with −1, 0 and 1: {excess:+.2f} %"
+    finding(figure, text, store)
     label_points(panels["normal"], ends, column=0.65, gap=13.5)
     return figure
 
@@ -123,7 +125,7 @@ def weight_error_scatter(store: Store) -> Figure:
         fontsize=SIZE,
     )
     small, minilm = (f"{{weight_error.{source}_correlation_mse}}" for source in ("small", "minilm"))
-    finding(figure, f"Weight error and loss correlate by {small} on the small Llama, {minilm} on MiniLM", store)
+    finding(figure, f"Error and loss correlate by {small} on small Llamas, {minilm} on MiniLM", store)
     axes = panels["small"]
     axes.margins(y=0.09)
     low, high = axes.get_xlim()
@@ -194,7 +196,7 @@ def double_quantisation(store: Store) -> Figure:
     panels[1, 1].set_xlabel(f"Loss added, {LOSS}\n(band: {double_quant.SHARE:g} × NF4's cost)")
     figure.supxlabel("* its weights come from a 4-bit file", fontsize=SMALL, color=colour("muted"))
     saved, cost = "{double_quant_bits.small_64_saved_bits;value}", "{double_quant_bits.small_64_cost}"
-    return finding(figure, f"At block 64, 8-bit scales save {saved} a weight and cost {cost}", store)
+    return finding(figure, f"8-bit scales save {saved} a weight for {cost}", store)
 
 
 @figure

@@ -108,7 +108,7 @@ def kept_by_scale(store: Store) -> Figure:
     axes["two"].set_ylim(LOWEST, 125)
     axes["two"].set_xlim(left=0.07)
     best = {name: scales[np.mean(rows, axis=0).argmax()] for name, rows in others.items()}
-    text = f"Apart from docstrings a sum keeps most at λ = {best['two']:g} of two adapters, {best['four']:g} of four"
+    text = f"Apart from docstrings a sum keeps most at λ = {best['two']:g} for two adapters, {best['four']:g} for four"
     return labelled(figure, text, axes["two"], ends, column=0.03)
 
 

@@ -67,7 +67,7 @@ def several_tries(store: Store) -> Figure:
         ends[name] = {"unbiased": (ks[-1], curves.mean(axis=1)[-1], tone), "plug-in": (ks[-1], naive[-1], "muted")}
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("Questions with a right answer\namong k, 0–1")
-    text = "With 16 tries T = 1 answers {tries.hot_minus_cold_16;fewer than|not separably more than|more than} T = 0.3"
+    text = "With 16 tries T = 1 solves {tries.hot_minus_cold_16;fewer than|not separably more than|more than} T = 0.3"
     finding(figure, text, store)
     for part, name in zip(axes, LOOKS, strict=True):
         label_points(part, ends[name], column=0.67)

@@ -60,8 +60,8 @@ def fault_curves(store: Store) -> Figure:
     }
     mark_key(figure, grid[0, 0], marks, columnspacing=1.2, handletextpad=0.4)
     text = (
-        "Masking the end costs {silent_faults.end_masked_cost;value} of the answers, "
-        "and the training loss is {silent_faults.end_masked_excess;lower|not separable|higher}"
+        "Masking the end costs {silent_faults.end_masked_cost;value} of answers at a training loss "
+        "{silent_faults.end_masked_excess;below|not separable from|above} the sound one"
     )
     return finding(figure, text, store)
 

@@ -61,7 +61,7 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
     prompt, lora = (f"{{expressiveness.depth{depths[-1]}_{arm}_accuracy;cannot|may|can;{expressiveness.SOLVED}}}"
                     for arm in ("prompt", "lora4"))  # fmt: skip
-    text = f"In {depths[-1]} layers a prompt {prompt} sort downwards, LoRA of rank 4 {lora}"
+    text = f"Even with {depths[-1]} layers a prompt {prompt} sort downwards, LoRA of rank 4 {lora}"
     return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 

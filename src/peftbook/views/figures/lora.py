@@ -91,4 +91,4 @@ def low_rank_update(rank: int = 16) -> Figure:
     share = f"{trained:,} trained\nof {HIDDEN**2:,}: {100 * trained / HIDDEN**2:.1f} %"
     say(axes, across + side / 2, base + 0.2, share, fontweight="bold")
     say(axes, 0.25, 0.2, "B starts at zero, so training starts from the model as it is.", fontsize=SIZE - 1, ha="left")
-    return finding(figure, f"At r = {rank} LoRA trains {100 * trained / HIDDEN**2:.1f} % of a weight's count")
+    return finding(figure, f"LoRA at r = {rank} trains {100 * trained / HIDDEN**2:.1f} % as many numbers")

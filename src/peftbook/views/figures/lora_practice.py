@@ -161,7 +161,7 @@ def rank_losses(store: Store) -> Figure:
     differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
     plain_ticks(differences, list(names))
     one, most = (f"{{rank.r{r}_minus_r16_loss;better|not separable|worse}}" for r in (1, learning_rate.RANKS[-1]))
-    text = f"Against rank 16, rank 1 is {one} and rank {learning_rate.RANKS[-1]} {most}"
+    text = f"Against rank 16, rank 1 is {one}, rank {learning_rate.RANKS[-1]} is {most}"
     return finding(figure, text, store)
 
 

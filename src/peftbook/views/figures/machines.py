@@ -202,7 +202,7 @@ def memory_by_devices() -> Figure:
     decimals(axes.yaxis, (1, 3))
     axes.set_ylim(2, 2000)
     full, qlora = (ends[method][1] for method in ("Full", "QLoRA"))
-    text = f"On {DEVICES[-1]} devices Llama-2-70B takes {full:.0f} GB of each, as QLoRA {qlora:.0f}"
+    text = f"On {DEVICES[-1]} devices full fine-tuning of Llama-2-70B takes {full:.0f} GB of each, QLoRA {qlora:.0f}"
     return labelled(figure, text, axes, ends, column=0.8)
 
 

@@ -104,7 +104,8 @@ def paired_intervals(store: Store) -> Figure:
         axes.set_xlabel(f"{label} (band: margin)")
     marks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
     mark_key(figure, both[0], marks)
-    text = f"Pairing makes LoRA's intervals against full fine-tuning {min(narrower):.0f} or more times narrower"
+    loss, rouge = narrower
+    text = f"Pairing makes LoRA − full's interval {loss:.0f} times narrower in loss, {rouge:.1f} times in ROUGE-L"
     return finding(figure, text)
 
 
@@ -131,7 +132,7 @@ def paired_scatter(store: Store) -> Figure:
     note(differences, f"SD {spread[1]:.3f}", 0.98, 0.96)
     losses.set_ylabel("LoRA's loss,\nnats per token")
     differences.set(xlabel="Full fine-tuning's loss, nats per token", ylabel="LoRA's − full's")
-    text = f"The same examples are hard for both: the SD falls from {spread[0]:.2f} to {spread[1]:.3f}"
+    text = f"The same examples are hard for both: pairing takes the SD from {spread[0]:.2f} to {spread[1]:.3f}"
     return finding(figure, text)
 
 
@@ -167,7 +168,8 @@ def coverage_of_rules(store: Store) -> Figure:
     found.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
     mark_key(figure, covered, {SHORT_RULES[rule]: mark(*look) for rule, look in DRAWN.items()}, columnspacing=1.2)
     ours, first = (np.mean([one.rates[name] for one in cells], axis=0) for name in (coverage.RULE, coverage.BEFORE))
-    text = f"The rule covers {ours[0]:.0f} % and finds {ours[1]:.0f} % of differences, the old one {first[1]:.0f} %"
+    text = f"The rule covers {ours[0]:.0f} % and finds {ours[1]:.0f} % of differences"
+    text += f", the first edition's {first[1]:.0f} %"
     return finding(figure, text)
 
 
@@ -253,7 +255,7 @@ def verdict_rule() -> Figure:
     name_rows(axes, list("ABCDEFG"), 0.4, 0.6)
     axes.set(xlim=(-2.9, 5.3), xlabel="a − b (claim: below 0; thick: 90 %, thin: 95 %)")
     axes.set_xticks([-2, -1, 0, 1, 2, 3], ["−2δ", "−δ", "0", "δ", "2δ", "3δ"])
-    return finding(figure, "A verdict is where the interval lies to zero and to the margin")
+    return finding(figure, "Zero and the margin decide which verdict an interval gets")
 
 
 ARMS = (1, 2, 4, 8, 16, 32, 64)

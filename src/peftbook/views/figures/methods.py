@@ -23,6 +23,7 @@ from peftbook.views.figures.charts import measured_series, rate_chart
 from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, per_seed
 from peftbook.views.figures.style import SIZE, canvas, colour, finding, look, say, shade, tag
 
+NAMED = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning"}
 DECIDING = ("lora_minus_full", "prompt_minus_lora")  # what titles compare
 CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
@@ -177,8 +178,8 @@ def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)
     if off:
         axes.plot([], [], linestyle="none", marker="$\\uparrow$", markersize=11, color=tone, label="off the scale")
     figure.legend(loc="outside lower center", ncols=3, handletextpad=0.4)
-    best = [f"{{methods.{arm}_best_rate;value}} for {arm_looks()[arm].label}" for arm in arms if arm != "qlora"]
-    return finding(figure, f"The best rate is {', '.join(best)}", store)
+    best = [f"{{methods.{arm}_best_rate;value}} for {NAMED[arm]}" for arm in arms if arm != "qlora"]
+    return finding(figure, f"{'Best rates are' if best[1:] else 'The best rate is'} {', '.join(best)}", store)
 
 
 def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
@@ -318,10 +319,13 @@ def paired_histogram(store: Store, first: str, second: str) -> Figure:
         xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
     )
     axes.grid(axis="x", visible=False)
-    one, two = ({"full": "full fine-tuning"}.get(arm, arm_looks()[arm].label) for arm in (first, second))
     word = f"{{methods.{first}_minus_{second}_loss;ahead of|not separable from|behind}}"
     share = 100 * float(np.mean(values < 0))
-    return finding(figure, f"{one} is better on {share:.0f} % of the examples and on average {word} {two}", store)
+    return finding(
+        figure,
+        f"{NAMED[first]} is better on {share:.0f} % of the examples and on average {word} {NAMED[second]}",
+        store,
+    )
 
 
 def difference_histogram(store: Store) -> Chart:
@@ -359,4 +363,4 @@ def rouge_against_bertscore(store: Store) -> Figure:
     say(axes, 0.98, 0.04, said, "lora", transform=axes.transAxes, ha="right", va="bottom", fontweight="bold")
     axes.set(xlabel="ROUGE-L, 0–1", ylabel="BERTScore F1, 0–1")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    return finding(figure, f"ROUGE-L and BERTScore rank LoRA's answers alike to ρ = {agreement:.2f}")
+    return finding(figure, f"The ranks of LoRA's answers by ROUGE-L and by BERTScore correlate by {agreement:.2f}")

@@ -165,7 +165,7 @@ def scores_of_no_learning() -> Figure:
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, handlelength=1)
     wrong, right = (found[name]["ROUGE-L"] for name in ("turned", "wrapped"))
-    return finding(figure, f"ROUGE-L gives queries with < and > exchanged {wrong:.2f}, right ones {right:.2f}")
+    return finding(figure, f"ROUGE-L gives wrong queries (< for >) {wrong:.2f}, right ones in other words {right:.2f}")
 
 
 CONSTANT = "Return a list of the given values."

@@ -187,6 +187,6 @@ def surviving_gains(store: Store) -> Figure:
     note(axes, "filled: of the gain in loss\nhollow: κ, of the update itself\n* from a 4-bit file", 0.03, ha="left")
     axes.set_xlim(right=9 * max(x for x, _, _ in ends.values()))
     label_points(axes, ends, column=0.8)
-    small, other = (f"{{survival.{model}_correlation}}" for model in SURVIVORS)
-    text = f"Larger updates survive better: ρ = {small} on the small Llama, {other} on SmolLM2"
+    small, other = (f"{{survival.{model}_correlation;value}}" for model in SURVIVORS)
+    text = f"Size and survival of an update correlate by {small} on the small Llama, {other} on SmolLM2"
     return finding(figure, text, store)

@@ -96,7 +96,7 @@ def update_directions(store: Store) -> Figure:
     axes.set_xlim(0.8, 620)
     axes.set_xlabel("Directions with 90 % of the update's energy\n(dot: a matrix; large: the median; bar: the rank)")
     full, lora = (f"{{forgetting.{arm}_update_rank;value}}" for arm in ("full_middle", "r64"))
-    return finding(figure, f"Full fine-tuning's update uses {full} directions, that of LoRA with r = 64 {lora}", store)
+    return finding(figure, f"LoRA's update (r = 64) uses {lora} directions, full fine-tuning's {full}", store)
 
 
 def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, tone: str, marker: str) -> None:

@@ -63,5 +63,5 @@ def reward_learning(store: Store) -> Figure:
         axes.tick_params(labelsize=SMALL)
     small, full = (f"{{reward_rank.rank1_minus_{arm};less than|not separably less than|more than}}"
                    for arm in ("rank16", "full"))  # fmt: skip
-    text = f"From a reward, rank 1 learns {small} rank 16, and {full} full fine-tuning"
+    text = f"Rank 1 learns {small} rank 16 from a reward, {full} all weights"
     return labelled(figure, text, left, ends, column=0.62, store=store)
