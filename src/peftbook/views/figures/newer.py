@@ -225,7 +225,7 @@ def newer_map() -> Figure:
             cell.draw(axes, x, top - 0.9)
             say(axes, x, top - 1.42, cell.formula, fontsize=SMALL)
     draw_key(axes, 0.2)
-    return finding(figure, "Newer methods do one of four things to a weight")
+    return finding(figure, "Newer methods do one of four things to weights")
 
 
 def draw_key(axes: Axes, y: float) -> None:
