@@ -201,7 +201,7 @@ def work_against_count() -> Figure:
     )
     axes.set(xlim=(5e3, 2.2e8), ylim=(5e3, 4e8))
     fewer, more = trained["lora"] / trained["vera"], work["vera"] / work["lora"]
-    return finding(figure, f"VeRA trains a {fewer:.0f}th of LoRA's numbers, and multiplies {more:.0f} times as often")
+    return finding(figure, f"VeRA trains 1/{fewer:.0f} of LoRA's numbers, and multiplies {more:.0f} times as often")
 
 
 # The runs.
@@ -249,4 +249,4 @@ def loss_against_count(store: Store) -> Figure:
     )
     fewer = quantity("benchmark.lora_parameters", store).value / quantity("benchmark.norm_parameters", store).value
     word = "{benchmark.norm_minus_lora_loss;ahead of|not separable from|behind}"
-    return finding(figure, f"With a {fewer:.0f}th of LoRA's numbers norm gains are {word} LoRA", store)
+    return finding(figure, f"With 1/{fewer:.0f} of LoRA's numbers norm gains are {word} LoRA", store)

@@ -245,7 +245,7 @@ def prompt_rates(store: Store) -> Figure:
         arm = prompt_design.COMPARISON.arm(prompt_design.arm_name(length, "vocabulary"))
         found = prompt_design.COMPARISON.tuning(arm).losses(store.get)
         axes.plot(list(found), list(found.values()), color=colour(tone), marker=marker, linestyle=line, linewidth=1.6)
-        best.append(min(found, key=lambda rate, losses=found: losses[rate]))
+        best.append(min(found, key=found.__getitem__))
         ends[f"{length} token{'s' * (length > 1)}"] = max(found), found[max(found)], tone
     axes.axvline(NOTEBOOK_RATE, color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
     top = axes.get_ylim()[1]

@@ -36,6 +36,6 @@ def early_rates(store: Store) -> Figure:
     name_rows(axes, [LABELS[name] for name in racing.CUTS])
     axes.set(xlim=(0, len(found)), xlabel=f"Sweeps, of {len(found)}", ylabel="Share of the training")
     axes.legend(title="The best rate …", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    share = "{racing.quarter_better_half;value}"
-    text = f"After a quarter of the steps {share} of sweeps have their best rate in the better half"
+    many = "{racing.quarter_better_half;value}"
+    text = f"After a quarter of the steps {many} of sweeps have their best rate in the better half"
     return finding(figure, text, store)

@@ -275,8 +275,8 @@ def bits_against_block() -> Figure:
     axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
     axes.set_ylim(3.6, 6.15)
     axes.legend(loc="upper right")
-    plain, double = (bits_per_parameter(64, doubled) for doubled in (False, True))
-    return finding(figure, f"At block 64 a 4-bit weight takes {plain:.3g} bits, doubly quantised {double:.3f}")
+    once, twice = (bits_per_parameter(64, doubled) for doubled in (False, True))
+    return finding(figure, f"At block 64 a 4-bit weight takes {once:.3g} bits, doubly quantised {twice:.3f}")
 
 
 EDGES = (1.62, 5.6)  # of the three rows, in inches
