@@ -160,9 +160,8 @@ def rank_losses(store: Store) -> Figure:
     losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
     differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
     plain_ticks(differences, list(names))
-    one, most = (f"{{rank.r{r}_minus_r16_loss;better|not separable|worse}}" for r in (1, learning_rate.RANKS[-1]))
-    text = f"Against rank 16, rank 1 is {one}, rank {learning_rate.RANKS[-1]} is {most}"
-    return finding(figure, text, store)
+    word = "{rank.r1_minus_r16_loss;below|not separable from|above}"
+    return finding(figure, f"Rank 1's test loss is {word} rank 16's", store)
 
 
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
