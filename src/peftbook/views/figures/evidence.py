@@ -325,29 +325,6 @@ def prompt_design_losses(store: Store) -> Figure:
     return figure
 
 
-def prompt_lengths(store: Store) -> Chart:
-    """Test loss on E2E against the length of the prompt, three starts."""
-    starts = {"vocabulary": ("from vocabulary", "prompt"), "text": ("from a text", "lora"),
-              "random": ("random", "fewshot")}  # fmt: skip
-    lengths = [float(n) for n in prompt_design.LENGTHS]
-    series = []
-    for init, (label, look) in starts.items():
-        names = [prompt_design.arm_name(n, init) for n in prompt_design.LENGTHS]
-        losses = [quantity(f"prompt_length.{name}_loss", store).value for name in names]
-        series.append(Series(label, losses, look, lengths))
-    low = math.floor(min(min(one.values) for one in series) * 10) / 10 - 0.1
-    return Chart(
-        series,
-        "Virtual tokens",
-        f"Test loss, {LOSS}",
-        log={"x": 10},
-        number_format="0.0",
-        x_format="0",
-        x_range=(1, 100),
-        y_range=(low, None),
-    )
-
-
 # Data.
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import measured_series, rate_chart
+from peftbook.views.figures.charts import rate_chart
 from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, per_seed
 from peftbook.views.figures.style import SIZE, canvas, colour, finding, look, say, shade, tag
 
@@ -77,27 +76,6 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     low, high = ("ahead of", "behind")[:: -SCORES[score][2]]
     lora, prompt = (f"{{methods.{pair}_{score};{low}|not separable from|{high}}}" for pair in DECIDING)
     return finding(figure, f"By {name} LoRA is {lora} full fine-tuning, and prompt tuning {prompt} LoRA", store)
-
-
-def arm_chart(store: Store, scores: Sequence[tuple[str, str, str]], axis: str) -> Chart:
-    """Bars of the arms' test scores with 95 % intervals. scores: quantity suffix, name and look of each series."""
-    series = [
-        measured_series(name, [f"methods.{arm}_{score}" for arm in methods.LABELS], store, look)
-        for score, name, look in scores
-    ]
-    labels = [arm_looks()[arm].label for arm in methods.LABELS]
-    return Chart(series, "", axis, labels, number_format="0.0", y_range=(0, None), label_format="0.00")
-
-
-def arm_test_losses(store: Store) -> Chart:
-    """Test loss of every arm with its 95 % interval."""
-    chart = arm_chart(store, [("loss", "Test loss", "")], f"Test loss, {LOSS}")
-    return replace(chart, point_looks=list(methods.LABELS))
-
-
-def arm_scores(store: Store) -> Chart:
-    """ROUGE-L and BERTScore of every arm with 95 % intervals."""
-    return arm_chart(store, [("rougeL", "ROUGE-L", "lora"), ("bertscore_f1", "BERTScore F1", "qlora")], "Score, 0–1")
 
 
 @figure
