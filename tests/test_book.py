@@ -97,7 +97,7 @@ def test_a_number_typed_into_a_figures_caption_is_found():
     """Captions are printed by cells as HTML; a measured link inside them is exempt."""
     html = (
         '<figcaption><span class="figure-number">Figure 1</span> <span class="figure-caption">Loss of 2.13, not '
-        '<a class="measured" href="x">1.99</a>.</span><span class="run-facts">3 runs</span></figcaption>'
+        '<a class="measured" href="x">1.99</a>.</span><details class="run-facts">3 runs</details></figcaption>'
     )
     assert [number for number, _ in typed_results(document(nodes.raw("", html, format="html")))] == ["2.13"]
 

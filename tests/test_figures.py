@@ -134,6 +134,36 @@ def test_a_formula_is_laid_out_once_and_as_matplotlib_does():
     assert [(size, *where) for _, size, *where in first.glyphs] == [(size, *where) for _, size, *where in alone.glyphs]
 
 
+def test_a_title_says_no_more_than_the_records(store: Store, tmp_path: Path):
+    """An order is the word that the interval carries; a number alone that may be zero, or a ratio 1, is refused."""
+    figure, _ = style.canvas()
+    words = "LoRA's ROUGE-L is {methods.lora_minus_full_rougeL;below|not separable from|above} full fine-tuning's"
+    assert "is not separable from full" in visible_title(style.finding(figure, words, store))
+    assert visible_title(style.finding(figure, "{A | B} in braces")) == "{A | B} in braces"
+    for name in (
+        "methods.lora_minus_full_rougeL;value",
+        "merging_latency.merged_over_base_forward_fp32_batch1;value;1",
+    ):
+        with pytest.raises(InputError, match="which may be"):
+            style.finding(figure, f"It is {{{name}}}", store)
+    with pytest.raises(Missing, match="peftbook run methods"):
+        style.finding(figure, words, Store(tmp_path / "none"))
+
+
+def visible_title(figure: Figure) -> str:
+    """The title in one line."""
+    return " ".join(figure.get_suptitle().split("\n"))
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_title_states_a_finding(name: str, drawn: dict[str, Drawn]):
+    """In two lines at most, and asks nothing."""
+    if name not in drawn:
+        pytest.skip("its study is still to be run")
+    title = drawn[name].texts[0][0]
+    assert title.count("\n") <= 1 and not re.search(r"[?.!]$|[{}]|TODO", title), title
+
+
 def test_an_empty_store_renders_only_what_is_computed(tmp_path: Path, monkeypatch):
     """A figure without records is left out; without a date and with glyphs as paths, a file is the same everywhere."""
     tried = {name: figures.FIGURES[name] for name in ("low_rank_update", "head_to_head", "chat_mask")}

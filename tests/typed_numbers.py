@@ -53,7 +53,7 @@ def typed_results(document: nodes.document) -> Iterator[tuple[str, str]]:
                 yield number, " ".join(text.split())
     for raw in document.findall(nodes.raw):
         for caption in re.findall(
-            r'<span class="figure-caption">(.*?)</span>(?=<span class="run-facts"|</figcaption>)',
+            r'<span class="figure-caption">(.*?)</span>(?=<details class="run-facts"|</figcaption>)',
             raw.astext(),
             re.DOTALL,
         ):

@@ -11,7 +11,7 @@ from peftbook.evidence.results import quantity
 from peftbook.studies import bases
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, decimals, label_points, mark, mosaic
-from peftbook.views.figures.style import SIZE, colour, question
+from peftbook.views.figures.style import SIZE, colour, finding
 
 LOOKS = {  # format → name, tone, marker
     "four": {
@@ -53,7 +53,8 @@ def output_error_by_bits(store: Store) -> Figure:
         axes.set_title(f"{part.capitalize()} bits a code", fontsize=SMALL)
     figure.supylabel("Squared error of outputs, % of the outputs", fontsize=SIZE)
     panels["two"].set_xlabel("Stored bits of a weight, scales and zero points included")
-    question(figure, "How far off are the outputs,\nfor the bits that are stored?")
+    four, two = (f"{{bases_gptq.gptq_{bits}_over_rtn;value;1}}" for bits in (4, 2))
+    finding(figure, f"GPTQ's output error is {four} that of rounding at four bits, {two} at two", store)
     for part, axes in panels.items():
         label_points(axes, names[part], column=COLUMN[part])
     return figure

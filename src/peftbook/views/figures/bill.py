@@ -23,7 +23,7 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
-from peftbook.views.figures.style import canvas, colour, drawing, question, say, shade, tag
+from peftbook.views.figures.style import canvas, colour, drawing, finding, say, shade, tag
 
 NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
 # part → tone, share of it, hatch
@@ -50,7 +50,8 @@ def bytes_per_parameter() -> Figure:
     axes.set(xlim=(0, 18), xlabel="Bytes for each parameter (computed)", xticks=range(0, 17, 4))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=4, handlelength=1.2, columnspacing=1.2, handletextpad=0.5)
-    return question(figure, "What does one parameter cost?")
+    most, least = (pick(map(sum, sizes)) for pick in (max, min))
+    return finding(figure, f"A trained parameter takes up to {most:g} bytes, one frozen in NF4 {least:.2g}")
 
 
 # part of a step → its terms in the byte model, tone, share of the tone, hatch
@@ -118,7 +119,8 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
-    return question(figure, f"What is in memory when? {NAMES[model]}")
+    full, lora = (totals[method].max() for method in ("full", "lora"))
+    return finding(figure, f"{NAMES[model]}: full fine-tuning peaks at {full:.3g} GB, LoRA at {lora:.3g}")
 
 
 def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -242,7 +244,7 @@ def gradient_path() -> Figure:
     rounded(axes, 1.45, top, 1.1, 0.32, "loss", facecolor=colour("paper"))
     for x, text in ((3.0, "keeps"), (3.75, "computes backward")):
         say(axes, x, top + 0.16, text, fontweight="bold", fontsize=SMALL, ha="left")
-    return question(figure, "What passes a frozen layer backward?")
+    return finding(figure, "A frozen layer passes g down and keeps nothing")
 
 
 def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
@@ -285,7 +287,7 @@ def time_saved() -> Figure:
     axes.set_xticks([64, 256, 1024, 4096, 16384, 65536], ["64", "256", "1,024", "4,096", "16,384", "65,536"])
     axes.minorticks_off()
     axes.legend(loc="lower right", title="computed, for a card", alignment="left")
-    return question(figure, "How much time can LoRA save?")
+    return finding(figure, "LoRA's step takes two thirds of a full one, less where tokens are few")
 
 
 DISK = 1e12
@@ -297,7 +299,7 @@ def tasks_on_disk() -> Figure:
     """How many tasks fit on a disk? Bytes of k fine-tuned copies, and of one base with k adapters, against k."""
     figure, axes = canvas(height=4.3)
     shape, counts = SHAPES["llama-2-7b"], np.geomspace(1, TASKS[-1], 300)
-    base = 2.0 * shape.parameters
+    base, full = 2.0 * shape.parameters, list[float]()
     kinds = {  # label → bytes once, bytes a task, method, where its label stands
         "a copy a task": (0.0, base, "full", (1.2, 4e11)),
         "LoRA, rank 16, all": (base, 4.0 * LoRA(rank=16).parameters(shape), "lora", (900, 7e10)),
@@ -310,6 +312,7 @@ def tasks_on_disk() -> Figure:
         axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
         axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
         full_at = (DISK - once) // each
+        full.append(full_at)
         if full_at <= TASKS[-1]:
             axes.plot(full_at, DISK / 1e9, **mark(method, look.marker))
             tag(axes, f"{full_at:,.0f} tasks", (full_at, DISK / 1e9), (-5, 8), method, ha="right", fontsize=SMALL)
@@ -318,4 +321,5 @@ def tasks_on_disk() -> Figure:
     axes.set_xticks(TASKS, [f"{count:,}" for count in TASKS])
     axes.set_yticks([10, 100, 1_000], ["10", "100", "1,000"])
     axes.minorticks_off()
-    return question(figure, "How many tasks fit on a disk?")
+    copies, adapters = full[:2]
+    return finding(figure, f"A disk of 1 TB holds {copies:,.0f} tasks as copies, {adapters:,.0f} as LoRA adapters")

@@ -38,7 +38,7 @@ from peftbook.views.figures.parts import (
     plain_ticks,
     signed,
 )
-from peftbook.views.figures.style import SIZE, canvas, colour, question, shade
+from peftbook.views.figures.style import SIZE, canvas, colour, finding, shade
 
 # Codebooks: short label, marker, tone. What QLoRA offers or compares is in colour, the best ones of a kind are grey.
 BOOKS = {
@@ -97,7 +97,11 @@ def codebook_errors(store: Store, measure: str = "mse") -> Figure:
         decimals(axes.yaxis, label=source in ("normal", "minilm"))
     figure.supylabel(f"{words}, weights scaled to 1", fontsize=SIZE)
     figure.supxlabel("Weights that share one scale (block size)\n* its weights come from a 4-bit file", fontsize=SIZE)
-    question(figure, "Which codebook errs least, on which weights?")
+    rival = {"mse": "lloyd_pinned", "mae": "l1_pinned"}[measure]
+    name = f"codebooks_squared.nf4_excess_{measure}_over_{rival}"
+    word, excess = f"{{{name};below|not separable from|above}}", 100 * quantity(name, store).value
+    text = f"At block 64 NF4's {words.lower()} is {word} the best with −1, 0 and 1: {excess:+.2f} %"
+    finding(figure, text, store)
     label_points(panels["normal"], ends, column=0.65, gap=13.5)
     return figure
 
@@ -120,7 +124,8 @@ def weight_error_scatter(store: Store) -> Figure:
         "Mean squared error of the weights (scaled to 1); large: block 64\n* its weights come from a 4-bit file",
         fontsize=SIZE,
     )
-    question(figure, "Does weight error predict what is lost?")
+    small, minilm = (f"{{weight_error.{source}_correlation_mse}}" for source in ("small", "minilm"))
+    finding(figure, f"Error and loss correlate by {small} on small Llamas, {minilm} on MiniLM", store)
     axes = panels["small"]
     axes.margins(y=0.09)
     low, high = axes.get_xlim()
@@ -190,7 +195,8 @@ def double_quantisation(store: Store) -> Figure:
     panels[1, 0].set_xlabel("Bits per weight, scales\nin 32 (◇) → 8 bits")
     panels[1, 1].set_xlabel(f"Loss added, {LOSS}\n(band: {double_quant.SHARE:g} × NF4's cost)")
     figure.supxlabel("* its weights come from a 4-bit file", fontsize=SMALL, color=colour("muted"))
-    return question(figure, "Is double quantisation free?")
+    saved, cost = "{double_quant_bits.small_64_saved_bits;value}", "{double_quant_bits.small_64_cost}"
+    return finding(figure, f"8-bit scales save {saved} a weight for {cost}", store)
 
 
 @figure
@@ -215,7 +221,10 @@ def recovery_gaps(store: Store) -> Figure:
     panels[1].set_xlabel(f"Test loss − 16-bit base's, {LOSS}\n(band: margin; * weights from a 4-bit file)")
     marks = {"before tuning": mark("untuned", "o", hollow=True), "after tuning": mark("qlora", "D")}
     mark_key(figure, panels[0], marks)
-    return question(figure, "Does tuning recover what few bits lose?")
+    small, other = (
+        f"{{recovery.{source}_nf4_minus_lora_loss;ahead of|not separable from|behind}}" for source in titles
+    )
+    return finding(figure, f"After tuning NF4 is {small} 16 bits on the small Llama, {other} them on SmolLM2", store)
 
 
 def recovered(store: Store) -> Chart:
@@ -262,4 +271,7 @@ def width_gaps(store: Store) -> Figure:
     panels[0].set_ylabel(f"Test loss − 16 bit's, {LOSS}")
     marks = {"after tuning": mark("ink", "D"), "before tuning": mark("ink", "D", hollow=True)}
     mark_key(figure, panels[0], marks)
-    return question(figure, "Does QLoRA match LoRA at every width?")
+    narrow, wide = (f"{{qlora_width.w{width}_nf4_minus_lora_loss;below|not separable from|above}}"
+                    for width in (widths[0], widths[-1]))  # fmt: skip
+    text = f"NF4 ends {narrow} 16 bits' loss at width {widths[0]}, {wide} it at width {widths[-1]}"
+    return finding(figure, text, store)

@@ -11,7 +11,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from peftbook.views.figures import figure
 from peftbook.views.figures.family import FAMILIES, MEMBERS
 from peftbook.views.figures.parts import SMALL, mark
-from peftbook.views.figures.style import SIZE, colour, drawing, question, say
+from peftbook.views.figures.style import SIZE, colour, drawing, finding, say
 
 LEFT, RIGHT, MIDDLE, TRUNK = 0.85, 3.1, 1.975, 0.42  # edges and middle of a sublayer's parts, x of the residual stream
 TALL = 0.44  # of a matrix
@@ -66,7 +66,7 @@ def touched_block() -> Figure:
     for card in CARDS:
         draw_card(axes, card)
     draw_key(axes, 8.98)
-    return question(figure, "Where does each method touch the model?")
+    return finding(figure, "Each method acts at its own place in the block")
 
 
 class Way(NamedTuple):
@@ -92,7 +92,7 @@ def three_ways() -> Figure:
     figure, axes = drawing(5.8, 6.55)
     for at, (kind, way) in enumerate(WAYS.items()):
         draw_way(axes, kind, way, 1.0 + 1.93 * at)
-    return question(figure, "In series, in front or in parallel?")
+    return finding(figure, "Only LoRA runs in parallel, and only it merges")
 
 
 def draw_way(axes: Axes, kind: str, way: Way, middle: float) -> None:

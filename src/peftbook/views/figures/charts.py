@@ -8,13 +8,9 @@ from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
 from peftbook.studies import Quantity
+from peftbook.views.placeholders import ends
 
-__all__ = ["ends", "forest", "measured_series", "rate_chart"]
-
-
-def ends(found: Quantity) -> tuple[float, float]:
-    """The interval of a quantity, or its value twice."""
-    return found.value if found.low is None else found.low, found.value if found.high is None else found.high
+__all__ = ["forest", "measured_series", "rate_chart"]
 
 
 def measured_series(label: str, names: Iterable[str], store: Store, look: str = "") -> Series:

@@ -26,7 +26,7 @@ from peftbook.views.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.views.figures.style import colour, question, tag
+from peftbook.views.figures.style import colour, finding, tag
 
 LOOKS = {  # task → tone, marker, line
     "tickets": ("lora", "o", "-"),
@@ -78,7 +78,11 @@ def kept_by_average(store: Store) -> Figure:
     axes["docstrings"].set_xlabel(
         "Kept of the gain of the task's own adapter, %\n(line and band: the claim and its margin)"
     )
-    return question(figure, "What does an average of adapters\nkeep of each task's gain?")
+    text = (
+        "Averaging four adapters {averaging.four_docstrings_average_kept;harms|may harm|helps} docstrings "
+        "and keeps {averaging.four_sort_average_kept;value} of sorting's gain"
+    )
+    return finding(figure, text, store)
 
 
 @figure
@@ -86,9 +90,11 @@ def kept_by_scale(store: Store) -> Figure:
     """At which scale does a sum keep most? The share of each task on validation rows, for pairs and for the four."""
     figure, axes = mosaic([["two", "four"]], height=4.4, sharey=True)
     records, scales, ends = averaging.records_of(store), np.array(SCALES["sum"]), Points()
+    others: dict[str, list[np.ndarray]] = {name: [] for name in COUNTS}
     for name, count in COUNTS.items():
         for task, (tone, marker, line) in LOOKS.items():
             curves = 100 * averaging.scale_curve(records, "sum", count, task)
+            others[name] += [curves.mean(axis=0)] if task != "docstrings" else []
             axes[name].plot(scales, curves.T, color=colour(tone), linewidth=0.7, alpha=0.5)
             axes[name].plot(scales, curves.mean(axis=0), **(mark(tone, marker) | {"linestyle": line}))
             if name == "two":
@@ -101,7 +107,9 @@ def kept_by_scale(store: Store) -> Figure:
     axes["two"].set_ylabel("Kept of the gain, %,\non validation rows")
     axes["two"].set_ylim(LOWEST, 125)
     axes["two"].set_xlim(left=0.07)
-    return labelled(figure, "At which scale does a sum keep most?", axes["two"], ends, column=0.03)
+    best = {name: scales[np.mean(rows, axis=0).argmax()] for name, rows in others.items()}
+    text = f"Apart from docstrings a sum keeps most at λ = {best['two']:g} for two adapters, {best['four']:g} for four"
+    return labelled(figure, text, axes["two"], ends, column=0.03)
 
 
 @figure
@@ -109,12 +117,14 @@ def halfway_by_parabola(store: Store) -> Figure:
     """Does a parabola foretell an average? The share that an average of two keeps against (3 + s) / 4, task by task."""
     figure, axes = mosaic([["most", "docstrings"]], height=4.0)
     axes["most"].plot(8, 8, alpha=0)  # room for a name
+    more: list[bool] = []
     for task, (tone, marker, _) in LOOKS.items():
         part = axes["docstrings" if task == "docstrings" else "most"]
         cells = [cell for cell in averaging.cells_of(2) if cell.task == task]
         told = [quantity(f"averaging.{cell.name}_parabola", store).value for cell in cells]
         for x, cell in zip(told, cells, strict=True):
             row = as_row("", quantity(f"averaging.{cell.name}_average_kept", store), (), tone, marker)
+            more.append((row.low or row.value) > x)
             part.plot([x, x], [row.low or row.value, row.high or row.value], color=colour(tone), linewidth=2.4)
             part.plot(x, row.value, **mark(tone, marker))
     for part in axes.values():
@@ -123,7 +133,7 @@ def halfway_by_parabola(store: Store) -> Figure:
         part.set(xlim=ends, ylim=ends, xlabel="By the parabola, %")
         part.xaxis.set_major_locator(MaxNLocator(4))
     axes["most"].set_ylabel("Kept by the average of two, %")
-    question(figure, "Does a parabola foretell\nwhat an average keeps?")
+    finding(figure, f"In {sum(more)} of {len(more)} cases an average keeps more than the parabola says")
     for task, place in PLACES.items():
         cell = averaging.MergeCase(place.subset, task)
         x, y = (quantity(f"averaging.{cell.name}_{what}", store).value for what in ("parabola", "average_kept"))

@@ -19,7 +19,7 @@ from peftbook.studies import costs
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import draw_bars
 from peftbook.views.figures.parts import draw_stacks
-from peftbook.views.figures.style import SIZE, canvas, look, name_rows, question, say, shade, tag
+from peftbook.views.figures.style import SIZE, canvas, finding, look, name_rows, say, shade, tag
 
 LLAMA = SHAPES["llama-2-7b"]
 ARMS = ("full", "lora", "qlora", "prompt")  # of the deck
@@ -38,18 +38,18 @@ def repeats(arm: str, store: Store, field: str) -> list[float]:
 @figure
 def step_time(store: Store) -> Figure:
     """How long is a training step? Every repeat and their median, on the machine of the records."""
-    return repeats_figure(
-        "step_seconds", store, "Median seconds per step of 8 examples", "How long is a training step?"
-    )
+    text = "QLoRA's step takes {costs.qlora_over_lora_step_seconds} LoRA's time"
+    return repeats_figure("step_seconds", store, "Median seconds per step of 8 examples", text)
 
 
 @figure
 def peak_memory(store: Store) -> Figure:
     """How much memory does training need? Peak memory of the process, every repeat and their median."""
-    return repeats_figure("peak_memory", store, "Peak memory of the process, GB", "How much memory does training need?")
+    text = "QLoRA's peak memory is {costs.qlora_over_lora_peak_memory} LoRA's"
+    return repeats_figure("peak_memory", store, "Peak memory of the process, GB", text)
 
 
-def repeats_figure(cost: str, store: Store, label: str, asked: str) -> Figure:
+def repeats_figure(cost: str, store: Store, label: str, text: str) -> Figure:
     field, unit, _ = COSTS[cost]
     figure, axes = canvas(height=3.3)
     found = {arm: repeats(arm, store, field) for arm in costs.ARMS}
@@ -58,7 +58,7 @@ def repeats_figure(cost: str, store: Store, label: str, asked: str) -> Figure:
     name_rows(axes, [arm_looks()[arm].label for arm in found])
     axes.set(xlim=(0, max(max(values) for values in found.values()) / unit * 1.16), xlabel=label)
     say(axes, 1, -0.26, costs.MACHINE, "muted", ha="right", va="top", transform=axes.transAxes, fontsize=SIZE - 2)
-    return question(figure, asked)
+    return finding(figure, text, store)
 
 
 def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> None:
@@ -119,7 +119,8 @@ def training_state() -> Figure:
     figure, axes = canvas(height=3.5)
     draw_bars(axes, kept_state())
     axes.legend(loc="lower right")
-    return question(figure, "What must training keep in memory at 7B?")
+    full, lora, qlora = (sum(state_bytes(arm).values()) / 1e9 for arm in ("full", "lora", "qlora"))
+    return finding(figure, f"At 7B full fine-tuning keeps {full:.0f} GB, LoRA {lora:.0f} and QLoRA {qlora:.1f}")
 
 
 LONG = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
@@ -154,8 +155,10 @@ def memory_by_term() -> Figure:
     """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
     figure, axes = canvas(height=5.4)
     looks = {part: one[1:] for part, one in PARTS.items()}
-    draw_stacks(axes, [bytes_by_part(setup) for setup in STEPS_7B.values()], looks)
+    rows = {name: bytes_by_part(setup) for name, setup in STEPS_7B.items()}
+    draw_stacks(axes, list(rows.values()), looks)
     name_rows(axes, list(STEPS_7B))
     axes.set(xlim=(0, 38), xlabel="GB at the peak, 1 × 2,048 tokens (computed)")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    return question(figure, "Where does the memory of a step go at 7B?")
+    plain, cut = (sum(rows[f"QLoRA, {how}"].values()) / 1e9 for how in ("peft alone", "checkpointed"))
+    return finding(figure, f"At 7B checkpointing cuts QLoRA's peak from {plain:.0f} to {cut:.1f} GB")

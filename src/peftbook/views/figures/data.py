@@ -23,7 +23,7 @@ from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
-from peftbook.views.figures.style import canvas, colour, drawing, name_rows, question, shade
+from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, shade
 
 __all__ = ["CHAT", "lookup", "split_similarities", "token_counts", "waste"]
 
@@ -80,7 +80,7 @@ def token_strip() -> Figure:
         left, y = 0.1 + 1.95 * (at % 3), 0.36 if at < 3 else 0.06
         draw_token(axes, left, y, " ", kind)
         axes.text(left + 0.24, y + 0.11, label, fontsize=SMALL, va="center", color=colour("ink"))
-    return question(figure, "What does the model see, and where is it graded?")
+    return finding(figure, "Only the answer and its end of turn are graded")
 
 
 def visible(token: str) -> str:
@@ -172,7 +172,7 @@ def chat_mask() -> Figure:
     for x, name in zip((0.1, 2.9), MASKS, strict=True):
         axes.plot([x, x + 0.35], [0.16, 0.16], color=colour(MASKS[name][0]), linewidth=3.4, solid_capstyle="butt")
         axes.text(x + 0.45, 0.16, f"graded: {name}", va="center", fontsize=SMALL, color=colour("ink"))
-    return question(figure, "Which turns of a chat are graded?")
+    return finding(figure, "Every answer can be graded, or only the last")
 
 
 # --- truncation --------------------------------------------------------------------------------------------------
@@ -209,7 +209,8 @@ def truncated_targets() -> Figure:
         arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8},
     )
     axes["docstrings"].text(225, 45, "target whole", color=colour("ink"), **say)
-    return question(figure, "How many targets does truncation destroy?")
+    gone = 100 * lost(token_counts("docstrings"), 100)[0]
+    return finding(figure, f"Cut at 100 tokens, {gone:.0f} % of docstring rows lose their whole target")
 
 
 # --- leakage -----------------------------------------------------------------------------------------------------
@@ -296,7 +297,10 @@ def nearest_neighbours() -> Figure:
         rows.append(interval_row(name, interval, tone=tone, marker=marker))
     draw_rows(axes[1], rows, "ROUGE-L of copying that function's sentence")
     axes[1].set(xlim=(0, 0.25), xticks=(0, 0.05, 0.1, 0.15, 0.2, 0.25))
-    return question(figure, "What does a random split give away?")
+    leaked, apart = (lookup()[split].mean() for split in SPLITS)
+    return finding(
+        figure, f"Copying the nearest function scores {leaked:.2f} on a random split, {apart:.2f} by package"
+    )
 
 
 # --- padding -----------------------------------------------------------------------------------------------------
@@ -325,4 +329,5 @@ def padding_waste() -> Figure:
     name_rows(axes, ways, 0.5, 0.5)
     axes.set(xlim=(0, None), xlabel="% of positions that are padding (computed)")
     axes.legend(loc="lower right")
-    return question(figure, "How much of a batch is padding?")
+    drawn, packed = (100 * waste("docstrings")[way] for way in ("at random", "packed to 2,048"))
+    return finding(figure, f"Random batches of docstrings are {drawn:.0f} % padding, packed rows {packed:.0f} %")

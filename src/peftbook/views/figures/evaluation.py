@@ -11,7 +11,7 @@ from peftbook.scratch.pass_at_k import plug_in
 from peftbook.studies import tries
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, label_points, mark, plain_ticks
-from peftbook.views.figures.style import canvas, colour, question, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 LOOKS = {"cold": ("prompt", (0, (4, 1.5))), "hot": ("lora", "-")}
 
@@ -37,11 +37,12 @@ def plug_in_bias() -> Figure:
         axes.plot(samples, missed, color=colour(tone), linewidth=2.0, linestyle=line)
         axes.plot(samples[0], missed[0], **mark(tone, "o"))
         ends[f"k = {k}"] = (samples[0], missed[0], tone)
+    lowest = -min(y for _, y, _ in ends.values())
     axes.axhline(0, color=colour("muted"), linewidth=1.2)
     axes.set(xscale="log", xlabel="Answers n (first point: n = k)", ylabel="Mean of the plug-in\nminus pass@k")
     axes.set_xlim(0.9, 200)
     plain_ticks(axes, (2, 5, 10, 20, 50, 100, 200))
-    question(figure, "How far too low is the plug-in?")
+    finding(figure, f"With as many answers as tries, the plug-in is up to {lowest:.2f} too low")
     for text, (x, y, tone) in ends.items():
         tag(axes, text, (x, y), (-8, 0), tone, fontsize=SMALL, ha="right")
     return figure
@@ -66,7 +67,8 @@ def several_tries(store: Store) -> Figure:
         ends[name] = {"unbiased": (ks[-1], curves.mean(axis=1)[-1], tone), "plug-in": (ks[-1], naive[-1], "muted")}
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("Questions with a right answer\namong k, 0–1")
-    question(figure, "What is a second try worth?")
+    text = "With 16 tries T = 1 solves {tries.hot_minus_cold_16;fewer than|not separably more than|more than} T = 0.3"
+    finding(figure, text, store)
     for part, name in zip(axes, LOOKS, strict=True):
         label_points(part, ends[name], column=0.67)
     return figure

@@ -40,7 +40,7 @@ from peftbook.views.figures.parts import (
     per_seed,
     plain_ticks,
 )
-from peftbook.views.figures.style import SIZE, canvas, colour, question, shade, tag
+from peftbook.views.figures.style import SIZE, canvas, colour, finding, shade, tag
 
 
 def arm_look(arm: str) -> tuple[str, str, str]:
@@ -87,7 +87,10 @@ def standard_curve(store: Store) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
     figure.supylabel(f"Validation loss, {LOSS}", fontsize=SIZE)
-    return question(figure, "How long must LoRA train?")
+    text = (
+        "90 % of LoRA's gain takes {standard.e2e_steps;value} on E2E, {standard.docstrings_steps;value} on docstrings"
+    )
+    return finding(figure, text, store)
 
 
 @figure
@@ -123,7 +126,11 @@ def benchmark_losses(store: Store) -> Figure:
                 fontweight="bold",
                 bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1},
             )
-    return question(figure, "Which method has the lowest loss on E2E NLG?")
+    text = (
+        "On E2E LoRA is {benchmark.lora_minus_full_loss;ahead of|not separable from|behind} full fine-tuning, "
+        "and {benchmark.prompt_minus_lora_loss;behind|not separable from|ahead of} prompt tuning"
+    )
+    return finding(figure, text, store)
 
 
 TRAINED = [arm.name for arm in benchmark.COMPARISON.arms if arm.rates]
@@ -160,7 +167,11 @@ def benchmark_scores(store: Store) -> Figure:
             seeds = measured(benchmark.COMPARISON.finals(arm, store), column)
             rows.append(as_row(name, quantity(f"benchmark.{arm}_{score}", store), seeds, tone, marker))
         draw_rows(axes, rows, label, 4)
-    return question(figure, "Do ROUGE-L and BLEU order the methods\nas the loss does? (lowest loss on top)")
+    text = (
+        "In ROUGE-L prompt tuning is {benchmark.prompt_minus_lora_rougeL;behind|not separable from|ahead of} LoRA, "
+        "and LoRA {benchmark.lora_minus_full_rougeL;behind|not separable from|ahead of} full fine-tuning"
+    )
+    return finding(figure, text, store)
 
 
 # Learning rates.
@@ -225,7 +236,7 @@ def rate_curves(store: Store) -> Figure:
         draw_sweep(axes, one, lowest + CAP, tone, marker)
     axes.set(xscale="log", ylabel=f"Validation loss, {LOSS}", ylim=(lowest - 0.03, lowest + CAP + 0.03))
     draw_optima(optima, sweeps, store)
-    return question(figure, "Is LoRA's best learning rate ten times\nthat of full fine-tuning?")
+    return finding(figure, "LoRA's best learning rate is {learning_rate.r16_over_full} full fine-tuning's", store)
 
 
 def draw_sweep(axes: Axes, sweep: SweepCurves, cap: float, tone: str, marker: str) -> None:
@@ -307,33 +318,11 @@ def prompt_design_losses(store: Store) -> Figure:
     panels[1].set(xlabel="Virtual tokens", ylabel="Test loss − 20 tokens,\nvocabulary (paired)")
     plain_ticks(panels[1], prompt_design.LENGTHS)
     panels[1].set_xlim(0.75, 480)
-    question(figure, "How long must a soft prompt be,\nand does its start matter?")
+    word = "{prompt_length.vocabulary_20_minus_vocabulary_100_loss;above|not separable from|below}"
+    finding(figure, f"With 100 virtual tokens the loss is {word} that with 20", store)
     for axes, found in zip(panels, ends, strict=True):
         label_points(axes, found, column=0.82)
     return figure
-
-
-def prompt_lengths(store: Store) -> Chart:
-    """Test loss on E2E against the length of the prompt, three starts."""
-    starts = {"vocabulary": ("from vocabulary", "prompt"), "text": ("from a text", "lora"),
-              "random": ("random", "fewshot")}  # fmt: skip
-    lengths = [float(n) for n in prompt_design.LENGTHS]
-    series = []
-    for init, (label, look) in starts.items():
-        names = [prompt_design.arm_name(n, init) for n in prompt_design.LENGTHS]
-        losses = [quantity(f"prompt_length.{name}_loss", store).value for name in names]
-        series.append(Series(label, losses, look, lengths))
-    low = math.floor(min(min(one.values) for one in series) * 10) / 10 - 0.1
-    return Chart(
-        series,
-        "Virtual tokens",
-        f"Test loss, {LOSS}",
-        log={"x": 10},
-        number_format="0.0",
-        x_format="0",
-        x_range=(1, 100),
-        y_range=(low, None),
-    )
 
 
 # Data.
@@ -379,7 +368,12 @@ def examples_needed(store: Store) -> Figure:
     panels[2].set(ylabel="Test loss − LoRA's\n(paired)", xlabel="Training examples (one token budget; band: margin)")
     plain_ticks(panels[2], data_size.SIZES)
     panels[2].set_xlim(span[0] * 0.93, 10_000)
-    question(figure, "How little data is enough?")
+    text = (
+        "With 100 examples LoRA is {data_size.n100_lora_minus_full_loss;ahead of|not separable from|behind} "
+        "full fine-tuning, and prompt tuning "
+        "{data_size.n100_prompt_minus_lora_loss;ahead of|not separable from|behind} LoRA"
+    )
+    finding(figure, text, store)
     for axes, found in zip(panels, ends, strict=True):
         label_points(axes, found, column=0.85)
     return figure

@@ -22,7 +22,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.studies import benchmark
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import LOSS, SMALL, mark, note
-from peftbook.views.figures.style import canvas, colour, name_rows, question, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade, tag
 
 
 class Member(NamedTuple):
@@ -132,7 +132,8 @@ def numbers_by_method() -> Figure:
     remark = "hollow: SmolLM2-135M\nfilled: Llama-2-7B,\nand the share it trains"
     note(axes, remark, 0.99, 0.17, va="center", linespacing=1.4)
     axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
-    return question(figure, "How many numbers does each method train?")
+    lora, prompt = (share_text(counts["llama-2-7b"][one] / counts["llama-2-7b"]["full"]) for one in ("lora", "prompt"))
+    return finding(figure, f"LoRA trains {lora} of Llama-2-7B, a prompt of 20 tokens {prompt}")
 
 
 def trained_numbers() -> Chart:
@@ -199,7 +200,8 @@ def work_against_count() -> Figure:
         xscale="log", yscale="log", xlabel="Trained numbers", ylabel="Multiplications added\nto a token, not merged"
     )
     axes.set(xlim=(5e3, 2.2e8), ylim=(5e3, 4e8))
-    return question(figure, "Does a small count mean little work?")
+    fewer, more = trained["lora"] / trained["vera"], work["vera"] / work["lora"]
+    return finding(figure, f"VeRA trains 1/{fewer:.0f} of LoRA's numbers, and multiplies {more:.0f} times as often")
 
 
 # The runs.
@@ -245,4 +247,6 @@ def loss_against_count(store: Store) -> Figure:
         -benchmark.MARGIN,
         **(place | {"va": "bottom", "ha": "left", "color": colour("muted")}),
     )
-    return question(figure, "What does a smaller count cost in loss?")
+    fewer = quantity("benchmark.lora_parameters", store).value / quantity("benchmark.norm_parameters", store).value
+    word = "{benchmark.norm_minus_lora_loss;ahead of|not separable from|behind}"
+    return finding(figure, f"With 1/{fewer:.0f} of LoRA's numbers norm gains are {word} LoRA", store)

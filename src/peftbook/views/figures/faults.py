@@ -14,7 +14,7 @@ from peftbook.scratch.checks import means
 from peftbook.studies import faults
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, as_row, decimals, draw_interval, mark, mark_key
-from peftbook.views.figures.style import canvas, colour, name_rows, question, shade
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade
 
 FAULTY, SOUND = "qlora", "muted"
 CHECKS = {
@@ -59,7 +59,11 @@ def fault_curves(store: Store) -> Figure:
         "held out": mark("ink", "o", hollow=True),
     }
     mark_key(figure, grid[0, 0], marks, columnspacing=1.2, handletextpad=0.4)
-    return question(figure, "What does the loss show of each fault?")
+    text = (
+        "Masking the end costs {silent_faults.end_masked_cost;value} of answers at a training loss "
+        "{silent_faults.end_masked_excess;below|not separable from|above} the sound one"
+    )
+    return finding(figure, text, store)
 
 
 @figure
@@ -71,17 +75,20 @@ def fault_answers(store: Store) -> Figure:
         draw_interval(axes, at, row)
     name_rows(axes, [arm.label for arm in faults.ARMS.values()], 0.5, 0.7)
     axes.set(xlabel="Right answers, %", xlim=(-3, 103))
-    return question(figure, "What does each fault cost?")
+    none = [arm.label for name, arm in faults.ARMS.items() if not quantity(f"faults.{name}_right", store).high]
+    return finding(figure, f"{len(none)} of {len(faults.FAULTY)} faults leave not one right answer")
 
 
 @figure
 def fault_checks(store: Store) -> Figure:
     """Which check sees which fault? For each run the checks that say that something is wrong."""
     figure, axes = canvas(height=5.2)
+    own: list[bool] = []
     for row, (name, arm) in enumerate(faults.ARMS.items()):
         for column, check in enumerate(faults.BOUNDS):
             records = faults.records_of(name, store)
             seen = sum(faults.sees(record, check) for record in records) / len(records)
+            own += [faults.sees(record, check) for record in records] if check == arm.check else []
             if check == arm.check:
                 axes.plot(column, row, **(mark("ink", "s", hollow=True) | {"markersize": 15}))
             if seen:
@@ -89,4 +96,4 @@ def fault_checks(store: Store) -> Figure:
     axes.set_xticks(range(len(CHECKS)), list(CHECKS.values()), rotation=40, ha="right", fontsize=SMALL)
     axes.set_xlim(-0.6, len(CHECKS) - 0.4)
     name_rows(axes, [arm.label for arm in faults.ARMS.values()], 0.5, 0.6)
-    return question(figure, "Which check sees which fault?")
+    return finding(figure, f"{sum(own)} of {len(own)} faulty runs are seen by their own check")

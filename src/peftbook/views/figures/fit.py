@@ -15,7 +15,7 @@ from peftbook.memory.stacks import setup_in
 from peftbook.views.figures import figure
 from peftbook.views.figures.costs import PARTS, bytes_by_part
 from peftbook.views.figures.parts import SMALL, Points, decimals, draw_stacks, labelled, mosaic, paint, plain_ticks
-from peftbook.views.figures.style import canvas, colour, name_rows, question, tag
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, tag
 
 ROW = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
 NF4 = replace(ROW, quantised="nf4")
@@ -53,7 +53,10 @@ def memory_by_model() -> Figure:
     figure.legend(
         *axes["llama-2-7b"].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4
     )
-    return question(figure, "Where does the memory of a step go?")
+    full, cut = (training_step(SHAPES["llama-2-70b"], WAYS[way]).peak().total for way in ("Full", "QLoRA, checkp."))
+    return finding(
+        figure, f"At 70B full fine-tuning peaks at {full / 1e9:.0f} GB, checkpointed QLoRA at {cut / 1e9:.0f}"
+    )
 
 
 def draw_model(
@@ -158,7 +161,10 @@ def memory_by_stack() -> Figure:
         axes[name].set_title(name, loc="left", fontsize=SMALL, fontweight="bold", pad=4)
     axes["QLoRA"].set_xlabel("GB at the peak, 4 × 1,024 tokens (computed)")
     figure.legend(*axes["LoRA"].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4)
-    return question(figure, "Does it fit with the library that you run? Llama-3.1-8B")
+    peaks = {label: stack_peaks(label)["QLoRA"] / 1e9 for label in STACKED}
+    least, most = (pick(peaks, key=lambda label: peaks[label]) for pick in (min, max))
+    text = f"Llama-3.1-8B: a QLoRA step takes {peaks[least]:.1f} GB in {least}, {peaks[most]:.0f} in {most}"
+    return finding(figure, text)
 
 
 @figure
@@ -169,7 +175,9 @@ def memory_by_length() -> Figure:
     draw_cards(axes, LENGTHS[0])
     axes.set(xlabel="Tokens of the one row", ylabel="GB at the peak (computed)")
     axes.set(xlim=(LENGTHS[0] * 0.9, LENGTHS[-1] * 5.5), ylim=(3, 110))
-    return labelled(figure, "How does memory grow with the text? Llama-2-7B", axes, ends, column=0.735)
+    lora, cut = (ends[way][1] for way in ("LoRA", "QLoRA, checkp."))
+    text = f"Llama-2-7B: {LENGTHS[-1]:,} tokens take {lora:.0f} GB with LoRA, {cut:.1f} with checkpointed QLoRA"
+    return labelled(figure, text, axes, ends, column=0.735)
 
 
 @figure
@@ -179,7 +187,9 @@ def memory_by_rows() -> Figure:
     ends = draw_peaks(axes, tuple(BY_LENGTH)[:3], "batch", ROWS, seq=1024)
     draw_cards(axes, ROWS[-1] * 3.9, ha="right")
     axes.set(xlabel="Rows of 1,024 tokens", ylabel="GB at the peak (computed)", xlim=(ROWS[0] * 0.9, ROWS[-1] * 4))
-    return labelled(figure, "How many rows fit? Llama-2-7B", axes, ends, column=0.735)
+    plain, cut = (ends[way][1] for way in ("QLoRA", "QLoRA, checkp."))
+    text = f"Llama-2-7B: {ROWS[-1]} rows take {plain:.0f} GB with QLoRA, {cut:.0f} with checkpointing"
+    return labelled(figure, text, axes, ends, column=0.735)
 
 
 @figure
@@ -202,4 +212,6 @@ def memory_by_rank() -> Figure:
     plain_ticks(axes, RANKS)
     decimals(axes.yaxis, (1, 3))
     axes.set_xlim(0.85, RANKS[-1] * 12)
-    return labelled(figure, "What does the rank cost? Llama-2-7B", axes, ends, column=0.735)
+    small, large = (series["adapter's own"][RANKS.index(rank)] for rank in (16, RANKS[-1]))
+    text = f"Llama-2-7B: an adapter of rank 16 takes {small:.1f} GB, of rank {RANKS[-1]} {large:.0f}"
+    return labelled(figure, text, axes, ends, column=0.735)

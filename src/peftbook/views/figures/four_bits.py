@@ -12,7 +12,7 @@ from matplotlib.patches import Polygon, Rectangle
 from peftbook.views.figures import figure
 from peftbook.views.figures.block import name_in, rounded, sign, wire
 from peftbook.views.figures.parts import SMALL
-from peftbook.views.figures.style import colour, drawing, question, say, shade
+from peftbook.views.figures.style import colour, drawing, finding, say, shade
 
 
 class Tensor(NamedTuple):
@@ -52,7 +52,7 @@ def four_bit_step() -> Figure:
         axes.add_patch(Polygon(shape, facecolor=colour("lora"), edgecolor="none", zorder=3))
         name_in(axes, ADAPTER, y + 0.23, name)
     draw_table(axes, 1.8)
-    return question(figure, "What gets a gradient, and in which type?")
+    return finding(figure, "Among the weights only A and B get a gradient")
 
 
 def draw_memory(axes: Axes) -> None:

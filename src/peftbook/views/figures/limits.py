@@ -25,7 +25,7 @@ from peftbook.views.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, question, tag
+from peftbook.views.figures.style import canvas, colour, finding, tag
 
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
@@ -59,7 +59,10 @@ def accuracy_by_depth(store: Store) -> Figure:
     axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, depths)
     axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
-    return labelled(figure, "What can a prompt not learn?", axes, ends, column=0.74)
+    prompt, lora = (f"{{expressiveness.depth{depths[-1]}_{arm}_accuracy;cannot|may|can;{expressiveness.SOLVED}}}"
+                    for arm in ("prompt", "lora4"))  # fmt: skip
+    text = f"Even with {depths[-1]} layers a prompt {prompt} sort downwards, LoRA of rank 4 {lora}"
+    return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 
 @figure
@@ -86,7 +89,7 @@ def stored_bits(store: Store) -> Figure:
     decimals(axes.yaxis, (1, 2, 5))
     plain_ticks(axes, sorted({one.parameters for one in capacity.SERIES["ample"]}))
     axes.set_xlim(span[0] * 0.8, span[1] * 9)
-    question(figure, "How many bits does an adapter hold?")
+    finding(figure, "With data to spare an adapter stores {capacity.slope;value}", store)
     x, y, tone = ends.pop(looks["long"][0])  # which ends between the other lines
     lead = {"arrowprops": {"arrowstyle": "-", "color": colour(tone), "linewidth": 0.8, "shrinkB": 5}}
     tag(axes, looks["long"][0], (x, y), (-26, 66), tone, ha="center", **lead)
@@ -115,7 +118,9 @@ def adapters_served(store: Store) -> Figure:
         ylabel="Generated tokens a second",
     )
     axes.set(ylim=(0, None), xlim=(0.85, 90))
-    return labelled(figure, "What do many adapters cost to serve?", axes, ends, column=0.68)
+    most = serving.COUNTS[-1]
+    text = f"{most} adapters in a mixed batch run {{serving.mixed_over_swapped_{most}}} as fast as swapped"
+    return labelled(figure, text, axes, ends, column=0.68, store=store)
 
 
 @figure
@@ -127,7 +132,7 @@ def step_peaks(store: Store) -> Figure:
         (1, 3, 10, 30, 100),
         "Measured peak beyond weights and optimiser, MB",
     )
-    return question(figure, "Can the peak of a training step be computed?")
+    return finding(figure, "Held-out peaks are predicted at {step_peaks.held_out_peak_ratio} the measured ones", store)
 
 
 def peak_errors(store: Store) -> dict[str, Ratios]:
@@ -163,7 +168,8 @@ def step_times(store: Store) -> Figure:
     halves = joined(records, "step_seconds", 1.0, step_seconds.ratios)
     label = f"Measured seconds of a step\n({store.machine or merging.MACHINE})"
     figure = halves_figure(halves, step_seconds.MARGIN, (0.1, 0.2, 0.5, 1, 2), label)
-    return question(figure, "Can the seconds of a training step be computed?")
+    text = "Half of the held-out times are predicted to within {step_seconds.held_out_median_error;value}"
+    return finding(figure, text, store)
 
 
 def joined(
@@ -227,7 +233,10 @@ def memory_elsewhere(store: Store) -> Figure:
         ratios = [1 + error for error in elsewhere.errors(record, half)]
         halves[name] = [(size / 1e9, ratio) for size, ratio in zip(sizes, ratios, strict=True)]
     figure = halves_figure(halves, elsewhere.MARGIN, (5, 10, 20, 40, 80), "Published figure, GB")
-    return question(figure, "Does it hold for what others measured on GPUs?")
+    text = (
+        "{memory_elsewhere.judged_within;value} of {memory_elsewhere.judged_rows;value} held out are within the margin"
+    )
+    return finding(figure, text, store)
 
 
 @figure
@@ -242,4 +251,9 @@ def memory_errors(store: Store) -> Figure:
     axes["process_peak"].set_xlabel("Measured peak, GB")
     shown = axes["tensor_peak"].get_legend_handles_labels()
     figure.legend(*shown, loc="outside lower center", ncols=2, handletextpad=0.2)
-    return question(figure, "Does the byte model hold?")
+    return finding(
+        figure,
+        "Held-out peaks of tensors are off by {memory.held_out_tensor_peak_largest_error;value} at most, "
+        "of the process by {memory.held_out_process_peak_largest_error;value}",
+        store,
+    )

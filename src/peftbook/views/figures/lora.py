@@ -13,7 +13,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.parts import labelled
-from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade, tag
+from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade, tag
 
 SMOLLM2 = SHAPES["smollm2-135m"]
 HIDDEN = SMOLLM2.hidden
@@ -57,7 +57,9 @@ def parameters_against_rank() -> Figure:
     axes.axhline(SMOLLM2.parameters, color=colour("full"), linewidth=1.4)
     tag(axes, "every weight", (1, SMOLLM2.parameters), (0, -6), "full", va="top")
     axes.set_ylim(3e4, 3e8)
-    return labelled(figure, "How many parameters does a rank buy?", axes, ends, column=0.76)
+    share = 16 * parameters_per_rank(TARGETS["all linear"]) / SMOLLM2.parameters
+    text = f"Rank 16 on all linear layers trains {100 * share:.1f} % of SmolLM2-135M's parameters"
+    return labelled(figure, text, axes, ends, column=0.76)
 
 
 @figure
@@ -89,4 +91,4 @@ def low_rank_update(rank: int = 16) -> Figure:
     share = f"{trained:,} trained\nof {HIDDEN**2:,}: {100 * trained / HIDDEN**2:.1f} %"
     say(axes, across + side / 2, base + 0.2, share, fontweight="bold")
     say(axes, 0.25, 0.2, "B starts at zero, so training starts from the model as it is.", fontsize=SIZE - 1, ha="left")
-    return question(figure, f"What does LoRA add to a weight? (to scale, r = {rank})")
+    return finding(figure, f"LoRA at r = {rank} trains {100 * trained / HIDDEN**2:.1f} % as many numbers")

@@ -32,7 +32,7 @@ from peftbook.views.figures.parts import (
     per_seed,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, question, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
 SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
@@ -61,7 +61,8 @@ def wrong_rate(store: Store) -> Figure:
     axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
     axes.minorticks_off()
     axes.set(xlim=(1 / 20, 80), ylim=(-0.015, SHOWN_COST + 0.015))
-    return labelled(figure, "What does a wrong learning rate cost?", axes, ends, column=0.8)
+    text = "A rate four times too high costs LoRA {learning_rate.r16_fourfold_cost;value}"
+    return labelled(figure, text, axes, ends, column=0.8, store=store)
 
 
 BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
@@ -94,7 +95,9 @@ def batch_costs(store: Store) -> Figure:
     rows.append(as_row("LoRA − full", extra, np.subtract(each["r16"], each["full"]).tolist(), "ink", "D"))
     draw_margin(costs, -batch_size.MARGIN, batch_size.MARGIN, 0)
     draw_rows(costs, rows, f"Test loss at {batch_size.LARGEST} − at {batch_size.SMALLEST}, {LOSS} (band: margin)", 6)
-    return labelled(figure, "What does a large batch cost, and whom?", losses, ends, column=0.77)
+    word = "{batch_size.extra_cost;less than|not separably more than|more than}"
+    text = f"At equal tokens a batch of {batch_size.LARGEST} costs LoRA {word} full fine-tuning"
+    return labelled(figure, text, losses, ends, column=0.77, store=store)
 
 
 def seed_costs(name: str, store: Store) -> list[float]:
@@ -136,7 +139,9 @@ def rank_curves(store: Store) -> Figure:
     losses.set_ylabel(f"Training loss, {LOSS}")
     against.set(xlabel="Step (each point a mean of five)", ylabel="Minus r = 16's,\nsame batches", xlim=(1, 49))
     against.set_xticks(range(0, 41, 10))
-    return labelled(figure, "Does a higher rank learn faster?", against, ends, column=0.83)
+    apart = max(float(np.abs((curves - found["r16"]).mean(axis=0)).max()) for curves in found.values())
+    text = f"Ranks 1 to 256 train alike, at no step more than {apart:.2f} nats per token from rank 16"
+    return labelled(figure, text, against, ends, column=0.83)
 
 
 @figure
@@ -152,7 +157,8 @@ def rank_losses(store: Store) -> Figure:
     losses.set(xscale="log", ylabel=f"Test loss, {LOSS}")
     differences.set(xlabel="Rank r (α = 32, all linear layers; band: margin)", ylabel="Test loss − r = 16's\n(paired)")
     plain_ticks(differences, list(names))
-    return question(figure, "Does the rank matter?")
+    word = "{rank.r1_minus_r16_loss;below|not separable from|above}"
+    return finding(figure, f"Rank 1's test loss is {word} rank 16's", store)
 
 
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
@@ -181,7 +187,11 @@ def scaling_gains(store: Store) -> Figure:
     twin = difference_row(label, comparison, "stabilised256", "plus256", store, tone="accent")
     draw_margin(differences, -scaling.MARGIN, scaling.MARGIN, 0)
     draw_rows(differences, [*rows, twin], "Test loss, α/√r − α/r, paired (band: margin)", 6)
-    return labelled(figure, "Does α/√r help, and is it more than a rate?", losses, ends, column=0.87)
+    text = (
+        "At rank 256 α/√r is {scaling.fixed_rate_difference;better|not separable|worse} at a fixed rate, "
+        "{scaling.stabilised256_minus_standard256_loss;better|not separable|worse} once both are tuned"
+    )
+    return labelled(figure, text, losses, ends, column=0.87, store=store)
 
 
 @figure
@@ -198,7 +208,11 @@ def update_sizes(store: Store) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
     plain_ticks(axes, scaling.SIZE_RANKS)
     axes.set_xlim(3.3, 1500)
-    return labelled(figure, "How large is the update at each rank?", axes, ends, column=0.76)
+    text = (
+        "The update's size goes with rank to the power {scaling_size.standard_exponent;value} under α/r, "
+        "{scaling_size.stabilised_exponent;value} under α/√r"
+    )
+    return labelled(figure, text, axes, ends, column=0.76, store=store)
 
 
 WORST = 0.3  # nats above the best of the map where its fill fades to paper
@@ -233,7 +247,7 @@ def rate_map(store: Store) -> Figure:
     for (a, b), loss in points.items():
         weight = "bold" if (a, b) == best else "normal"
         axes.text(a, b, f"{loss:.2f}", ha="center", va="center", fontsize=SMALL, fontweight=weight)
-    axes.set(xscale="log", yscale="log", xlabel="Learning rate of A", ylabel="Learning rate of B")
+    axes.set(xscale="log", yscale="log", xlabel="Learning rate of A (lines: B's / A's)", ylabel="Learning rate of B")
     low, high, top = x.min() / 2.4, x.max() * 2.4, y.max() * 3
     for ratio in two_rates.RATIOS.values():
         axes.plot([low, high], [low * ratio, high * ratio], color=colour("rule"), linewidth=1, zorder=0)
@@ -243,7 +257,8 @@ def rate_map(store: Store) -> Figure:
         tag(axes, f"{ratio:g} ×", end, offset, "muted", fontsize=SMALL, fontweight="normal", **sides)
     axes.set(xlim=(low, high), ylim=(y.min() / 3, top))
     axes.grid(visible=False)
-    return question(figure, "Does B need a higher rate than A?\nValidation loss; lines: rate of B / rate of A")
+    word = "{two_rates.plus16_minus_lora_loss;below|not separable from|above}"
+    return finding(figure, f"With B's rate 16 times A's the test loss is {word} that with one rate", store)
 
 
 @figure
@@ -266,7 +281,8 @@ def variant_effects(store: Store) -> Figure:
         for name, label in labels.items()
     ]
     draw_rows(losses, rows, f"Test loss − LoRA's,\n{LOSS}", 4)
-    return question(figure, "Do LoRA's variants do what each claims?")
+    text = "LoRA+ (ratio 16) takes {lora_plus.plus16_steps} LoRA's steps, PiSSA {lora_plus.pissa_steps}"
+    return finding(figure, text, store)
 
 
 @figure
@@ -287,4 +303,5 @@ def beyond_gains(store: Store) -> Figure:
         for name in beyond_lora.FAMILY
     ]
     draw_rows(axes, rows, f"Test loss − plain LoRA's, {LOSS}\n(blue: not seen before)", 5)
-    return question(figure, "Does a newer method gain on LoRA?")
+    pissa, dora = (f"{{beyond_lora.{arm}_minus_lora_loss;below|not separable from|above}}" for arm in ("pissa", "dora"))
+    return finding(figure, f"PiSSA's test loss is {pissa} LoRA's, DoRA's {dora} it", store)

@@ -21,7 +21,7 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.fit import draw_cards
 from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, paint, plain_ticks
-from peftbook.views.figures.style import canvas, colour, name_rows, question, say, tag
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, say, tag
 
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
@@ -55,7 +55,10 @@ def time_by_workers(store: Store) -> Figure:
     plain_ticks(axes, (1, 4, 16, 64, 256, 1024))
     decimals(axes.yaxis, (1, 3))
     axes.set_xlim(0.85, workers[-1] * 18)
-    return labelled(figure, "How long do the book's runs take on many workers?", axes, ends, column=0.74)
+    chain = found["longest chain"][0][0]
+    enough = next(count for count, hours in zip(workers, found["simulated"][0], strict=True) if hours < 1.1 * chain)
+    text = f"Beyond {enough} workers the longest chain sets the time, {chain:.1f} hours"
+    return labelled(figure, text, axes, ends, column=0.74)
 
 
 @figure
@@ -71,7 +74,8 @@ def runs_an_hour(store: Store) -> Figure:
         tag(axes, f"{row.value:,.0f}", end, (8, 0), va="center", fontsize=SMALL, fontweight="normal")
     name_rows(axes, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
     axes.set(xlim=(0, 1.15 * max(row.high or row.value for row in rows)), xlabel="Small runs an hour, median and range")
-    return question(figure, "Do more workers on two cores make more runs?")
+    text = "On two cores two workers make {throughput.measured_2;value}, four {throughput.measured_4;value}"
+    return finding(figure, text, store)
 
 
 class Span(NamedTuple):
@@ -158,7 +162,7 @@ def sharded_timeline() -> Figure:
         for label, tone, hatch in (*KINDS.values(), ("devices wait", "fill", ""))
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1.2, handlelength=1.4)
-    return question(figure, "When does a sharded step wait for the wire?")
+    return finding(figure, "Devices wait at the first gather, at the turn and at the last scatter")
 
 
 def draw_span(axes: Axes, span: Span, lane: float) -> None:
@@ -197,7 +201,9 @@ def memory_by_devices() -> Figure:
     draw_cards(axes, 0.9, lift=-4, va="top")
     decimals(axes.yaxis, (1, 3))
     axes.set_ylim(2, 2000)
-    return labelled(figure, "What does each of many devices hold? Llama-2-70B", axes, ends, column=0.8)
+    full, qlora = (ends[method][1] for method in ("Full", "QLoRA"))
+    text = f"On {DEVICES[-1]} devices full fine-tuning of Llama-2-70B takes {full:.0f} GB of each, QLoRA {qlora:.0f}"
+    return labelled(figure, text, axes, ends, column=0.8)
 
 
 @figure
@@ -218,4 +224,6 @@ def lost_work() -> Figure:
     plain_ticks(axes, (10, 60, 600, 3600))
     decimals(axes.yaxis, (1, 3))
     axes.set(xlim=(8, 300_000), ylim=(0.1, MOST_LOST))
-    return labelled(figure, "How often should a run write a checkpoint?", axes, ends, column=0.775)
+    minutes = best_interval(COST, FAILURES["daily"]) / 60
+    text = f"A worker that fails daily should write a checkpoint every {minutes:.0f} minutes"
+    return labelled(figure, text, axes, ends, column=0.775)

@@ -31,7 +31,7 @@ from peftbook.views.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, look, name_rows, question, tag
+from peftbook.views.figures.style import canvas, colour, finding, look, name_rows, tag
 
 SETTINGS = {
     "default": "Default",
@@ -64,7 +64,9 @@ def rouge_by_setting(store: Store) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     figure.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2)
-    return question(figure, "Do settings move ROUGE-L\nmore than methods differ?")
+    word = "{rouge_settings.spread_minus_gap;less than|not separably more than|more than}"
+    text = f"Settings move LoRA's ROUGE-L by {{rouge_settings.lora_spread;value}}, {word} its lead over prompt tuning"
+    return finding(figure, text, store)
 
 
 PAIRS = (("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "full"))
@@ -87,6 +89,7 @@ def paired_intervals(store: Store) -> Figure:
     panels = (("loss_nats", methods.MARGIN_NATS, "Loss difference, nats per token"),
               ("rougeL", methods.MARGIN_ROUGE, "ROUGE-L difference"))  # fmt: skip
     figure, both = canvas(2, 1, height=5.9)
+    narrower: list[float] = []
     for axes, (column, margin, label) in zip(both, panels, strict=True):
         draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
@@ -94,13 +97,16 @@ def paired_intervals(store: Store) -> Figure:
             tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
             alone = unpaired_interval(*tables, weights, methods.groups())
             together = methods.paired(one, two, column)
+            narrower += [alone.half95 / together.half95] if pair == ("lora", "full") else []
             draw_interval(axes, at + 0.18, interval_row("", alone, tone="untuned", marker="s", hollow=True))
             draw_interval(axes, at - 0.18, interval_row("", together, tone="accent"))
         name_rows(axes, [" − ".join(arm_looks()[arm].label for arm in pair) for pair in PAIRS], 0.5)
-        axes.set_xlabel(label)
+        axes.set_xlabel(f"{label} (band: margin)")
     marks = {"paired": mark("accent", "o"), "as if unrelated": mark("untuned", "s", hollow=True)}
     mark_key(figure, both[0], marks)
-    return question(figure, "What is pairing worth? (band: margin)")
+    loss, rouge = narrower
+    text = f"Pairing makes LoRA − full's interval {loss:.0f} times narrower in loss, {rouge:.1f} times in ROUGE-L"
+    return finding(figure, text)
 
 
 def example_losses(arm: str, store: Store) -> np.ndarray:
@@ -126,7 +132,8 @@ def paired_scatter(store: Store) -> Figure:
     note(differences, f"SD {spread[1]:.3f}", 0.98, 0.96)
     losses.set_ylabel("LoRA's loss,\nnats per token")
     differences.set(xlabel="Full fine-tuning's loss, nats per token", ylabel="LoRA's − full's")
-    return question(figure, "Are the same examples hard for both?")
+    text = f"The same examples are hard for both: pairing takes the SD from {spread[0]:.2f} to {spread[1]:.3f}"
+    return finding(figure, text)
 
 
 DRAWN = {"first_edition": ("untuned", "s"), "satterthwaite": ("qlora", "D"), coverage.RULE: ("lora", "o")}
@@ -160,7 +167,10 @@ def coverage_of_rules(store: Store) -> Figure:
     found.set(ylabel="Difference found, %", xlabel="Share of the variance that is the seeds'", ylim=(0, 88))
     found.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
     mark_key(figure, covered, {SHORT_RULES[rule]: mark(*look) for rule, look in DRAWN.items()}, columnspacing=1.2)
-    return question(figure, "Does the interval cover, and what does it find?")
+    ours, first = (np.mean([one.rates[name] for one in cells], axis=0) for name in (coverage.RULE, coverage.BEFORE))
+    text = f"The rule covers {ours[0]:.0f} % and finds {ours[1]:.0f} % of differences"
+    text += f", the first edition's {first[1]:.0f} %"
+    return finding(figure, text)
 
 
 SHORT_RULES = {"first_edition": "first edition", "satterthwaite": "Satterthwaite", coverage.RULE: "the rule"}
@@ -210,7 +220,8 @@ def seeds_needed() -> Figure:
     found.set(xlabel="Seeds", ylabel="Chance to find\nan effect of one SD", ylim=(0, 1.03))
     tag(found, "95 % interval", (8, chance(1, 8, quantile(8))), (-10, 4), "lora", ha="right", fontsize=SMALL)
     tag(found, "“two SD” rule", (8, chance(1, 8, 2 * math.sqrt(8))), (2, 10), "muted", fontsize=SMALL)
-    return question(figure, "What can a few seeds see?")
+    three, ten = (100 * chance(1, n, quantile(n)) for n in (3, 10))
+    return finding(figure, f"Three seeds find an effect of one SD in {three:.0f} % of studies, ten in {ten:.0f} %")
 
 
 # Intervals of a − b in units of the margin: centre and half-width at 95 %, as five seeds give them.
@@ -244,7 +255,7 @@ def verdict_rule() -> Figure:
     name_rows(axes, list("ABCDEFG"), 0.4, 0.6)
     axes.set(xlim=(-2.9, 5.3), xlabel="a − b (claim: below 0; thick: 90 %, thin: 95 %)")
     axes.set_xticks([-2, -1, 0, 1, 2, 3], ["−2δ", "−δ", "0", "δ", "2δ", "3δ"])
-    return question(figure, "Which verdict does an interval get?")
+    return finding(figure, "Zero and the margin decide which verdict an interval gets")
 
 
 ARMS = (1, 2, 4, 8, 16, 32, 64)
@@ -295,4 +306,4 @@ def winners_curse() -> Figure:
     axes.set(xscale="log", xlabel="Arms or settings tried", ylabel="Score − true value\n(SDs of the noise)")
     plain_ticks(axes, ARMS)
     axes.set_ylim(-0.25, 2.7)
-    return question(figure, "How much does its score flatter the winner?")
+    return finding(figure, f"The best of 16 equal arms looks {inflation(16, 0.0):.1f} SDs of the noise too good")

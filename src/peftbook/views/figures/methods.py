@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import measured_series, rate_chart
+from peftbook.views.figures.charts import rate_chart
 from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, per_seed
-from peftbook.views.figures.style import SIZE, canvas, colour, look, question, say, shade, tag
+from peftbook.views.figures.style import SIZE, canvas, colour, finding, look, say, shade, tag
 
+NAMED = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning"}
+DECIDING = ("lora_minus_full", "prompt_minus_lora")  # what titles compare
 CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
 
@@ -72,28 +73,9 @@ def test_scores(store: Store, score: str = "rougeL") -> Figure:
     ]
     draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
     name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
-    return question(figure, f"Which method has the best {name}?")
-
-
-def arm_chart(store: Store, scores: Sequence[tuple[str, str, str]], axis: str) -> Chart:
-    """Bars of the arms' test scores with 95 % intervals. scores: quantity suffix, name and look of each series."""
-    series = [
-        measured_series(name, [f"methods.{arm}_{score}" for arm in methods.LABELS], store, look)
-        for score, name, look in scores
-    ]
-    labels = [arm_looks()[arm].label for arm in methods.LABELS]
-    return Chart(series, "", axis, labels, number_format="0.0", y_range=(0, None), label_format="0.00")
-
-
-def arm_test_losses(store: Store) -> Chart:
-    """Test loss of every arm with its 95 % interval."""
-    chart = arm_chart(store, [("loss", "Test loss", "")], f"Test loss, {LOSS}")
-    return replace(chart, point_looks=list(methods.LABELS))
-
-
-def arm_scores(store: Store) -> Chart:
-    """ROUGE-L and BERTScore of every arm with 95 % intervals."""
-    return arm_chart(store, [("rougeL", "ROUGE-L", "lora"), ("bertscore_f1", "BERTScore F1", "qlora")], "Score, 0–1")
+    low, high = ("ahead of", "behind")[:: -SCORES[score][2]]
+    lora, prompt = (f"{{methods.{pair}_{score};{low}|not separable from|{high}}}" for pair in DECIDING)
+    return finding(figure, f"By {name} LoRA is {lora} full fine-tuning, and prompt tuning {prompt} LoRA", store)
 
 
 @figure
@@ -107,7 +89,8 @@ def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
         axes.axvline(0, color=colour("untuned"), linewidth=1.2)
         rows = [arm_row(arm, *difference(records, base, score)) for arm, records in found.items()]
         draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
-    return question(figure, "What does each method gain\nover the untuned model?")
+    lora, prompt = (f"{{methods.{pair}_loss;more than|not separably less than|less than}}" for pair in DECIDING)
+    return finding(figure, f"LoRA gains {lora} full fine-tuning, and prompt tuning {prompt} LoRA", store)
 
 
 def arm_row(arm: str, interval: stats.Interval, seeds: Sequence[float]) -> ForestRow:
@@ -145,7 +128,11 @@ def quality_against_parameters(store: Store) -> Figure:
         tag(axes, arm_looks()[arm].label, (size, interval.mean), offset, arm, va="center", ha=side)
         top = max(top, size)
     axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
-    return question(figure, "How many trained parameters does quality take?")
+    word = "{methods.lora_minus_full_loss;below|not separable from|above}"
+    text = (
+        f"LoRA trains {{methods.lora_trainable_percent;value}} of the weights and ends {word} full fine-tuning's loss"
+    )
+    return finding(figure, text, store)
 
 
 @figure
@@ -169,12 +156,8 @@ def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)
     if off:
         axes.plot([], [], linestyle="none", marker="$\\uparrow$", markersize=11, color=tone, label="off the scale")
     figure.legend(loc="outside lower center", ncols=3, handletextpad=0.4)
-    asked = (
-        "Which learning rate does each method want?"
-        if len(found) > 1
-        else f"Which learning rate does {arm_looks()[arms[0]].label} want?"
-    )
-    return question(figure, asked.replace("Prompt want", "prompt tuning want"))
+    best = [f"{{methods.{arm}_best_rate;value}} for {NAMED[arm]}" for arm in arms if arm != "qlora"]
+    return finding(figure, f"{'Best rates are' if best[1:] else 'The best rate is'} {', '.join(best)}", store)
 
 
 def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
@@ -246,7 +229,8 @@ def training_loss(store: Store) -> Figure:
         axes.set_visible(False)
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
-    return question(figure, "How fast does each method learn?")
+    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for mean in means.values()) + 1
+    return finding(figure, f"Half of each method's fall in training loss is over by step {half}")
 
 
 def training_curves(store: Store) -> Chart:
@@ -272,16 +256,16 @@ def training_curves(store: Store) -> Chart:
 @figure
 def lora_against_full(store: Store) -> Figure:
     """Does LoRA lose on some examples what it wins on others? Paired loss differences, example by example."""
-    return paired_histogram(store, "lora", "full", "Is LoRA as good as full fine-tuning,\nexample by example?")
+    return paired_histogram(store, "lora", "full")
 
 
 @figure
 def qlora_against_lora(store: Store) -> Figure:
     """What does the 4-bit base cost? Paired loss differences, example by example."""
-    return paired_histogram(store, "qlora", "lora", "What does a 4-bit base cost,\nexample by example?")
+    return paired_histogram(store, "qlora", "lora")
 
 
-def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figure:
+def paired_histogram(store: Store, first: str, second: str) -> Figure:
     """Histogram of per-example loss differences; the tails beyond the 1st and 99th percentile stand in the end bins."""
     one, two = chosen_records(first, store), chosen_records(second, store)
     values = example_differences(one, two)
@@ -313,7 +297,13 @@ def paired_histogram(store: Store, first: str, second: str, asked: str) -> Figur
         xlabel=f"{arm_looks()[first].label} − {arm_looks()[second].label}: loss, nats per token", ylabel="Test examples"
     )
     axes.grid(axis="x", visible=False)
-    return question(figure, asked)
+    word = f"{{methods.{first}_minus_{second}_loss;ahead of|not separable from|behind}}"
+    share = 100 * float(np.mean(values < 0))
+    return finding(
+        figure,
+        f"{NAMED[first]} is better on {share:.0f} % of the examples and on average {word} {NAMED[second]}",
+        store,
+    )
 
 
 def difference_histogram(store: Store) -> Chart:
@@ -351,4 +341,4 @@ def rouge_against_bertscore(store: Store) -> Figure:
     say(axes, 0.98, 0.04, said, "lora", transform=axes.transAxes, ha="right", va="bottom", fontweight="bold")
     axes.set(xlabel="ROUGE-L, 0–1", ylabel="BERTScore F1, 0–1")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    return question(figure, "Do ROUGE-L and BERTScore agree\non which answers are good?")
+    return finding(figure, f"The ranks of LoRA's answers by ROUGE-L and by BERTScore correlate by {agreement:.2f}")

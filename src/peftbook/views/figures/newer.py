@@ -13,7 +13,7 @@ from matplotlib.patches import Polygon, Rectangle
 from peftbook.memory import DecoderShape
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL
-from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade
+from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade
 
 # Numbers.
 
@@ -225,7 +225,7 @@ def newer_map() -> Figure:
             cell.draw(axes, x, top - 0.9)
             say(axes, x, top - 1.42, cell.formula, fontsize=SMALL)
     draw_key(axes, 0.2)
-    return question(figure, "What does each newer method do to a weight?")
+    return finding(figure, "Newer methods do one of four things to weights")
 
 
 def draw_key(axes: Axes, y: float) -> None:

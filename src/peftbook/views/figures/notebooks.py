@@ -35,7 +35,7 @@ from peftbook.views.figures.parts import (
     mark,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, drawing, name_rows, question, say, shade, tag
+from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, say, shade, tag
 
 # Medians of the SQL task's training rows in tokens of SmolLM2's tokeniser; the end of turn is part of the query.
 SEGMENTS = {"task": 11, "schema": 54, "question": 20, "query": 17}
@@ -85,7 +85,7 @@ def cut_row() -> Figure:
     x, top = 0.15 + LIMIT * scale, step * len(POLICIES) + 0.02
     axes.plot([x, x], [0.05, top], color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
     axes.text(x + 0.05, top - 0.02, f"{LIMIT} tokens", fontsize=SMALL, fontweight="bold", va="top", color=colour("ink"))
-    return question(figure, "What does a limit of 64 tokens leave?")
+    return finding(figure, f"Every cut at {LIMIT} tokens loses a needed part")
 
 
 def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom: float, scale: float) -> None:
@@ -164,7 +164,8 @@ def scores_of_no_learning() -> Figure:
     )
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, handlelength=1)
-    return question(figure, "Which score sees that a query is right?")
+    wrong, right = (found[name]["ROUGE-L"] for name in ("turned", "wrapped"))
+    return finding(figure, f"ROUGE-L gives wrong queries (< for >) {wrong:.2f}, right ones in other words {right:.2f}")
 
 
 CONSTANT = "Return a list of the given values."
@@ -200,7 +201,10 @@ def summary_baselines(store: Store) -> Figure:
     draw_rows(axes, rows, "ROUGE-L on the test functions")
     axes.set_xlim(0.1, 0.42)
     axes.axvline(rows[1].value, color=colour("muted"), linestyle=(0, (2, 2)), linewidth=1)
-    return question(figure, "How good is a ROUGE-L?")
+    text = (
+        f"The function's name scores {rows[1].value:.3f} in ROUGE-L, the untuned model {{methods.untuned_rougeL;value}}"
+    )
+    return finding(figure, text, store)
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -223,7 +227,9 @@ def sql_answers(store: Store) -> Figure:
             rows.append(as_row(arm_looks()[arm].label, found, seeds, arm, arm_looks()[arm].marker))
         draw_rows(axes, rows, label)
         axes.set_xlim(left=-0.04 * axes.get_xlim()[1])
-    return question(figure, "What do eight tuned tokens reach on the SQL task?")
+    prompt, lora = (f"{{sql_prompt.{pair}_execution_match;fewer than|not separably more than|more than}}"
+                    for pair in ("prompt_minus_fewshot", "lora_minus_prompt"))  # fmt: skip
+    return finding(figure, f"A tuned prompt answers {prompt} five examples, LoRA {lora} the prompt", store)
 
 
 # --- rates -------------------------------------------------------------------------------------------------------
@@ -234,11 +240,12 @@ def prompt_rates(store: Store) -> Figure:
     """Was the rate wrong? Validation loss of prompts on E2E against their learning rate, one run a point."""
     figure, axes = canvas(height=4.3)
     looks = {1: ("muted", "v", ":"), 5: ("qlora", "D", "--"), 20: ("prompt", "^", "-"), 100: ("lora", "o", "-.")}
-    ends: Points = {}
+    ends, best = Points(), list[float]()
     for length, (tone, marker, line) in looks.items():
         arm = prompt_design.COMPARISON.arm(prompt_design.arm_name(length, "vocabulary"))
         found = prompt_design.COMPARISON.tuning(arm).losses(store.get)
         axes.plot(list(found), list(found.values()), color=colour(tone), marker=marker, linestyle=line, linewidth=1.6)
+        best.append(min(found, key=found.__getitem__))
         ends[f"{length} token{'s' * (length > 1)}"] = max(found), found[max(found)], tone
     axes.axvline(NOTEBOOK_RATE, color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
     top = axes.get_ylim()[1]
@@ -246,7 +253,8 @@ def prompt_rates(store: Store) -> Figure:
     axes.set(xscale="log", xlabel="Learning rate", ylabel="Validation loss, nats per token")
     plain_ticks(axes, (0.01, 0.03, 0.1, 0.3, 1, 3))
     axes.set_xlim(0.003, 300)
-    return labelled(figure, "Was the prompt's learning rate wrong?", axes, ends, column=0.79)
+    text = f"By length a prompt's best rate is {min(best):.2g} to {max(best):.2g}; the notebook took {NOTEBOOK_RATE:g}"
+    return labelled(figure, text, axes, ends, column=0.79)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -274,4 +282,5 @@ def notebook_memory() -> Figure:
     axes.set(xlim=(0, 1.14 * longest / 1e9), xlabel="GB at the peak, Llama-2-7B (computed)")
     axes.tick_params(axis="y", labelsize=SMALL)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    return question(figure, "What do the two recipes need at 7B?")
+    before, after = (sum(rows[at].values()) / 1e9 for at in (list(SETUPS).index("QLoRA, 4 × 512"), -1))
+    return finding(figure, f"Llama-2-7B: the QLoRA recipe takes {before:.0f} GB, with three changes {after:.1f}")

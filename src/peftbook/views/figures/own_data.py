@@ -8,7 +8,7 @@ from peftbook.core.records import Store
 from peftbook.studies import racing
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL
-from peftbook.views.figures.style import canvas, name_rows, question, say, shade
+from peftbook.views.figures.style import canvas, finding, name_rows, say, shade
 
 LABELS = {"eighth": "⅛", "quarter": "¼", "half": "½", "three_quarters": "¾", "end": "the end"}
 
@@ -36,4 +36,6 @@ def early_rates(store: Store) -> Figure:
     name_rows(axes, [LABELS[name] for name in racing.CUTS])
     axes.set(xlim=(0, len(found)), xlabel=f"Sweeps, of {len(found)}", ylabel="Share of the training")
     axes.legend(title="The best rate …", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    return question(figure, "How early does a sweep know its best rate?")
+    many = "{racing.quarter_better_half;value}"
+    text = f"After a quarter of the steps {many} of sweeps have their best rate in the better half"
+    return finding(figure, text, store)

@@ -20,7 +20,7 @@ from peftbook.evidence.results import quantity
 from peftbook.evidence.stats import Interval
 from peftbook.studies import Quantity
 from peftbook.studies.tuned_comparison import TunedComparison
-from peftbook.views.figures.style import SIZE, canvas, colour, name_rows, question, shade, tag
+from peftbook.views.figures.style import SIZE, canvas, colour, finding, name_rows, shade, tag
 
 __all__ = [
     "LOSS",
@@ -230,9 +230,18 @@ def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) 
         )
 
 
-def labelled(figure: Figure, asked: str, axes: Axes, points: Points, *, column: float, gap: float = 14) -> Figure:
-    """The figure with its question as title and with direct labels, see `label_points`."""
-    question(figure, asked)
+def labelled(
+    figure: Figure,
+    text: str,
+    axes: Axes,
+    points: Points,
+    *,
+    column: float,
+    gap: float = 14,
+    store: Store | None = None,
+) -> Figure:
+    """The figure with its finding as title and with direct labels, see `finding` and `label_points`."""
+    finding(figure, text, store)
     label_points(axes, points, column=column, gap=gap)
     return figure
 

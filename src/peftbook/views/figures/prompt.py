@@ -10,7 +10,7 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
-from peftbook.views.figures.style import SIZE, colour, drawing, question, say, shade
+from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade
 
 
 def prompt_parameters(length: int) -> int:
@@ -57,7 +57,7 @@ def soft_prompt_position() -> Figure:
         axes.plot(ends, [0.6, 0.6], color=colour(tone), linewidth=2)
         say(axes, LEFT + (start + count / 2) * CELL, 0.4, text, tone, fontsize=SIZE, fontweight="bold")
     say(axes, LEFT, 0.12, f"20 × {HIDDEN} = {prompt_parameters(20):,} trained numbers", "prompt", ha="left")
-    return question(figure, "What is trained in prompt tuning?")
+    return finding(figure, "Only the vectors before the text are trained")
 
 
 def draw_vector(axes: Axes, at: int, tone: str, text: str) -> None:

@@ -8,7 +8,7 @@ from peftbook.studies.public_arms import MARGIN, Values, accuracies, difference,
 from peftbook.studies.public_runs import FULL, LORA
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_margin, paint
-from peftbook.views.figures.style import canvas, colour, name_rows, question, say
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, say
 
 TONES = {"lora": "lora", "full-finetuning": "full", "prompt_tuning": "prompt"}  # of a method; the others are ink
 INCHES = 0.185  # of a row
@@ -42,4 +42,4 @@ def public_ranking() -> Figure:
     axes.set_xlabel("Points above LoRA")
     for row, words in enumerate(("thick: reruns alone", "thin: other questions too")):
         say(axes, -36, len(names) - 5 + 1.3 * row, words, "muted", ha="left", fontsize=SMALL)
-    return question(figure, "A public ranking orders its ends and not its middle")
+    return finding(figure, "A public ranking settles its ends, not its middle")

@@ -35,7 +35,7 @@ from peftbook.views.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, question, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 ROW = Setup(method="lora", device="cpu")
 NF4 = replace(ROW, quantised="nf4")
@@ -108,7 +108,10 @@ def slowdown_against_tokens(store: Store) -> Figure:
     plain_ticks(axes, TOKENS[::2])
     axes.set_ylim(0.9)
     axes.legend(loc="upper right")
-    return question(figure, "When does a 4-bit base slow a step?")
+    text = (
+        "In layers of a 7B model a short QLoRA step takes {quantised_step_time.qlora_over_lora_7b_layers} LoRA's time"
+    )
+    return finding(figure, text, store)
 
 
 @figure
@@ -116,19 +119,23 @@ def memory_against_time(store: Store) -> Figure:
     """What does a saved byte cost? Peak memory of a step of Llama-2-7B against its time, relative to LoRA's."""
     figure, axes = canvas(height=4.6)
     rates = machine_rates(store)
+    found: dict[str, tuple[float, float]] = {}
     usual = step_times(replace(ROW, seq=LONG), rates)
     for label, (setup, tone, marker, place) in WAYS.items():
         longer = replace(setup, seq=LONG)
         ratio = step_times(longer, rates) / usual
         size = training_step(SHAPES["llama-2-7b"], longer).peak().total / 1e9
         axes.plot([ratio.min(), ratio.max()], [size] * 2, color=shade(tone, 0.5), linewidth=2.4, solid_capstyle="butt")
+        found[label] = np.median(ratio), size
         axes.plot(np.median(ratio), size, **(mark(tone, marker) | {"markersize": 9}))
         end = float(ratio.max() if place[0] > 0 else ratio.min())
         side = "left" if place[0] > 0 else "right"
         tag(axes, f"{label}, {size:.1f}", (end, size), place, tone, ha=side, va="center", fontsize=SMALL)
     axes.set(xlabel=f"Time of a step / LoRA's ({store.machine or merging.MACHINE})", ylabel="GB at the peak")
     axes.set_ylim(0)
-    return question(figure, "What does a saved byte cost in time?")
+    (time, peak), (long, least) = (found[way] for way in ("QLoRA", "QLoRA, checkpointed"))
+    text = f"Checkpointing takes QLoRA from {peak:.0f} to {least:.1f} GB for {long / time:.2f} × the time"
+    return finding(figure, text)
 
 
 @figure
@@ -145,7 +152,9 @@ def requantised_gains(store: Store) -> Figure:
     axes.axvline(0, color=colour("muted"), linewidth=1.2)
     axes.axvline(100, color=colour("muted"), linewidth=1.2, linestyle=(0, (1, 1.5)))
     draw_rows(axes, rows, "Adapter's gain that is lost, % (band: margin)\n* its weights come from a 4-bit file")
-    return question(figure, "What does quantising again leave of an adapter?")
+    small, other = (f"{{requantised.{model}_nf4_requantised_lost;value}}" for model in models)
+    text = f"Quantising to NF4 again loses {small} of the gain on the small Llama, {other} on SmolLM2"
+    return finding(figure, text, store)
 
 
 def requantised(store: Store) -> Chart:
@@ -178,4 +187,6 @@ def surviving_gains(store: Store) -> Figure:
     note(axes, "filled: of the gain in loss\nhollow: κ, of the update itself\n* from a 4-bit file", 0.03, ha="left")
     axes.set_xlim(right=9 * max(x for x, _, _ in ends.values()))
     label_points(axes, ends, column=0.8)
-    return question(figure, "Does the size of an update tell whether it survives?")
+    small, other = (f"{{survival.{model}_correlation;value}}" for model in SURVIVORS)
+    text = f"Size and survival of an update correlate by {small} on the small Llama, {other} on SmolLM2"
+    return finding(figure, text, store)

@@ -19,7 +19,7 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import draw_bars, lines
 from peftbook.views.figures.parts import SMALL, decimals, labelled
-from peftbook.views.figures.style import SIZE, canvas, colour, drawing, question, say, shade, tag
+from peftbook.views.figures.style import SIZE, canvas, colour, drawing, finding, say, shade, tag
 
 OFFSET = 0.9677083  # the probability of NF4's outermost level, as in bitsandbytes
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -148,7 +148,7 @@ def codebook_levels(block: int = 64) -> Figure:
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
-    return question(figure, "Where do the 4-bit levels lie?")
+    return finding(figure, "NF4's levels lie closest where weights are most frequent")
 
 
 def code_shares(block: int = 64) -> Chart:
@@ -177,7 +177,8 @@ def bin_mass(block: int = 64) -> Figure:
     for share in (min(shares), max(shares)):
         tag(axes, f"{share:.1f}", (shares.index(share), share), (0, 2), ha="center", fontweight="normal")
     axes.set_ylim(0, max(shares) * 1.14)
-    return question(figure, "Does NF4 use its 16 codes equally?")
+    least, most = min(shares), max(shares)
+    return finding(figure, f"NF4's 16 codes hold from {least:.1f} to {most:.1f} % of normal weights")
 
 
 def block_errors() -> Chart:
@@ -203,7 +204,9 @@ def block_errors() -> Chart:
 def error_against_block() -> Figure:
     """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
     figure, axes, ends = lines(block_errors(), height=3.8, column=0.76)
-    return labelled(figure, "Which codebook errs least?", axes, ends, column=0.76)
+    best = {min(codebooks(), key=lambda name: mean_squared_error(codebooks()[name], block)) for block in BLOCKS}
+    text = f"On normal weights {' or '.join(sorted(best))} errs least of the four, at every block size"
+    return labelled(figure, text, axes, ends, column=0.76)
 
 
 RATES = (2, 3, 4, 5, 6)  # bits of a code
@@ -237,7 +240,9 @@ def error_against_bits(block: int = 64) -> Figure:
     axes.set_xlabel(f"Bits per stored weight, block {block}, constants included")
     decimals(axes.yaxis, (1, 2, 5))
     axes.tick_params(axis="y", labelsize=SMALL)
-    return labelled(figure, "How near is a codebook to the best\nthere can be?", axes, ends, column=0.66, gap=15)
+    excess = ends["NF4's recipe"][1] / ends["Shannon's bound"][1]
+    text = f"At {RATES[-1]} bits NF4's recipe errs {excess:.1f} times as much as any code must"
+    return labelled(figure, text, axes, ends, column=0.66, gap=15)
 
 
 def stored_bits() -> Chart:
@@ -270,7 +275,8 @@ def bits_against_block() -> Figure:
     axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
     axes.set_ylim(3.6, 6.15)
     axes.legend(loc="upper right")
-    return question(figure, "What does a stored 4-bit weight really cost?")
+    once, twice = (bits_per_parameter(64, doubled) for doubled in (False, True))
+    return finding(figure, f"At block 64 a 4-bit weight takes {once:.3g} bits, doubly quantised {twice:.3f}")
 
 
 EDGES = (1.62, 5.6)  # of the three rows, in inches
@@ -299,7 +305,7 @@ def quantisation_steps(count: int = 12) -> Figure:
     for start, end in pairwise(TOPS):
         ends = (0.45, start - 0.3), (0.45, end + 0.34)
         axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=13, color=colour("muted")))
-    return question(figure, "How does a weight become four bits?")
+    return finding(figure, "A weight becomes a code and its block's scale")
 
 
 def draw_weights(axes: Axes, x: np.ndarray, weights: np.ndarray) -> None:
@@ -338,7 +344,11 @@ def outlier_error(count: int = 64) -> Figure:
         ends[name] = sizes[-1], errors[-1], tone
     axes.set(xlabel="One weight, in standard deviations of the others", ylabel="Error of the others, RMS")
     axes.set(ylim=(0, None), xlim=(0, 15.5))
-    return labelled(figure, "What does one large weight do to the others?", axes, ends, column=0.82)
+    few, many = (rounding_error(others, codebooks()["NF4"], size) for size in (sizes[0], sizes[-1]))
+    text = (
+        f"One weight of {sizes[-1]:.0f} standard deviations makes NF4 err {many / few:.1f} times as much on the others"
+    )
+    return labelled(figure, text, axes, ends, column=0.82)
 
 
 def rounding_error(others: np.ndarray, levels: np.ndarray, outlier: float) -> float:

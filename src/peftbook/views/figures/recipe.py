@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.parts import SMALL
-from peftbook.views.figures.style import colour, drawing, question, say, shade
+from peftbook.views.figures.style import colour, drawing, finding, say, shade
 
 WIDTH, TALL, PITCH = 6.4, 0.62, 0.98  # of the drawing, of a box, from step to step
 LEFT, BROAD = 0.12, 2.8  # edge and width of the steps
@@ -58,7 +58,7 @@ def from_question_to_adapter() -> Figure:
     box(axes, END, last, NARROW, AFTER[0], "ink")
     wire(axes, (END, last + TALL / 2), (LEFT + BROAD, last + TALL / 2))
     box(axes, LEFT, last, BROAD, AFTER[1], "ink")
-    return question(figure, "Should you tune, and how?")
+    return finding(figure, "Try examples and look-up first, then LoRA or QLoRA")
 
 
 def box(axes: Axes, x: float, y: float, wide: float, text: str, tone: str) -> None:

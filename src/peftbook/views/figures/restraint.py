@@ -52,13 +52,16 @@ def break_even() -> Figure:
     """After how many requests does tuning cost less than examples in the prompt? Operations, for three budgets."""
     figure, axes, ends = lines(requests_to_break_even(), height=4.2, column=0.735)
     axes.set_xlabel(f"{axes.get_xlabel()}\n(a run: {RUN_TOKENS:,} tokens)")
-    return labelled(figure, "When has tuning paid?", axes, ends, column=0.735)
+    requests = requests_to_earn_back(TRAINED["ten runs"] * RUN_TOKENS, EXTRA[2])
+    text = f"Ten runs have paid after {requests:,.0f} requests that each save {EXTRA[2]:,.0f} tokens"
+    return labelled(figure, text, axes, ends, column=0.735)
 
 
 @figure
 def differences_seen(store: Store) -> Figure:
     """How small a difference can a test set see? Half of its 95 % interval against its size, three pairs of methods."""
     figure, axes = canvas(height=4.4)
+    seen: dict[str, float] = {}
     sizes, ends = np.array([10, 30, 100, 300, 1000, 3000]), dict[str, tuple[float, float, str]]()
     for arm, other in PAIRS.items():
         found = example_differences(chosen_records(arm, store), chosen_records(other, store))
@@ -66,13 +69,16 @@ def differences_seen(store: Store) -> Figure:
         halves = [float(half_width(0.05, 0.0, error, 0, n - 1)) for error, n in zip(errors, sizes, strict=True)]
         axes.plot(sizes, halves, color=colour(arm), marker=arm_looks()[arm].marker, linewidth=1.6, markersize=6)
         axes.plot(len(found), abs(found.mean()), marker="*", color=colour(arm), markersize=13, linestyle="none")
+        seen[arm] = halves[2]
         ends[f"{SHORT[arm]} − {SHORT[other]}"] = float(sizes[-1]), float(halves[-1]), arm
     axes.set(xscale="log", yscale="log", xlabel="Test examples", ylabel="Half of the interval, nats per token")
     plain_ticks(axes, sizes.tolist())
     decimals(axes.yaxis, (1, 2, 5))
     axes.set_xlim(8.5, 60_000)
     tag(axes, "stars: what was seen", (9, axes.get_ylim()[0]), (4, 6), "muted", fontsize=SMALL, fontweight="normal")
-    return labelled(figure, "How small a difference can a test set see?", axes, ends, column=0.735)
+    near, far = (seen[arm] for arm in ("full", "lora"))
+    text = f"100 test examples show full − LoRA from {near:.2f} nats on, LoRA − examples from {far:.2f} on"
+    return labelled(figure, text, axes, ends, column=0.735)
 
 
 SHORT = {"prompt": "prompt", "fewshot": "examples", "lora": "LoRA", "full": "full"}

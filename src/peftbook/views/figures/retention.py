@@ -25,7 +25,7 @@ from peftbook.views.figures.parts import (
     note,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, name_rows, question, shade
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade
 from peftbook.views.figures.updates import PATHS
 
 FRONTIERS = {
@@ -67,7 +67,11 @@ def frontiers(store: Store) -> Figure:
     draw_rows(
         differences, rows, f"General loss at equal E2E loss, {LOSS}\n(band: margin; right: the second forgets less)"
     )
-    return labelled(figure, "Who forgets least for what is learned?", axes, ends, column=0.74)
+    text = (
+        "At equal E2E loss LoRA with replay forgets {frontier.oft_minus_replay_moved;more|not separably less|less} "
+        "than OFT, LoRA alone {frontier.lora_minus_oft_moved;less|not separably less|more}"
+    )
+    return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 
 @figure
@@ -91,7 +95,8 @@ def update_directions(store: Store) -> Figure:
     name_rows(axes, [*(PATHS[arm][0] for arm in arms), "Noise"], 0.4, 0.6)
     axes.set_xlim(0.8, 620)
     axes.set_xlabel("Directions with 90 % of the update's energy\n(dot: a matrix; large: the median; bar: the rank)")
-    return question(figure, "How many directions does an update use?")
+    full, lora = (f"{{forgetting.{arm}_update_rank;value}}" for arm in ("full_middle", "r64"))
+    return finding(figure, f"LoRA's update (r = 64) uses {lora} directions, full fine-tuning's {full}", store)
 
 
 def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, tone: str, marker: str) -> None:
@@ -141,4 +146,5 @@ def rank_room(side: int = HIDDEN) -> Figure:
     axes.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3, 1], ["0.3 %", "1 %", "3 %", "10 %", "30 %", "all"])
     axes.minorticks_off()
     axes.set(xlim=(0.9, side), ylim=(0.0025, 2.6))
-    return question(figure, "What does a rank buy?")
+    share = 100 * free[63] / side**2
+    return finding(figure, f"Rank 64 has {share:.0f} % of the free numbers of a {side} × {side} matrix")

@@ -61,4 +61,7 @@ def reward_learning(store: Store) -> Figure:
     draw_rows(right, rows, "Difference in share", ticks=4)
     for axes in (left, right):
         axes.tick_params(labelsize=SMALL)
-    return labelled(figure, "Is rank 1 enough to learn from a reward?", left, ends, column=0.62)
+    small, full = (f"{{reward_rank.rank1_minus_{arm};less than|not separably less than|more than}}"
+                   for arm in ("rank16", "full"))  # fmt: skip
+    text = f"Rank 1 learns {small} rank 16 from a reward, {full} all weights"
+    return labelled(figure, text, left, ends, column=0.62, store=store)

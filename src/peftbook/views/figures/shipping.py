@@ -12,7 +12,7 @@ from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, labelled, mark, note, plain_ticks
-from peftbook.views.figures.style import canvas, colour, question, tag
+from peftbook.views.figures.style import canvas, colour, finding, tag
 
 WEIGHTS = 400_000
 SIZES = np.geomspace(1e-4, 1e-1, 25)  # of the update's entries over the weights'
@@ -57,7 +57,8 @@ def rounded_updates(store: Store) -> Figure:
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1], ["0.0001", "0.001", "0.01", "0.1"])
     axes.minorticks_off()
     axes.set_ylim(-3, 108)
-    return labelled(figure, "How much of an update survives\nrounding to bfloat16?", axes, ends, column=0.77)
+    text = "Merged into bfloat16, {merging_quality.unchanged_weights_share;value} of the weights do not change"
+    return labelled(figure, text, axes, ends, column=0.77, store=store)
 
 
 REQUESTS = 32
@@ -107,4 +108,6 @@ def bytes_a_step() -> Figure:
     axes.minorticks_off()
     tag(axes, "one after the other,\nor merged copies", (5, 150), (0, 0), "qlora", ha="right", fontsize=SMALL)
     tag(axes, "one mixed batch", (8, 17), (0, 0), "lora", fontsize=SMALL)
-    return question(figure, "What does a decoding step\nover many adapters read?")
+    mixed, copies = (decoding_bytes(COUNTS[-1], way) / 1e9 for way in ("mixed", "merged copies"))
+    text = f"For {COUNTS[-1]} adapters a mixed batch reads {mixed:.0f} GB a step, merged copies {copies:.0f}"
+    return finding(figure, text)

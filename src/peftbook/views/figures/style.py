@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,17 +21,19 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.mathtext import MathTextParser
 
+from peftbook.core.records import Store
 from peftbook.methods import arm_looks
+from peftbook.views.placeholders import Sources, fill_title
 
 __all__ = [
     "Mode",
     "canvas",
     "colour",
     "drawing",
+    "finding",
     "look",
     "mode_context",
     "name_rows",
-    "question",
     "render_svg",
     "say",
     "shade",
@@ -45,6 +48,7 @@ TONES = {
 }
 SIZE = 12.0  # points at a width of 5.8 inches: 7.5 points on a phone 3.6 inches wide
 WIDTH = 5.8
+LETTERS = 8.0  # of a title, an inch
 _MODE: ContextVar[Mode] = ContextVar("mode", default="light")
 _DARK: ContextVar[dict[str, set[str]]] = ContextVar("dark", default={})  # noqa: B039 — what nobody asks for
 HEX = re.compile(rb"#[0-9a-f]{6}\b")
@@ -185,9 +189,19 @@ def drawing(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def question(figure: Figure, text: str) -> Figure:
-    """The figure, with the question that it answers as its title."""
-    figure.suptitle(text, x=0.012, ha="left", fontsize=SIZE + 1.5, fontweight="bold", color=colour("ink"))
+def finding(figure: Figure, text: str, store: Store | None = None) -> Figure:
+    """The figure, with what it shows as its title, in lines of about equal length.
+
+    store: fills the text, see `views.placeholders`, so that it says no more than the records. Raises InputError, and
+    Missing where they are not there.
+    """
+    text = text if store is None else fill_title(text, Sources(store))
+    text = re.sub(r" (?=\[)|(?<=,) (?=[^ ]+\])", "\N{NO-BREAK SPACE}", text)  # a number and its interval stay together
+    wrap, room = functools.partial(textwrap.wrap, text, break_on_hyphens=False), int(LETTERS * figure.get_figwidth())
+    fewest = len(wrap(room))
+    lines = next(lines for width in range(len(text) // fewest, room + 1) if len(lines := wrap(width)) <= fewest)
+    look: dict[str, Any] = {"x": 0.012, "ha": "left", "fontsize": SIZE + 1.5, "fontweight": "bold"}
+    figure.suptitle("\n".join(lines), color=colour("ink"), **look)
     return figure
 
 

@@ -31,7 +31,7 @@ from peftbook.views.figures.parts import (
     mosaic,
     note,
 )
-from peftbook.views.figures.style import canvas, colour, question, shade
+from peftbook.views.figures.style import canvas, colour, finding, shade
 
 
 @figure
@@ -58,7 +58,8 @@ def target_matrices(store: Store) -> Figure:
     draw_margin(differences, -targets.MARGIN, targets.MARGIN, 0)
     rows = [difference_row(label, comparison, *pair, store, tone="accent") for label, pair in pairs.items()]
     draw_rows(differences, rows, f"Difference, paired, {LOSS} (band: margin)", 6)
-    return question(figure, "Which matrices should LoRA adapt?")
+    word = "{targets.query_value_minus_all_loss;ahead of|not separable from|behind}"
+    return finding(figure, f"At equal parameters q and v alone are {word} all linear layers", store)
 
 
 def target_differences(store: Store) -> Chart:
@@ -108,7 +109,11 @@ def forgetting_paths(store: Store) -> Figure:
         tone, marker = ("full", PATHS[full][2]) if arm == "r64" else ("lora", PATHS[arm][2])
         rows.append(as_row(label, quantity(name, store), matched_seeds(full, arm, store), tone, marker))
     draw_rows(differences, rows, "Prose loss, full − LoRA, at equal E2E loss\n(band: margin; right: LoRA forgets less)")
-    return labelled(figure, "Does LoRA forget less?", axes, ends, column=0.79)
+    text = (
+        "LoRA forgets {forgetting.full_low_minus_r64_prose;more|not separably more|less} than full fine-tuning "
+        "at rate 2.5e-5, and {forgetting.full_high_minus_r64_prose;more|not separably less|less} at 4e-4"
+    )
+    return labelled(figure, text, axes, ends, column=0.79, store=store)
 
 
 def forgotten(store: Store) -> Chart:
@@ -170,7 +175,11 @@ def subspace_overlap(store: Store) -> Figure:
         panels["rows"].axvline(limit, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     draw_rows(panels["rows"], rows, f"Overlap (claim: 1st above {subspace.SHARED:g}, later below {subspace.CHANCE:g})")
     panels["rows"].set_xlim(-0.05, 1)
-    return question(figure, "Do ranks and seeds find the same directions?")
+    text = (
+        "First directions of ranks 8 and 64 overlap by {subspace.small_large_first;value}, "
+        "those of their outputs by {subspace.small_large_left_first;value}"
+    )
+    return finding(figure, text, store)
 
 
 def overlap_seeds(found: Sequence[Record], name: str, part: str) -> list[float]:
@@ -227,7 +236,10 @@ def merging_latency(store: Store) -> Figure:
         columnspacing=0.9,
     )
     legend.get_title().set(fontsize=SMALL, color=colour("muted"))
-    return question(figure, "Is merging free in time?")
+    text = (
+        "At batch 1 LoRA beside the model takes {merging_latency.lora_over_merged_forward_fp32_batch1} the merged time"
+    )
+    return finding(figure, text, store)
 
 
 def latency(store: Store) -> Chart:

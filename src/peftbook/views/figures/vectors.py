@@ -13,7 +13,7 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, sign, stamp, wire
 from peftbook.views.figures.family import MEMBERS
 from peftbook.views.figures.parts import SMALL
-from peftbook.views.figures.style import colour, drawing, question, say, shade
+from peftbook.views.figures.style import colour, drawing, finding, say, shade
 
 
 class Part(NamedTuple):
@@ -92,7 +92,7 @@ def three_vectors() -> Figure:
     figure, axes = drawing(5.8, 8.72)
     for at, vector in enumerate(VECTORS):
         draw_vector(axes, vector, 1.0 + 1.93 * at)
-    return question(figure, "What can one vector change?")
+    return finding(figure, "A vector scales a matrix or shifts its output")
 
 
 def draw_vector(axes: Axes, vector: Vector, middle: float) -> None:

@@ -197,7 +197,7 @@ def _image(svg: bytes, mode: str, alt: str) -> Markup:
 
 
 def run_facts(keys: Collection[str]) -> Markup:
-    """One line under a figure: how many runs and seeds, on what, with a link to each."""
+    """One line under a figure, how many runs it is from, that opens: seeds, hardware, and a link to each."""
     from peftbook.core.records import default_store, load_record
 
     store = default_store()
@@ -208,10 +208,11 @@ def run_facts(keys: Collection[str]) -> Markup:
         raise ValueError(f"{len(keys) - len(records)} run(s) behind a figure have no record: see `peftbook status`.")
     seeds = {record.spec.seed for record in records}
     hardware = sorted({text for record in records if (text := record.hardware)})
-    facts = [pluralize(len(records), "run"), pluralize(len(seeds), "seed"), *hardware]
+    facts = "; ".join([pluralize(len(seeds), "seed"), *hardware])
     links = joined((link(f"runs/{key[:12]}.html", key[:6], "run-link") for key in list(keys)[:12]), " ")
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
-    return piece('<span class="run-facts">{}. Runs: {}{}</span>', "; ".join(facts), links, more)
+    template = '<details class="run-facts"><summary>from {}</summary>{}. Runs: {}{}</details>'
+    return piece(template, pluralize(len(records), "run"), facts, links, more)
 
 
 def pluralize(number: int, noun: str) -> str:

@@ -16,10 +16,10 @@ from pptx.util import Inches, Pt
 from peftbook.core.errors import InputError
 from peftbook.views.figures import data
 from peftbook.views.figures.style import PAPER
+from peftbook.views.placeholders import Sources, fill
 from peftbook.views.slides.measure import LINE, check_fit, height_needed, lines_needed
 from peftbook.views.slides.outline import OUTLINE
 from peftbook.views.slides.pictures import Picture, equation, still
-from peftbook.views.slides.placeholders import Sources, fill
 from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
 
 Box = tuple[float, float, float, float]  # left, top, width, height in inches

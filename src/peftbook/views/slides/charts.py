@@ -16,7 +16,7 @@ from peftbook.studies import Quantity, methods, prompt_design
 from peftbook.views import figures
 from peftbook.views.figures.charts import forest
 from peftbook.views.figures.parts import LOSS
-from peftbook.views.slides.placeholders import outcomes
+from peftbook.views.placeholders import outcomes
 
 
 def verdicts(store: Store) -> Chart:

@@ -17,6 +17,7 @@ from pptx.util import Pt
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store, write_atomically
 from peftbook.core.tracking import track_reads
+from peftbook.views.placeholders import Sources, fill, fill_title
 from peftbook.views.slides.archive import fixed_zip
 from peftbook.views.slides.blocks import BLOCKS, add_body, add_picture, add_text
 from peftbook.views.slides.charts import named_chart
@@ -24,7 +25,6 @@ from peftbook.views.slides.measure import LINE, check_fit, text_width
 from peftbook.views.slides.native import add_chart
 from peftbook.views.slides.outline import OUTLINE, choose, read_outline
 from peftbook.views.slides.pictures import Picture, drawing
-from peftbook.views.slides.placeholders import Sources, fill, fill_title
 from peftbook.views.slides.template import (
     ACCENT,
     BOTTOM,

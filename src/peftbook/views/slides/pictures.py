@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 from peftbook.core.errors import InputError
 from peftbook.views import figures
 from peftbook.views.figures.style import PAPER, TONES, mode_context
-from peftbook.views.slides.placeholders import Sources
+from peftbook.views.placeholders import Sources
 from peftbook.views.slides.template import BOTTOM, SMALL, TOP
 
 SHARP = 288  # pixels an inch of slide: 3,840 over its width

@@ -1,0 +1,62 @@
+"""Arithmetic of the deck: what `{computed:NAME}` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from peftbook.memory import SHAPES, training_step
+from peftbook.views.figures import costs, fit, lora, machines, prompt, quantisation
+
+
+def gigabytes(method: str) -> str:
+    return f"{sum(costs.state_bytes(method).values()) / 1e9:.1f} GB"
+
+
+def nf4_share(pick: Callable[[Any], float]) -> str:
+    return f"{100 * float(pick(quantisation.bin_shares(quantisation.nf4_levels(), 64))):.1f} %"
+
+
+def per_rank(targets: str) -> int:
+    return lora.parameters_per_rank(lora.TARGETS[targets])
+
+
+def stack_peak(stack: str) -> str:
+    """Peak of a QLoRA step in a stack of `figures.fit`."""
+    return f"{fit.stack_peaks(stack)['QLoRA'] / 1e9:.0f} GB"
+
+
+def device_peak(method: str, devices: int) -> str:
+    """Peak of a step of Llama-2-70B on each of so many devices, a row of 2,048 tokens on each."""
+    setup = replace(machines.BY_DEVICES[method][0], devices=devices)
+    return f"{training_step(SHAPES['llama-2-70b'], setup).peak().total / 1e9:,.0f} GB"
+
+
+COMPUTED: dict[str, Callable[[], str]] = {
+    "state_full_7b": lambda: gigabytes("full"),
+    "state_lora_7b": lambda: gigabytes("lora"),
+    "state_qlora_7b": lambda: gigabytes("qlora"),
+    "lora_r16_parameters": lambda: f"{16 * per_rank('all linear'):,}",
+    "lora_r16_percent": lambda: f"{1600 * per_rank('all linear') / lora.SMOLLM2.parameters:.1f} %",
+    "lora_qv_r1_parameters": lambda: f"{per_rank('q and v'):,}",
+    "prompt_20_parameters": lambda: f"{prompt.prompt_parameters(20):,}",
+    "prompt_tokens_of_lora_qv_r1": lambda: f"{per_rank('q and v') // prompt.prompt_parameters(1)}",
+    "all_over_qv": lambda: f"{per_rank('all linear') / per_rank('q and v'):.1f}",
+    "matrix_percent": lambda: f"{100 * 16 * 2 / 576:.1f} %",
+    "nf4_share_least": lambda: nf4_share(lambda shares: shares.min()),
+    "nf4_share_most": lambda: nf4_share(lambda shares: shares.max()),
+    "equal_share": lambda: f"{100 / 16:.2f} %",
+    "bits_single": lambda: f"{quantisation.bits_per_parameter(64, False):.3g}",
+    "bits_double": lambda: f"{quantisation.bits_per_parameter(64, True):.3f}",
+    "nf4_error": lambda: f"{quantisation.mean_squared_error(quantisation.nf4_levels(), 64):.4f}",
+    "int4_error": lambda: f"{quantisation.mean_squared_error(quantisation.codebooks()['INT4'], 64):.4f}",
+    "shard_full_1": lambda: device_peak("Full", 1),
+    "shard_lora_1": lambda: device_peak("LoRA", 1),
+    "shard_qlora_1": lambda: device_peak("QLoRA", 1),
+    "stack_own_qlora": lambda: stack_peak("Own loop, peft"),
+    "stack_trl_qlora": lambda: stack_peak("TRL, bf16 weights"),
+    "shard_full_16": lambda: device_peak("Full", 16),
+    "shard_lora_16": lambda: device_peak("LoRA", 16),
+    "shard_qlora_16": lambda: device_peak("QLoRA", 16),
+}
