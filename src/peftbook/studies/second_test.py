@@ -13,7 +13,6 @@ on both sets of inputs is told beside the count: where seeds are most of the err
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -39,11 +38,6 @@ DECIDING: dict[str, tuple[TunedComparison, tuple[tuple[str, str], ...]]] = {
     "targets": (targets.COMPARISON, (("attention", "mlp"),)),
     "targets_all": (targets.COMPARISON, (("query_value", "all"),)),
     "rank": (rank.COMPARISON, (("r64", "r16"), ("r256", "r16"), ("r1", "r16"))),
-}
-# Studies that have refined their grids since: these are the verdicts on the ones that they had.
-JUDGES = {
-    name: functools.partial(judge, plan=targets.COMPARISON)
-    for name, judge in {"targets": targets.mlp_verdict, "targets_all": targets.all_verdict}.items()
 }
 KEPT, LOST = ("reproduced", "equivalent"), "refuted"
 
@@ -136,8 +130,7 @@ def fate(before: str, after: str, same_side: bool) -> str:
 
 def fate_of(name: str, store: Store) -> tuple[str, str, str]:
     """What became of a study's verdict, and the verdict before and after. Raises Missing."""
-    judge = JUDGES.get(name, get_study(name).judge)
-    before, after = (judge(each).outcome for each in (store, Others(store)))
+    before, after = (get_study(name).judge(each).outcome for each in (store, Others(store)))
     same = all(not (one.low > 0 > two.high or one.high < 0 < two.low) for _, one, two in differences(name, store))
     return fate(before, after, same), before, after
 
