@@ -25,6 +25,7 @@ from peftbook.studies import (
     recovery,
     scaling,
     survival,
+    two_rates,
     variants,
 )
 from peftbook.studies.tuned_comparison import decide
@@ -281,7 +282,7 @@ def test_a_variant_is_faster_only_if_it_gets_there_earlier(tmp_path, speed, floo
     store = Store(tmp_path)
     complete(
         store,
-        variants.runs,
+        get_study("pissa").runs,
         lambda run: 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 4e-4)) + 0.001 * run.seed,
         lambda run: falling(speed, floor) if is_pissa(run) else falling(1.0),
     )
@@ -475,7 +476,7 @@ def test_a_higher_rate_for_b_is_judged_at_each_ratios_best(tmp_path, gain, outco
     complete(store, study.runs, loss)
     found = study.verdict(store)
     assert found.outcome == outcome and "at a ratio of 64" in found.sentence
-    shared = {run.key for run in study.runs(store) if run.method.b_rate_ratio in (1, 4, 16)}
+    shared = {run.key for run in two_rates.COMPARISON.runs(store) if run.method.b_rate_ratio in (1, 4, 16)}
     assert shared <= {run.key for run in variants.COMPARISON.runs(store)}
 
 

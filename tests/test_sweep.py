@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from peftbook.evidence.sweep import FINEST, Sweep, grid, middle_first, neighbour
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies.learning_rate import vertex
-from peftbook.studies.tuned_comparison import Arm, TunedComparison
+from peftbook.studies.tuned_comparison import FURTHER, Arm, TunedComparison
 
 LOSSES = st.lists(st.floats(0.5, 5), min_size=12, max_size=12)
 
@@ -145,6 +146,19 @@ def test_the_best_rate_of_all_is_inside_what_the_choice_adds(tmp_path_factory, c
     plain = stats.half_width(0.05, found.seed_se, found.example_se, found.seeds - 1, found.freedom)
     assert found.half95 == pytest.approx(math.hypot(plain, 1.959964 * found.choice_se))
     assert plan.paired("a", "b", store)["a_minus_b_loss"].high == found.high
+
+
+def test_further_seeds_make_the_error_of_a_choice_smaller(tmp_path):
+    """Each rate's loss being the same with any seed, a sweep with three has less noise; none of them is a final one."""
+    store, plan = Store(tmp_path), comparison(further=FURTHER)
+    complete(store, plan, lambda method, rate: 1 + 0.1 * math.log((rate or 1) / 2e-4) ** 2)
+    swept = {run.seed for run in plan.runs(store) if run.evaluation.split == "validation"}
+    assert swept == {*plan.sweep_seeds, *FURTHER} and not swept & {*plan.seeds}
+    for run in plan.final_runs(plan.arm("a"), store):
+        save(store, run, 1 + 0.1 * run.seed)
+    assert plan.choice_error("a", store) < replace(plan, further=()).choice_error("a", store)
+    told = plan.quantities(store)
+    assert told["a_best_rate"].seeds == 3 and told["a_sweep_runs"].value == 9
 
 
 @pytest.mark.parametrize("distances", [(1.0, 1.0), (1.0, 0.5)])

@@ -87,6 +87,7 @@ def deciding(name: str, value: object) -> Iterator[tuple[str, str]]:
     elif hasattr(value, "arms"):
         yield from ((f"{name}.{field}", repr(getattr(value, field))) for field in FIELDS)
         yield from ((f"{name}.{arm.name}", repr(arm.rates)) for arm in value.arms)
+        yield from [(f"{name}.further", repr(value.further))] if value.further else ()
 
 
 def numeric(value: object) -> bool:

@@ -27,6 +27,7 @@ from peftbook.evidence.stats import Interval
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Judge = TypeVar("Judge", bound="Callable[[Store], Verdict]")
 
 TEXTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text(encoding="utf-8"))
 NAMES = tuple(TEXTS["study"])
@@ -204,13 +205,13 @@ def study(
     runs: Callable[[Store], Sequence[Run | Probe]],
     measure: Callable[[Store], Mapping[str, Quantity]],
     **words: object,
-) -> Callable[[Callable[[Store], Verdict]], Callable[[Store], Verdict]]:
+) -> Callable[[Judge], Judge]:
     """Make the decorated function the judge of the study of this name in `claims.toml`.
 
     words: what its texts name beside the constants of the function's module.
     """
 
-    def register(judge: Callable[[Store], Verdict]) -> Callable[[Store], Verdict]:
+    def register(judge: Judge) -> Judge:
         names = vars(sys.modules[judge.__module__]) | words
         texts: dict[str, Any] = {
             field: filled(text, names) if isinstance(text, str) else text

@@ -396,8 +396,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     """What an arm's grid chose. Raises Missing."""
-    sweep = tuning(arm)
-    tuned = tuning_quantities(sweep, sweep.losses(store.get), 1, unit="nats per token", n=EXAMPLES, digits=3)
+    tuned = tuning_quantities(tuning(arm), store.get, 1, unit="nats per token", n=EXAMPLES, digits=3)
     return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 

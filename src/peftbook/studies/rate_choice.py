@@ -44,11 +44,10 @@ from peftbook.studies import (
     two_rates,
     variants,
 )
-from peftbook.studies.tuned_comparison import TunedComparison
+from peftbook.studies.tuned_comparison import FURTHER, TunedComparison
 
-__all__ = ["FURTHER"]
+__all__: list[str] = []
 
-FURTHER = (10, 11)  # seeds of no final run
 MARGIN = margins.LOSS / 2  # so that the choices of two arms cost no more than what counts
 # In order of worth; arms that several comparisons share are the same runs.
 COMPARISONS: tuple[TunedComparison, ...] = (  # in order of worth

@@ -135,8 +135,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
     """What the arm's sweep chose, and how many runs it took. Raises Missing."""
-    sweep = tuning(arm)
-    tuned = tuning_quantities(sweep, sweep.losses(store.get), len(SWEEP_SEEDS), unit="", digits=3, note=FINER)
+    tuned = tuning_quantities(tuning(arm), store.get, len(SWEEP_SEEDS), unit="", digits=3, note=FINER)
     return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 

@@ -21,13 +21,13 @@ from peftbook.core.specs import Run
 from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import judge_claim
-from peftbook.evidence.sweep import Sweep, best_of, extended, grown, interleave, shortfall, trials
+from peftbook.evidence.sweep import Lookup, Sweep, best_of, extended, grown, interleave, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import task_spec, test_groups
 
 __all__ = [
-    "Arm", "TunedComparison", "decide", "length_ratio", "score_quantities", "tuning_quantities",
+    "FURTHER", "Arm", "TunedComparison", "decide", "length_ratio", "runs_of", "score_quantities", "tuning_quantities",
 ]  # fmt: skip
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -39,6 +39,7 @@ SCORES = {  # score → column of the records, unit, decimals
 COUNTED = tuple(name for name in SHARES if name != "bertscore_f1")  # of words or answers: 0 to 1, differences −1 to 1
 FINER = "what a finer grid of rates might gain: parabola through the best rate and its neighbours"
 ANY = (-math.inf, math.inf)
+FURTHER = (10, 11)  # seeds of no final run, with which a sweep asks its best rate and the neighbours again
 Claim = tuple[float, float]  # the ends between which a claim puts a difference
 
 
@@ -63,6 +64,7 @@ class TunedComparison:
     tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
     bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the arm gets the two
     rates halfway to the neighbours of its best one, and again, down to FINEST; 0 never asks.
+    further: seeds with which every sweep trains its best rate and the neighbours too, beside its own.
     sweep_examples: validation examples of a sweep run.  test_examples, generate: of a final run.
     first_look: how many of the seeds had been looked at before the others were added; 0: their number was fixed before.
     train_examples: only the first so many training examples are used; 0 means all.  dtype: of every run's arithmetic.
@@ -75,6 +77,7 @@ class TunedComparison:
     factor: float = 2.0
     bearable: float = 0.0
     sweep_seeds: tuple[int, ...] = (0,)
+    further: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)
     first_look: int = 0
     sweep_examples: int = 100
@@ -112,16 +115,16 @@ class TunedComparison:
             dtype=self.dtype,
         )
 
-    def tuning(self, arm: Arm, further: Sequence[int] = ()) -> Sweep[Run]:
-        """The sweep that chooses the arm's rate.
-
-        further: seeds that the best rate and its neighbours are trained with too.
-        """
+    def tuning(self, arm: Arm, further: Sequence[int] | None = None) -> Sweep[Run]:
+        """The sweep that chooses the arm's rate.  further: in place of the comparison's."""
 
         def runs_of(seeds: Sequence[int], rate: float) -> list[Run]:
             return [self.sweep_run(arm, rate, seed) for seed in seeds]
 
-        make, more = (functools.partial(runs_of, seeds) for seeds in (self.sweep_seeds, further))
+        make, more = (
+            functools.partial(runs_of, seeds)
+            for seeds in (self.sweep_seeds, self.further if further is None else further)
+        )
         return Sweep(make, arm.rates, self.grown, further=more)
 
     def grown(self, losses: Mapping[float, float]) -> list[float]:
@@ -278,9 +281,10 @@ class TunedComparison:
         if not losses:
             return {}
         nats: dict[str, Any] = {"unit": "nats per token", "n": self.sweep_examples, "digits": 3}
-        each, best = functools.partial(Quantity, seeds=len(self.sweep_seeds)), best_of(losses)
-        keys = {rate: tuple(run.key for run in sweep.make(rate)) for rate in losses}
-        tuned = tuning_quantities(sweep, losses, len(self.sweep_seeds), **nats, note=FINER)
+        seeds, best = len(self.sweep_seeds) + len(self.further), best_of(losses)
+        each = functools.partial(Quantity, seeds=seeds)
+        keys = {rate: tuple(run.key for run in runs) for rate, runs in sweep.plan(store.get).items()}
+        tuned = tuning_quantities(sweep, store.get, seeds, **nats, note=FINER)
         out = {
             f"{name}_best_rate": tuned["best_rate"],
             f"{name}_sweep_runs": tuned["sweep_runs"],
@@ -309,6 +313,11 @@ class TunedComparison:
         return {}
 
 
+def runs_of(*comparisons: TunedComparison) -> Callable[[Store], list[Run]]:
+    """The runs of these comparisons, in their order and each once."""
+    return lambda store: list({run.key: run for one in comparisons for run in one.runs(store)}.values())
+
+
 def score_quantities(
     name: str,
     records: Sequence[Record],
@@ -329,14 +338,13 @@ def score_quantities(
     }
 
 
-def tuning_quantities(
-    sweep: Sweep, losses: Mapping[float, float], seeds: int, **shortfall_words: Any
-) -> dict[str, Quantity]:
-    """`best_rate`, `sweep_runs` and `tuning_shortfall` of a sweep with these losses.
+def tuning_quantities(sweep: Sweep, lookup: Lookup, seeds: int, **shortfall_words: Any) -> dict[str, Quantity]:
+    """`best_rate`, `sweep_runs` and `tuning_shortfall` of a sweep. Raises Missing.
 
     shortfall_words: unit and so on of the last.
     """
-    best, keys = best_of(losses), tuple(run.key for rate in losses for run in sweep.make(rate))
+    losses = sweep.losses(lookup)
+    best, keys = best_of(losses), tuple(run.key for runs in sweep.plan(lookup).values() for run in runs)
     return {
         "best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
         "sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),

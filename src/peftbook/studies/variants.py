@@ -20,14 +20,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from peftbook.core.records import Missing, Record, Store
-from peftbook.core.specs import Run
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import Judged, spent
 from peftbook.methods.lora import LoRA
 from peftbook.methods.vera import VeRA
 from peftbook.studies import BLIND, Quantity, Verdict, margins, rank, study
 from peftbook.studies.standard import E2E_TOKENS, rates
-from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide, runs_of
 
 MARGIN = margins.LOSS
 SPEED_MARGIN = 0.1  # of plain LoRA's steps
@@ -94,11 +93,6 @@ def effect(name: str, store: Store) -> stats.Interval:
 def compared(name: str) -> TunedComparison:
     """The comparison whose seeds judge a loss."""
     return LORA_FA if name == "frozen_a" else COMPARISON
-
-
-def runs(store: Store) -> list[Run]:
-    """Those of all variants, then the seeds that LoRA-FA and LoRA have beside; each once."""
-    return list({run.key: run for run in (*COMPARISON.runs(store), *LORA_FA.runs(store))}.values())
 
 
 def rule(name: str) -> tuple[float, tuple[float, float]]:
@@ -215,4 +209,4 @@ for _study, _arm in {
     "vera": "vera",
     "lora_fa": "frozen_a",
 }.items():
-    study(_study, runs, quantities, label=COMPARISON.arm(_arm).label)(variant_verdict(_arm))
+    study(_study, runs_of(COMPARISON, LORA_FA), quantities, label=COMPARISON.arm(_arm).label)(variant_verdict(_arm))
