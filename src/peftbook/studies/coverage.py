@@ -29,7 +29,7 @@ SEEDS = (2, 3, 4, 5)
 SHAPES = ("normal", "skewed", "all_skewed")
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 RULES = {
-    "first_edition": "t(n − 1) for both errors (first edition)",
+    "first_edition": "t(n − 1) for both errors",
     "satterthwaite": "Satterthwaite",
     "satterthwaite_once": "Satterthwaite, interplay counted once",
     "cochran": "Cochran and Cox",
@@ -168,7 +168,7 @@ def verdict(store: Store) -> Verdict:
         f"worst cell and that at the best of all {chosen['all']:.1f} % ({without['grid']:.1f} and "
         f"{without['all']:.1f} % without the error of the choice; aim {FEWEST:g}): "
         f"{'all aims are met' if met else 'not all aims are met'}. Without a choice the width is "
-        f"{found[f'{RULE}_aimed_width'].value:.2f} times that with known errors; the first edition's was "
+        f"{found[f'{RULE}_aimed_width'].value:.2f} times that with known errors; that of t(n − 1) for both errors "
         f"{found[f'{BEFORE}_aimed_width'].value:.2f} times.",
         (
             *(f"{RULE}_aimed_{name}" for name in ("coverage", "width")),

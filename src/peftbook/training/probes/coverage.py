@@ -103,7 +103,7 @@ def draw(
 
 
 def half_widths(scores: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Half-widths at 95 % by every rule, (studies,). The first edition's takes examples as unrelated."""
+    """Half-widths at 95 % by every rule, (studies,). Of `first_edition` examples are unrelated."""
     seeds, examples = scores.shape[1:]
     sums = np.add.reduceat(scores, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=-1)
     errors = {
