@@ -106,12 +106,9 @@ def play(page, rows: bytes, tokens: int, pictures: Path, downloads: Path) -> Non
     with timed("check of the plan", times):
         page.click("#check")
         page.wait_for_selector("button[name=queue]", timeout=LONGEST)
-    picture(page, pictures / "studio-plan.webp")
     page.click("button[name=queue]")
     with timed("untuned, LoRA, prompt tuning", times):
         page.wait_for_selector(".job-running svg.curve", timeout=LONGEST)
-        page.wait_for_timeout(15_000)
-        picture(page, pictures / "studio-runs.webp")
         until(page, "document.querySelectorAll('.job-done').length === 3", timeout=LONGEST)
     with timed("decision", times):
         open_step(page, "decision")

@@ -12,6 +12,11 @@ deciles (5 %, 15 %, …) of the curvature per squared doubling over the spread o
 the standard error that validation examples give the difference of neighbours, over that spread, and CONTRAST is pooled
 over 15 pairs of rates with three seeds (`rate_choice.contrast`). Looked at before this was written: trial runs of the
 same simulation, by which the rule's form and its bound on cliffs were chosen among five.
+
+A reader objected since that two methods that share rows, seeds and valley would gain alike from a finer grid, so that
+their gains cancel in the difference, while the rule adds them as if unrelated. So the simulation has cells in which the
+best rates of both are one. Trial runs: with the expected gains subtracted from each other, an interval is a fifth
+narrower and covers 90 % in the worst cell, with half of that 92.7 %; the rule keeps both gains, and its aim.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ SEEDS = (2, 3, 4, 5)
 SHAPES = ("normal", "skewed", "all_skewed")
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 RULES = {
-    "first_edition": "t(n − 1) for both errors (first edition)",
+    "first_edition": "t(n − 1) for both errors",
     "satterthwaite": "Satterthwaite",
     "satterthwaite_once": "Satterthwaite, interplay counted once",
     "cochran": "Cochran and Cox",
@@ -54,10 +59,10 @@ def probe(seeds: int) -> specs.Probe:
 
 def tuned_probe(seeds: int) -> specs.Probe:
     """All cells in which rates are chosen, with this many final seeds."""
-    settings: dict[str, int | tuple[float, ...]] = {
+    settings: dict[str, int | tuple[float, ...] | tuple[str, ...]] = {
         "seeds": seeds, "studies": 4000, "examples": (50.0,), "sweep_seeds": tuple(map(float, SWEEPS)),
         "steps": (1.0, 2.0), "shares": (0.3, 0.8, 1.0), "alike": (0.0, 0.9), "bends": BENDS,
-        "contrast": (CONTRAST,), "example_se": (EXAMPLE_SE,),
+        "contrast": (CONTRAST,), "example_se": (EXAMPLE_SE,), "valleys": ("apart", "shared"),
     }  # fmt: skip
     return specs.Probe(measure="coverage.tuned", settings=dict(settings))
 
@@ -168,7 +173,7 @@ def verdict(store: Store) -> Verdict:
         f"worst cell and that at the best of all {chosen['all']:.1f} % ({without['grid']:.1f} and "
         f"{without['all']:.1f} % without the error of the choice; aim {FEWEST:g}): "
         f"{'all aims are met' if met else 'not all aims are met'}. Without a choice the width is "
-        f"{found[f'{RULE}_aimed_width'].value:.2f} times that with known errors; the first edition's was "
+        f"{found[f'{RULE}_aimed_width'].value:.2f} times that with known errors; that of t(n − 1) for both errors "
         f"{found[f'{BEFORE}_aimed_width'].value:.2f} times.",
         (
             *(f"{RULE}_aimed_{name}" for name in ("coverage", "width")),

@@ -17,12 +17,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+import scipy
+
 from peftbook.core.records import Store
 from peftbook.evidence.public_runs import PUBLIC_RUNS, outcomes, public_runs
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.public_arms import SEEN_MEMORY, batch
 
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
+LEVEL = 0.05  # at which a share of the rows is surely as large
 EMPTIED_SELDOM = "2025-11"  # since when the cache is emptied every ten steps
 PARTS = ("judged", "seen", "stand_in")
 
@@ -112,7 +115,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 @study("memory_public", lambda store: [], quantities)
 def verdict(store: Store) -> Verdict:
-    """Are as many judged rows within the margin as is claimed, and none above what `fit` promises?"""
+    """Are surely as many judged rows within the margin as is claimed, and none above what `fit` promises?"""
     found = list(rows("judged"))
     within, false = sum(abs(row.ratio - 1) <= MARGIN for row in found), broken(found)
     named = ", ".join(dict.fromkeys(row.prediction.arm for row in found))
@@ -121,5 +124,9 @@ def verdict(store: Store) -> Verdict:
         f"are above what fit promises. Of {len(predictions())} arms fit has no method for "
         f"{sum(one.kind != 'fit' for one in predictions())}."
     )
-    kept = within >= LEAST * len(found) and not false
-    return Verdict("reproduced" if kept else "refuted", sentence, ("judged_share", "judged_ratio"))
+    named_quantities = ("judged_share", "judged_ratio")
+    if within < LEAST * len(found) or false:
+        return Verdict("refuted", sentence, named_quantities)
+    chance = scipy.stats.binomtest(within, len(found), LEAST, alternative="greater").pvalue
+    held = f"{len(found)} figures are too few to show {LEAST:.0%}" if chance > LEVEL else ""
+    return Verdict("undecided" if held else "reproduced", sentence, named_quantities, held=held)

@@ -46,8 +46,6 @@ from peftbook.studies import (
 )
 from peftbook.studies.tuned_comparison import FURTHER, TunedComparison
 
-__all__: list[str] = []
-
 MARGIN = margins.LOSS / 2  # so that the choices of two arms cost no more than what counts
 # In order of worth; arms that several comparisons share are the same runs.
 COMPARISONS: tuple[TunedComparison, ...] = (  # in order of worth

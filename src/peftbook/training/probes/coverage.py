@@ -103,7 +103,7 @@ def draw(
 
 
 def half_widths(scores: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Half-widths at 95 % by every rule, (studies,). The first edition's takes examples as unrelated."""
+    """Half-widths at 95 % by every rule, (studies,). Of `first_edition` examples are unrelated."""
     seeds, examples = scores.shape[1:]
     sums = np.add.reduceat(scores, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=-1)
     errors = {
@@ -173,25 +173,27 @@ def tuned(probe: specs.Probe) -> Findings:
     logarithm of the rate whose best lies anywhere between two rates of the grid.
     settings: seeds, examples, of the final runs; studies, of each cell; sweep_seeds; steps, of the grid, in doublings;
     shares (the final seeds' share of the variance of the mean); alike (of the noise of a method's run beside what its
-    seed does to all, the share that both methods have); bends, per squared doubling, one drawn for each method;
+    seed does to all, the share that both methods have); valleys ("apart": the best rates of the two methods are drawn
+    independently, "shared": they are one); bends, per squared doubling, one drawn for each method;
     contrast, the variance of the difference of two rates with one seed; example_se of that difference.
     curve: of every cell its coordinates, coverage of the difference at the best rates of both grids and at the best
     rates of all, without and with the choice of rates, and the mean half-width with it over that without.
     """
     seeds, studies = probe.whole("seeds"), probe.whole("studies")
-    names = ("sweep_seeds", "steps", "shares", "alike")
+    names, valleys = ("sweep_seeds", "steps", "shares", "alike"), probe.words("valleys")
     curve: dict[str, list[float]] = {}
-    for at, cell in enumerate(itertools.product(*map(probe.numbers, names))):
+    for at, (valley, cell) in enumerate(itertools.product(valleys, itertools.product(*map(probe.numbers, names)))):
         rng = np.random.default_rng((probe.seed, seeds, at))
-        found = tuned_rates(rng, probe, seeds, studies, *cell)
-        for name, value in {**dict(zip(names, cell, strict=True)), **found}.items():
+        found = tuned_rates(rng, probe, seeds, studies, valley, *cell)
+        place = {"valley": valleys.index(valley), **dict(zip(names, cell, strict=True))}
+        for name, value in {**place, **found}.items():
             curve.setdefault(name, []).append(round(float(value), 4))
     return Findings(measurements={"cells": len(curve["shares"]), "studies": studies}, curve=curve)
 
 
 def tuned_rates(
-    rng: np.random.Generator, probe: specs.Probe, seeds: int, studies: int, sweep_seeds: float, step: float,
-    share: float, alike: float,
+    rng: np.random.Generator, probe: specs.Probe, seeds: int, studies: int, valley: str, sweep_seeds: float,
+    step: float, share: float, alike: float,
 ) -> dict[str, float]:  # fmt: skip
     """The coverages and the width of one cell."""
     (contrast,), (example_se,), (examples,) = map(probe.numbers, ("contrast", "example_se", "examples"))
@@ -209,6 +211,7 @@ def tuned_rates(
     scores += (effects[0] - effects[1])[..., None]
     spreads = (effects + math.sqrt(1 - own) * rng.standard_normal((studies, seeds))).std(axis=-1, ddof=1)
     best = rng.uniform(-step / 2, step / 2, (2, studies, 1))
+    best = best if valley == "apart" else best[[0, 0]]
     losses = rng.choice(probe.numbers("bends"), (2, studies, 1)) * (step * np.arange(-REACH, REACH + 1) - best) ** 2
     of_examples = example_se / math.sqrt(2) * rng.standard_normal(losses.shape)
     seen = losses + math.sqrt(own / sweep_seeds) * noise(losses.shape[-1]) + of_examples

@@ -127,8 +127,8 @@ def benchmark_losses(store: Store) -> Figure:
                 bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1},
             )
     text = (
-        "On E2E LoRA is {benchmark.lora_minus_full_loss;ahead of|not separable from|behind} full fine-tuning, "
-        "and {benchmark.prompt_minus_lora_loss;behind|not separable from|ahead of} prompt tuning"
+        "On E2E LoRA is {benchmark.ten_lora_minus_full_loss;ahead of|not separable from|behind} full fine-tuning over "
+        "ten seeds, and {benchmark.prompt_minus_lora_loss;behind|not separable from|ahead of} prompt tuning"
     )
     return finding(figure, text, store)
 

@@ -169,11 +169,11 @@ def coverage_of_rules(store: Store) -> Figure:
     mark_key(figure, covered, {SHORT_RULES[rule]: mark(*look) for rule, look in DRAWN.items()}, columnspacing=1.2)
     ours, first = (np.mean([one.rates[name] for one in cells], axis=0) for name in (coverage.RULE, coverage.BEFORE))
     text = f"The rule covers {ours[0]:.0f} % and finds {ours[1]:.0f} % of differences"
-    text += f", the first edition's {first[1]:.0f} %"
+    text += f", t(n − 1) for both errors {first[1]:.0f} %"
     return finding(figure, text)
 
 
-SHORT_RULES = {"first_edition": "first edition", "satterthwaite": "Satterthwaite", coverage.RULE: "the rule"}
+SHORT_RULES = {"first_edition": "t(n − 1)", "satterthwaite": "Satterthwaite", coverage.RULE: "the rule"}
 SEEDS = (2, 3, 4, 5, 6, 8, 10, 14, 20)
 OFTEN = 0.8  # four times in five
 
