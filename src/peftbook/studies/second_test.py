@@ -14,6 +14,7 @@ this refutes where one does, and where none does it bears nothing out: it is mea
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -39,6 +40,11 @@ DECIDING: dict[str, tuple[TunedComparison, tuple[tuple[str, str], ...]]] = {
     "targets": (targets.COMPARISON, (("attention", "mlp"),)),
     "targets_all": (targets.COMPARISON, (("query_value", "all"),)),
     "rank": (rank.COMPARISON, (("r64", "r16"), ("r256", "r16"), ("r1", "r16"))),
+}
+# Studies that have refined their grids since: these are the verdicts on the ones that they had.
+JUDGES = {
+    name: functools.partial(judge, plan=targets.COMPARISON)
+    for name, judge in {"targets": targets.mlp_verdict, "targets_all": targets.all_verdict}.items()
 }
 KEPT, LOST = ("reproduced", "equivalent"), "refuted"
 
@@ -131,7 +137,8 @@ def fate(before: str, after: str, same_side: bool) -> str:
 
 def fate_of(name: str, store: Store) -> tuple[str, str, str]:
     """What became of a study's verdict, and the verdict before and after. Raises Missing."""
-    before, after = (get_study(name).judge(each).outcome for each in (store, Others(store)))
+    judge = JUDGES.get(name, get_study(name).judge)
+    before, after = (judge(each).outcome for each in (store, Others(store)))
     same = all(not (one.low > 0 > two.high or one.high < 0 < two.low) for _, one, two in differences(name, store))
     return fate(before, after, same), before, after
 
