@@ -19,7 +19,7 @@ from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, runs_of
 
-__all__ = ["COMPARISON", "shown"]
+__all__ = ["COMPARISON", "REFINED"]
 
 MARGIN = margins.LOSS
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -44,15 +44,10 @@ COMPARISON = TunedComparison(
 REFINED = replace(COMPARISON, bearable=MARGIN / 2)
 
 
-def shown(store: Store) -> TunedComparison:
-    """The refined grids if all of their runs are there, else the coarse ones."""
-    return COMPARISON if any(run not in store for run in REFINED.runs(store)) else REFINED
-
-
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Loss of each choice and the differences to the MLP and to all layers."""
     pairs = (("attention", "mlp"), ("query_value", "all"), ("attention", "all"), ("mlp", "all"))
-    return shown(store).quantities(store, pairs)
+    return REFINED.quantities(store, pairs)
 
 
 @study("targets", runs_of(REFINED, COMPARISON), quantities)

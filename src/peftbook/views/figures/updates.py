@@ -44,9 +44,9 @@ def target_matrices(store: Store) -> Figure:
         "all": ("All linear (r = 10)", "D"),
     }
     figure, (losses, differences) = canvas(2, 1, height=5.4)
-    comparison = targets.shown(store)
     rows = [
-        loss_row(label, comparison, "targets", name, store, "lora", marker) for name, (label, marker) in looks.items()
+        loss_row(label, targets.REFINED, "targets", name, store, "lora", marker)
+        for name, (label, marker) in looks.items()
     ]
     draw_rows(losses, rows, f"Test loss, {LOSS}", 6)
     pairs = {
@@ -56,7 +56,7 @@ def target_matrices(store: Store) -> Figure:
         "MLP − all": ("mlp", "all"),
     }
     draw_margin(differences, -targets.MARGIN, targets.MARGIN, 0)
-    rows = [difference_row(label, comparison, *pair, store, tone="accent") for label, pair in pairs.items()]
+    rows = [difference_row(label, targets.REFINED, *pair, store, tone="accent") for label, pair in pairs.items()]
     draw_rows(differences, rows, f"Difference, paired, {LOSS} (band: margin)", 6)
     word = "{targets.query_value_minus_all_loss;ahead of|not separable from|behind}"
     return finding(figure, f"At equal parameters q and v alone are {word} all linear layers", store)
