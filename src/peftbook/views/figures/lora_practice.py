@@ -102,7 +102,10 @@ def batch_costs(store: Store) -> Figure:
 
 def seed_costs(name: str, store: Store) -> list[float]:
     """What the largest batch costs an arm, seed by seed."""
-    one, two = (per_seed(records, "loss") for records in batch_size.pair(name, batch_size.EQUAL_TOKENS, store))
+    one, two = (
+        per_seed(records, "loss")
+        for records in batch_size.pair(name, batch_size.COMPARISONS[batch_size.SMALLEST], store)
+    )
     return np.subtract(one, two).tolist()
 
 
