@@ -1,9 +1,10 @@
 """The training that a page repeats: what does PyTorch's loss do on the same batches, from the same start?
 
-Written before the runs. The small Llama with its weights as the page carries them, the tickets task, whose rows are
-short enough for a browser (the longest has 55 tokens, the shortest question of the SQL task 111), four rows a step, a
-hundred steps, float32. Five methods, three rates a factor of 4 apart, three seeds. The page has the same rows in the
-same order and draws the same A; its curve lies over the one recorded here.
+Written before the runs. The small Llama with its weights as the page carries them, the task contact, whose rows are
+short enough for a browser (the longest has 57 tokens, the shortest question of the SQL task 111) and whose test rows
+are worded as no training row is, four rows a step, a hundred steps, float32. Five methods, three rates a factor of 4
+apart, three seeds. The page has the same rows in the same order and draws the same A; its curve lies over the one
+recorded here.
 
 No claim is on trial. That the page's arithmetic is PyTorch's is a test of every build (tests/test_live.py): at each
 method's lowest rate the first ten losses agree within 1e-4. What a page says after a training of any rate is its rule:
@@ -13,13 +14,15 @@ rate 0.04 and seed 1 PyTorch's second loss in float32 is 7e-5 from its own in fl
 
 The page begins with LoRA at a rate and a number of steps that the validation rows chose: of CHOICES, trained with
 CHOICE_SEEDS, which the page does not have, the one with the most right answers, and of equals the one with fewer steps.
-Its records have five seeds, and the answers to four messages that somebody wrote who had seen no training.
+Its records have five seeds, and the answers to four messages by somebody who had seen the task's sentence alone. What
+they are held to: with each of the five seeds at least three of the four messages are right (MESSAGES_RIGHT).
 
-Chosen with runs of seed 99, which is not among these: four rows instead of eight, a hundred steps instead of sixty
-(LoRA at 1e-3 and 4e-3 then says one team for most tickets), and LoRA's rates, of which 1e-3, 2e-3, 4e-3 and 1.6e-2 were
-looked at; and CHOICES, by right answers on validation at 1e-3, 2e-3 and 4e-3. They have 300 steps since a
-training of 200 in the page, with seed 1, answered two of the four messages right. Of the other methods ten losses of
-seed 1 were looked at beside the page's, and no end.
+The page's first task was tickets, four teams that a message may be for. Its default answered test rows, and few of four
+messages in other words, so the task was changed. Before this one was chosen, LoRA was tried on four tasks with rows
+that an early form of the builder made: at 2e-3 with seed 98 (and, at 150 steps, with seeds 1 to 5) it read contact's
+validation rows, and 25 messages that are not the page's, nearly always right; a mood and a weekday much less often, a
+number that is to be copied never. Since then the rows have more formats, more sentences, and a test split; nothing was
+trained with them. Batch and LORA_RATES are those of the tickets, chosen with seed 99.
 """
 
 from __future__ import annotations
@@ -43,16 +46,17 @@ from peftbook.methods.prompt import PromptTuning
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.tasks import task_spec, test_groups
 
-TASK = "tickets"
+TASK = "contact"
 SEEDS = (1, 2, 3)
 BATCH = 4
-LENGTHS = {100: 16_200, 300: 48_600}  # steps → tokens that take as many, or a few more
+LENGTHS = {100: 14_816, 150: 22_224, 200: 29_632}  # steps → tokens that take as many, or a few more
 ROWS = 60  # rows of the test and of the validation split, all there are
 LIMIT = 6  # new tokens of an answer
 ENDS = 10  # steps at either end of a training that a page compares
 FIRST_MARGIN = 1e-3  # nats per token, of each of the first losses
 LAST_MARGIN = margins.LOSS  # of the mean of the last ones
 PROMPT = 20  # virtual tokens
+MESSAGES_RIGHT = 3  # of four, with each seed of the default
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class PageMethod:
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 CHOICE_SEEDS = (98, 97)
-CHOICES = tuple((steps, rate) for steps in LENGTHS for rate in (5e-4, 1e-3, 2e-3))
+CHOICES = tuple((steps, rate) for steps in LENGTHS for rate in (1e-3, 2e-3, 4e-3))
 LORA_RATES = (2e-3, 5e-4, 8e-3)
 ARMS = {
     "lora": PageMethod("LoRA", LoRA(), LORA_RATES),
