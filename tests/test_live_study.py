@@ -80,10 +80,10 @@ def test_the_default_is_the_choice_with_the_most_right_answers_on_validation(tmp
             store.save(record.model_copy(update={"measurements": {"exact_match": best if choice in equal else 0.5}}))
     steps, rate = live.default(store)
     assert (steps, rate) == live.CHOICES[1]
-    runs = live.runs(store)[-len(live.DEFAULT_SEEDS) :]
-    assert [run.seed for run in runs] == list(live.DEFAULT_SEEDS) and not set(live.DEFAULT_SEEDS) & set(
-        live.CHOICE_SEEDS
-    )
+    runs = live.default_probes(store)
+    assert {run.key for run in runs} <= {run.key for run in live.runs(store)}
+    assert [run.seed for run in runs] == list(live.DEFAULT_SEEDS)
+    assert not set(live.DEFAULT_SEEDS) & set(live.CHOICE_SEEDS)
     assert {run.runs[0].evaluation.split for run in runs} == {"test"}
 
 

@@ -148,12 +148,13 @@ def default_probes(store: Store) -> list[specs.Probe]:
 
 
 def runs(store: Store) -> list[specs.Probe]:
-    """The middle rate of every method first, seed by seed; then the other rates, the choice, and what was chosen."""
-    grid = [probe(name, arm.rates[which], seed) for which in range(3) for name, arm in ARMS.items() for seed in SEEDS]
+    """The choice and what was chosen first; then the middle rate of every method, seed by seed, and the other rates."""
     chosen = [each for choice in CHOICES for each in choice_probes(*choice)]
     with suppress(Missing):
         chosen += default_probes(store)
-    return grid + chosen
+    return chosen + [
+        probe(name, arm.rates[which], seed) for which in range(3) for name, arm in ARMS.items() for seed in SEEDS
+    ]
 
 
 def records_of(name: str, rate: float, store: Store) -> list[Record]:
