@@ -599,10 +599,12 @@ def test_a_setting_that_is_none_is_refused(fields, said):
 
 def test_a_batch_that_fits_is_never_more_than_the_largest():
     """Though one row alone may have no fused attention, and then needs more than several."""
-    asked = Question("llama-3.1-8b", "64GiB", stack="trainer", method="qlora", batch=4, seq=8192, logits="fused")
-    found = answered(asked).fit
-    assert found.fits and found.largest_batch >= 4
-    assert not answered(replace(asked, batch=1)).fit.fits
+    asked = Question("llama-3.1-8b", "4000GiB", stack="trainer", method="qlora", batch=2, seq=16384, logits="fused")
+    two, one = (answered(replace(asked, batch=rows)).fit.peak.total for rows in (2, 1))
+    assert one > 1.5 * two
+    memory = 1.1 * (two + GPU_RESERVE[1].beside(two)) / GIB
+    found = answered(replace(asked, memory=f"{memory:.0f}GiB")).fit
+    assert found.fits and found.largest_batch >= 2
 
 
 def test_rows_beyond_the_trained_positions_are_counted_with_a_warning():

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 LOGITS = (
-    "how logits become a loss (trl: tiled). All of them: whole (transformers 5, which brings them to float32), shifted "
-    "(4.46 to 4.48, once more), held (a loop that keeps the model's output), loop (a loop with its own cross_entropy, in "
-    "the model's dtype), in_place (Liger's cross-entropy), narrow (LitGPT). In parts: chunked (torchtune), compiled (it "
-    "with torch.compile), tiled (TRL from 1.7), liger (Liger's fused linear cross-entropy). Never: fused (cut "
-    "cross-entropy, Unsloth)"
+    "how logits become a loss (trl: tiled). All of them: whole (transformers 5, in float32), shifted (4.46 to 4.48, "
+    "once more), held (a loop that keeps the model's output), loop (its own cross_entropy, in the model's dtype), "
+    "in_place (Liger's cross-entropy), narrow (LitGPT). In parts: chunked (torchtune), compiled (with torch.compile), "
+    "tiled (TRL from 1.7), liger (Liger's fused linear cross-entropy). Never: fused (cut cross-entropy, Unsloth)"
 )
 
 
@@ -36,11 +35,11 @@ def declare_options(room: argparse.ArgumentParser) -> None:
     room.add_argument(
         "--method", default="lora", help="full, lora, qlora, dora, lora_fa, prompt, prefix or ia3 (default lora)"
     )
-    room.add_argument("--memory", required=True, metavar="SIZE", help="of a card by its name, like 24GB, or like 23.6GiB")
+    room.add_argument("--memory", required=True, metavar="SIZE", help="of a card by its name, like 24GB, or 23.6GiB")
     words = "left to context and allocator (default: a band that nearly all published figures are below)"
     room.add_argument("--reserve", metavar="SIZE", help=words)
-    words = "whose defaults hold where nothing is said: trl (the default), trl1 (0.29 to 1.6), trl0 (before 0.29), liger "
-    words += "(trl with its kernel), trainer, peft (a loop of your own), peftbook, litgpt, torchtune, axolotl, "
+    words = "whose defaults hold where nothing is said: trl (the default), trl1 (0.29 to 1.6), trl0 (before 0.29), "
+    words += "liger (trl with its kernel), trainer, peft (a loop of your own), peftbook, litgpt, torchtune, axolotl, "
     room.add_argument("--stack", default="trl", help=words + "llamafactory, swift or unsloth")
     room.add_argument("--batch", type=positive, help="rows of a micro-batch (trl: 8)")
     room.add_argument("--seq", type=positive, help="tokens of a row (trl: 1024)")
@@ -57,8 +56,10 @@ def declare_options(room: argparse.ArgumentParser) -> None:
     words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"
     room.add_argument("--quant", choices=("none", "nf4", "fp4", "int8"), default="", help=words)
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
-    words = "of the weights that are not in 4 bits (trl: fp32 for a model given by name; auto: bf16, on a CPU the faster "
-    room.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help=words + "one here)")
+    words = (
+        "of weights that are not in 4 bits (trl: fp32 for a model given by name; auto: bf16, on a CPU the faster one)"
+    )
+    room.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help=words)
     words = "of adapters (trl: fp32, over 4 bits bf16)"
     room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), help=words)
     words = "sdpa, flash_attention_2 and 3, which take the same, or eager (default auto: sdpa, eager for capped scores)"

@@ -26,7 +26,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
     words = "an id of the hub, a known shape, a folder, or an embedded model"
     parser.add_argument("--model", required=True, help=words)
-    parser.add_argument("--memory", required=True, metavar="SIZE", help="of the card by its name, like 24GB, or 23.6GiB")
+    parser.add_argument("--memory", required=True, metavar="SIZE", help="of a card by its name, like 24GB, or 23.6GiB")
     add_options(parser, Guessed)
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="for the model card")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the scripts, into a new folder")

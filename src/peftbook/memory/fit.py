@@ -228,7 +228,7 @@ def beyond_a_card(setup: Setup) -> list[Option]:
     if setup.device == "cpu" or setup.devices > 1 or setup.host_weights:
         return []
     words = "layers that travel between them in every pass (FSDP)"
-    host = "every layer is copied to the card and back in every pass (FSDP's or ZeRO-3's offload), into the host's memory"
+    host = "the host's memory, and each layer is copied from there in every pass (FSDP's or ZeRO-3's offload)"
     return [
         ("weights and optimiser on the host", host, {"host_weights": True}),
         *((f"{count} such cards", words, {"devices": count}) for count in (2, 4, 8)),
@@ -264,10 +264,12 @@ def cheapest(configuration: Configuration, room: float, derive: Derive | None = 
                 taken = rest
         return [change(taken)]
 
-    if found := (single(own) or together(own)) + single(other) or together(own + other):
-        return tuple(found)
-    host, *cards = [together([option, *own, *other]) for option in beyond_a_card(configuration.setup)] or [[]]
-    return tuple(host + next((found for found in cards if found), []))
+    found = (single(own) or together(own)) + single(other) or together(own + other)
+    for option in [] if found else beyond_a_card(configuration.setup):
+        found += together([option, *own, *other])
+        if found and "devices" in found[-1].fields:
+            break
+    return tuple(found)
 
 
 def card_named(text: str) -> int:

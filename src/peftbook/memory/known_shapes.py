@@ -102,7 +102,10 @@ HUB_IDS = {
     **{f"smollm2-{size.lower()}": f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in ("135M", "360M", "1.7B")},
     **{f"llama-2-{size}": f"meta-llama/Llama-2-{size}-chat-hf" for size in ("7b", "13b", "70b")},
     **{f"llama-3-{size.lower()}": f"meta-llama/Meta-Llama-3-{size}-Instruct" for size in ("8B", "70B")},
-    **{f"llama-{size.lower()}": f"meta-llama/Llama-{size}-Instruct" for size in ("3.1-8B", "3.1-70B", "3.2-1B", "3.2-3B")},
+    **{
+        f"llama-{size.lower()}": f"meta-llama/Llama-{size}-Instruct"
+        for size in ("3.1-8B", "3.1-70B", "3.2-1B", "3.2-3B")
+    },
     **{
         f"qwen2.5-{size.lower()}": f"Qwen/Qwen2.5-{size}-Instruct"
         for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B")

@@ -118,10 +118,11 @@ def undone_in_forward(decoder: Decoder, x: Value) -> Value:
     a trained matrix alone."""
     tape, trained, own = decoder.tape, decoder.trains("lm_head"), float(decoder.each("lm_head"))
     with tape.at("loss"):
-        rows, each = x.shape[:-1], 2 if tape.autocast else x.bytes_each
+        each = 2 if tape.autocast else x.bytes_each
         kept = [tape.value(x.shape, x.bytes_each)] + [tape.value(("V", "h"), decoder.each("lm_head"))] * trained
         working = product(float(each), "q", "V") + product(float(each), "q", "h")
-        working.add(product(each + 4.0 if trained else float(each * (own != each)), "V", "h"))
+        wide = each + 4.0 * (each < 4)  # a product, brought to float32
+        working.add(product(wide if trained else float(each * (own != each)), "V", "h"))
         forward, back = products_of(x, each, trained)
         return tape.apply(
             x,

@@ -129,8 +129,8 @@ def notes_on(question: Question, configuration: Configuration) -> tuple[str, ...
     notes = [card_note(question.memory)]
     if 0 < shape.context < setup.seq:
         notes.append(
-            f"Rows of {setup.seq:,} tokens go beyond the {shape.context:,} positions that {question.model} was made for: "
-            "their bytes are counted, but it may not read them well."
+            f"Rows of {setup.seq:,} tokens go beyond the {shape.context:,} positions of {question.model}: their bytes "
+            "are counted, but it may not read them well."
         )
     if question.dtype == "fp16":
         notes.append("fp16 is counted as bf16, which takes the same bytes.")
@@ -168,8 +168,8 @@ def command(question: Question) -> str:
 
 
 def in_stack(question: Question, shape: DecoderShape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
-    """The set-up of the stack. Where a GPU has no fused attention and nobody asked for it, eager stands for its own; where
-    there are experts and nobody named matrices, LoRA is on attention."""
+    """The set-up of the stack. Unless the question says otherwise, attention is eager where a GPU has no fused one, and
+    LoRA on attention alone where there are experts."""
     setup, assumed = setup_in(question.stack, **asked)
     if question.attention == "auto" and setup.attention == "sdpa":
         try:
@@ -194,7 +194,7 @@ def asked_for(question: Question, shape: DecoderShape) -> dict[str, Any]:
         asked["saved"] = question.saved
     if question.dtype == "fp16":
         if asked["method"] == "full":
-            raise InputError("A gradient scaler takes no fp16 weights that are trained: choose --dtype fp32 --autocast.")
+            raise InputError("A gradient scaler takes no trained weights in fp16: choose --dtype fp32 --autocast.")
         asked["dtype"] = "bf16"
     asked["attention"] = attention_named(question.attention, shape.family)
     if question.targets is not None:

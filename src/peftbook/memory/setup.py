@@ -171,8 +171,8 @@ class Setup:
             alone or self.device == "cpu" or self.quantised == "int8" or self.method not in ("full", "lora")
         ):
             raise InputError(
-                "Weights on the host are counted for full fine-tuning and LoRA over 16 or 4 bits on a GPU, without DoRA, "
-                "trained copies, GaLore or in_backward: leave host_weights out."
+                "Weights on the host are counted for full fine-tuning and LoRA over 16 or 4 bits on a GPU, without "
+                "DoRA, trained copies, GaLore or in_backward: leave host_weights out."
             )
         if self.optimiser.startswith("galore") and (self.method != "full" or self.devices > 1):
             raise InputError(

@@ -27,9 +27,9 @@ __all__ = [
 
 NOT_COVERED = {
     "gpt_oss": (
-        "gpt-oss is not covered, as its experts come in MXFP4 and its attention has sinks: follow OpenAI's cookbook, which "
-        "trains it with TRL in bfloat16 on a card of 80 GB, or Unsloth, which packs its experts, or take qwen3-30b-a3b, a "
-        "mixture that is covered."
+        "gpt-oss is not covered, as its experts come in MXFP4 and its attention has sinks: follow OpenAI's cookbook "
+        "(TRL, bfloat16, a card of 80 GB) or Unsloth's, which packs its experts, or take qwen3-30b-a3b, which is "
+        "covered."
     ),
 }
 SEEING = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # models that see → the family of their text part
