@@ -229,10 +229,8 @@ def beyond_a_card(setup: Setup) -> list[Option]:
         return []
     words = "layers that travel between them in every pass (FSDP)"
     host = "the host's memory, and each layer is copied from there in every pass (FSDP's or ZeRO-3's offload)"
-    return [
-        ("weights and optimiser on the host", host, {"host_weights": True}),
-        *((f"{count} such cards", words, {"devices": count}) for count in (2, 4, 8)),
-    ]
+    cards: list[Option] = [(f"{count} such cards", words, {"devices": count}) for count in (2, 4, 8)]
+    return [("weights and optimiser on the host", host, {"host_weights": True}), *cards]
 
 
 def cheapest(configuration: Configuration, room: float, derive: Derive | None = None) -> tuple[Change, ...]:
