@@ -287,7 +287,8 @@ def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
     ("words", "said"),
     [
         (["--memory", "much"], "'much' is no size of memory"),
-        (["--model", "llama-3.1-8b"], "neither a folder nor a hub id"),
+        (["--model", "llama-3.1-9b"], "neither a folder nor a hub id"),
+        (["--memory", "4GiB", "--model", "llama-3.1-8b"], "meta-llama/Llama-3.1-8B-Instruct does not surely fit in 4"),
         (["--memory", "4GiB", "--model", "meta-llama/Llama-3.1-8B-Instruct"], "does not surely fit in 4 GiB"),
         (["--input", "nothing", "--target", "team"], "no column 'nothing'"),
     ],

@@ -24,11 +24,9 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     from peftbook.studio.settings import Guessed
 
     parser.add_argument("file", type=Path, help="CSV, TSV, JSONL or Parquet")
-    words = "an id of the hub, a folder, or an embedded model"
+    words = "an id of the hub, a known shape, a folder, or an embedded model"
     parser.add_argument("--model", required=True, help=words)
-    parser.add_argument(
-        "--memory", required=True, metavar="SIZE", help="of the card as torch sees it, like 23.6GiB (24 GB)"
-    )
+    parser.add_argument("--memory", required=True, metavar="SIZE", help="of a card by its name, like 24GB, or 23.6GiB")
     add_options(parser, Guessed)
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="for the model card")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the scripts, into a new folder")
@@ -42,15 +40,16 @@ def command_recipe(args: argparse.Namespace) -> int:
     from peftbook.core.options import read_options
     from peftbook.decision.recipe.advice import advise
     from peftbook.decision.recipe.folder import check_free
-    from peftbook.memory import bytes_of_text
+    from peftbook.memory.fit import bytes_of_card, card_note
+    from peftbook.memory.known_shapes import hub_id
     from peftbook.studio.settings import Guessed
     from peftbook.tasks.columns import guess_columns
     from peftbook.tasks.files import describe_reading, read_file, task_from_table
 
     if args.out is not None:
         check_free(args.out)
-    model_named(args.model)
-    bytes_of_text(args.memory)
+    model_named(hub_id(args.model))
+    bytes_of_card(args.memory)
     reading = read_options(Guessed, args)
     _, table = read_file(args.file)
     columns, why = (reading.columns, "") if reading.input and reading.target else guess_columns(table)
@@ -65,6 +64,8 @@ def command_recipe(args: argparse.Namespace) -> int:
         print(leaks)
     advice = advise(task, args.model, args.memory)
     print(advice.words())
+    if note := card_note(args.memory):
+        print(f"\n{note}")
     if args.out is not None:
         command = shlex.join(["peftbook", *sys.argv[1:]]) if sys.argv[1:2] == ["recipe"] else "peftbook recipe"
         advice.write(args.out, task, args.file.name, command, args.data_licence)

@@ -11,7 +11,9 @@ from peftbook.core.base_models import model_named
 from peftbook.decision.recipe.choice import TrainingRecipe, choose
 from peftbook.decision.recipe.folder import at_once, write_folder
 from peftbook.decision.recipe.rows import Counted, count_rows, source_of
-from peftbook.memory import bytes_of_text, read_shape
+from peftbook.memory import read_shape
+from peftbook.memory.fit import bytes_of_card
+from peftbook.memory.known_shapes import hub_id
 from peftbook.tasks import TaskData
 
 
@@ -35,7 +37,7 @@ class Advice:
 
 def advise(task: TaskData, model: str, memory: str) -> Advice:
     """How to tune a model on a card and these rows. Raises InputError for a model, a size or a fit that is none."""
-    named, room = model_named(model), bytes_of_text(memory)
+    named, room = model_named(hub_id(model)), bytes_of_card(memory)
     source = source_of(named)
     shape = read_shape(source if Path(source).is_dir() else named.name)
     counted = count_rows(task, named)
