@@ -12,31 +12,42 @@ from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.foreground import note, wait_for, worker_ahead
-from peftbook.studio.settings import Reading, Settings
+from peftbook.studio.settings import Guessed, Reading, Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
 from peftbook.tasks import TaskData
-from peftbook.tasks.files import describe_reading, read_file, task_from_table
+from peftbook.tasks.cautions import cautions
+from peftbook.tasks.files import describe_reading, examine, read_file, task_from_table
 from peftbook.tasks.table import TextTable
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """A file, its bytes, the table in them, and the task that a reading makes of it."""
+    """A file, its bytes, the table in them, and the task that a reading makes of it. why: how its columns were guessed,
+    or nothing.
+    """
 
     path: Path
     reading: Reading
+    why: str
     content: bytes
     table: TextTable
     task: TaskData
 
     @classmethod
-    def read(cls, path: Path, reading: Reading) -> OwnFile:
+    def read(cls, path: Path, asked: Guessed) -> OwnFile:
         """Raises InputError for what is no file, no table, or no task."""
         content, table = read_file(path)
+        reading, why = asked.on(table)
         task = task_from_table(table, reading.columns, reading.split, reading.instruction)
-        return cls(path, reading, content, table, task)
+        return cls(path, reading, why, content, table, task)
+
+    def words(self) -> list[str]:
+        """How it was read, what was left out, and what its rows do not carry, a line each."""
+        seen = examine(self.table, self.reading.columns, self.reading.split)
+        said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
+        return [*describe_reading(self.path.name, seen), *filter(None, [self.why]), *said]
 
 
 def find_project(studio: Studio, file: OwnFile) -> Project | None:
@@ -49,7 +60,7 @@ def inspect_file(
     studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None
 ) -> tuple[Project | None, Tuning | None, Sequence[specs.Run], list[specs.Run]]:
     """Say how a file was read; its project and tuning, if any, the runs as far as they are known, and the new ones."""
-    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
+    for line in file.words():
         note(line)
     project = find_project(studio, file)
     at_hand = (lambda run: None) if project is None else studio.records(project.id).get
