@@ -464,6 +464,25 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
     assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
 
 
+def test_examples_that_are_too_long_are_left_out_and_nothing_else_is(place, capsys, monkeypatch):
+    """A comparison by default is not refused for them; a run of theirs alone is."""
+    args = cli.build_parser().parse_args(command(place))
+    task = own_file.OwnFile.read(args.file, read_options(Guessed, args)).task
+    settings = Settings(models=(specs.Model(name=specs.SMALL_MODEL),), methods=("fewshot", "prompt"), seeds=1)
+    runs = planned(task, settings)
+
+    def check(run: specs.Run, fits: bool) -> preflight.Check:
+        return preflight.Check(run.key, run.method.label, 1, 1, 0, 60.0, 1.0, fits, "" if fits else "Too long.")
+
+    (shown,) = (run for run in runs if run.method.examples_shown)
+    monkeypatch.setattr(preflight, "preflight", lambda _, runs, *__, **___: [check(run, run != shown) for run in runs])
+    assert own_file.refuse_misfits(task, runs, runs, settings) == {shown.key}
+    said = capsys.readouterr().err
+    assert "Left out: 5 examples in the prompt. Too long." in said and "2 runs to compute" in said
+    with pytest.raises(InputError, match="cannot be run here"):
+        own_file.refuse_misfits(task, [shown], [shown])
+
+
 def test_train_compare_and_recipe_say_what_rows_do_not_carry(tmp_path, capsys, monkeypatch):
     """The sentences of the studio, of columns that nobody named, before anything is trained."""
     long = [(f"{' '.join(f'word{n}_{k}' for k in range(20))} {end}", f"{n}{end}") for n in range(20) for end in "ab"]

@@ -87,7 +87,9 @@ def compute(
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
     with worker_ahead(studio, len(new)):
-        refuse_misfits(file.task, likely, new, settings, measure)
+        too_long = refuse_misfits(file.task, likely, new, settings, measure)
+    runs = [run for run in runs if run.key not in too_long]
+    tuning = Tuning.of(file.task, runs) if tuning is not None else None
     if project is None:
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
@@ -113,28 +115,38 @@ def refuse_misfits(
     new: Sequence[specs.Run],
     settings: Settings | None = None,
     measure: str = FIRST_MEASURE,
-) -> None:
+) -> set[str]:
     """Raises InputError if a run that must be computed cannot be run on this machine; says how long they will take, and
-    where they do not pass over all rows.
+    where they do not pass over all rows. Returns the keys of runs without training that are left out, which is said:
+    their solved examples are too long.
 
     new: of the runs those that must be computed.  settings: of the runs; where all are new and take long, the options
     of a smaller plan are said too.  measure: what will decide.
     """
     if not new:
-        return
+        return set()
     from peftbook.core.quiet import quieten_libraries
     from peftbook.studio.assistant import memory_for
     from peftbook.studio.preflight import coverage_words, preflight
 
     quieten_libraries()
     checks = preflight(task, new, memory_for(new), measure=False)  # it can take longer than the runs
+    shown = {run.key for run in new if run.method.examples_shown}
+    too_long = {check.key for check in checks if check.key in shown and not check.fits}
     for check in checks:
-        if not check.fits:
+        if not check.fits and (check.key not in shown or len(too_long) == len(runs)):
             raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")
+        if not check.fits:
+            note(f"Left out: {check.label}. {check.words}")
+    checks = tuple(check for check in checks if check.key not in too_long)
+    runs, new = ([run for run in part if run.key not in too_long] for part in (runs, new))
     about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
+    if not new:
+        return too_long
     note(f"{len(new)} runs to compute{about}{cached}.")
     for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task, measure), measure))):
         note(words)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
         note(f"A smaller plan would take about {duration(less.seconds)}: {less.options}")
+    return too_long

@@ -171,8 +171,8 @@ class Settings(Training):
         "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
     )] = (specs.Model(),)  # fmt: skip
     methods: Annotated[tuple[str, ...], Option(
-        f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,lora,prompt",
-    )] = ("untuned", "lora", "prompt")  # fmt: skip
+        f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,fewshot,lora,prompt",
+    )] = ("untuned", "fewshot", "lora", "prompt")  # fmt: skip
     learning_rates: Annotated[
         Mapping[str, float],
         Option(
