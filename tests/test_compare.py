@@ -22,15 +22,20 @@ from studio_home import colours_project, finish, small_run
 
 from peftbook import cli
 from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.core.options import read_options
 from peftbook.core.records import Store
+from peftbook.decision.recipe import advice
 from peftbook.methods.lora import LoRA
 from peftbook.studio import foreground, own_file, preflight
+from peftbook.studio.data_checks import notes_of
 from peftbook.studio.plan import plan as planned
-from peftbook.studio.settings import Reading, Settings
+from peftbook.studio.settings import Guessed, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.terminal import Ticker, progress_line
 from peftbook.studio.tuning import Tuning, is_trial
+from peftbook.tasks.columns import guess_columns
+from peftbook.tasks.files import examine, read_file
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -446,7 +451,7 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
     """In one line before anything is queued; nothing is said where the hour is kept, or where runs are given whole."""
     args = cli.build_parser().parse_args([*command(place), "--seeds", "3"])
     settings = read_options(Settings, args)
-    task = own_file.OwnFile.read(args.file, read_options(Reading, args)).task
+    task = own_file.OwnFile.read(args.file, read_options(Guessed, args)).task
     runs = planned(task, settings)
 
     def said(seconds: float, settings: Settings | None) -> str:
@@ -457,6 +462,52 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
 
     assert "A smaller plan would take about" in said(1800.0, settings) and "--seeds 1\n" in said(1800.0, settings)
     assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
+
+
+def test_examples_that_are_too_long_are_left_out_and_nothing_else_is(place, capsys, monkeypatch):
+    """A comparison by default is not refused for them; a run of theirs alone is."""
+    args = cli.build_parser().parse_args(command(place))
+    task = own_file.OwnFile.read(args.file, read_options(Guessed, args)).task
+    settings = Settings(models=(specs.Model(name=specs.SMALL_MODEL),), methods=("fewshot", "prompt"), seeds=1)
+    runs = planned(task, settings)
+
+    def check(run: specs.Run, fits: bool) -> preflight.Check:
+        return preflight.Check(run.key, run.method.label, 1, 1, 0, 60.0, 1.0, fits, "" if fits else "Too long.")
+
+    (shown,) = (run for run in runs if run.method.examples_shown)
+    monkeypatch.setattr(preflight, "preflight", lambda _, runs, *__, **___: [check(run, run != shown) for run in runs])
+    assert own_file.refuse_misfits(task, runs, runs, settings) == {shown.key}
+    said = capsys.readouterr().err
+    assert "Left out: 5 examples in the prompt. Too long." in said and "2 runs to compute" in said
+    with pytest.raises(InputError, match="cannot be run here"):
+        own_file.refuse_misfits(task, [shown], [shown])
+
+
+def test_train_compare_and_recipe_say_what_rows_do_not_carry(tmp_path, capsys, monkeypatch):
+    """The sentences of the studio, of columns that nobody named, before anything is trained."""
+    long = [(f"{' '.join(f'word{n}_{k}' for k in range(20))} {end}", f"{n}{end}") for n in range(20) for end in "ab"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in long), encoding="utf-8")
+    _, table = read_file(path)
+    seen = examine(table, guess_columns(table)[0])
+    said = [words for words, kind in notes_of(seen, "{input}") if kind == "warn"]
+    assert [words.split()[0] for words in said] == ["The", "32", "Leakage:"]
+
+    def stop(*_: object, **__: object) -> None:
+        raise InputError("Enough.")
+
+    monkeypatch.setattr(own_file, "refuse_misfits", stop)
+    monkeypatch.setattr(own_file, "worker_ahead", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(advice, "advise", stop)
+    own = ["--home", str(tmp_path / "home")]
+    for words in (
+        ["train", str(path), "--out", str(tmp_path / "out"), *own],
+        ["compare", str(path), *own],
+        ["recipe", str(path), "--model", specs.EMBEDDED_MODEL, "--memory", "8GiB"],
+    ):
+        assert cli.main(words) == 2
+        printed = "".join(capsys.readouterr())
+        assert all(one in printed for one in said) and "'question' is read, 'answer' written." in printed
 
 
 def test_a_worker_begins_while_a_plan_is_judged_and_ends_with_one_that_is_refused(tmp_path):

@@ -31,17 +31,17 @@ def add_commands(add: Add) -> None:
 
 def train_options(train: argparse.ArgumentParser) -> None:
     """Of `train`."""
-    from peftbook.studio.settings import Reading, Scoring, Single
+    from peftbook.studio.settings import Guessed, Scoring, Single
 
-    on_file(train, Reading, Single, Scoring)
+    on_file(train, Guessed, Single, Scoring)
     train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
 
 
 def compare_options(compare: argparse.ArgumentParser) -> None:
     """Of `compare`."""
-    from peftbook.studio.settings import Judging, Reading, Settings
+    from peftbook.studio.settings import Guessed, Judging, Settings
 
-    on_file(compare, Reading, Settings, Judging)
+    on_file(compare, Guessed, Settings, Judging)
     words = "one run, whole, as the studio prints it; again"
     compare.add_argument("--run", action="append", metavar="SPEC", help=words)
     words = "say what would be computed, how long it takes and what its test rows can see, and end"

@@ -22,7 +22,7 @@ from peftbook.studio.decisions import project_comparison, whole_report
 from peftbook.studio.foreground import COMPARE, note, noted_failures
 from peftbook.studio.own_file import OwnFile, compute, dry_run
 from peftbook.studio.plan import plan
-from peftbook.studio.settings import Judging, Reading, Settings
+from peftbook.studio.settings import Guessed, Judging, Settings
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
@@ -37,7 +37,7 @@ def compare_file(args: argparse.Namespace) -> int:
     """
     judging = judging_of(args)
     settings = read_options(Settings, args)
-    file = OwnFile.read(args.file, read_options(Reading, args))
+    file = OwnFile.read(args.file, read_options(Guessed, args))
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
     studio = Studio(args.home)
     if args.dry_run:
@@ -103,7 +103,7 @@ def given_run(text: str, task: TaskData) -> specs.Run:
 def command_of(args: argparse.Namespace) -> str:
     """The command as it would be typed, without where its results went."""
     words = ["peftbook", "compare", args.file.name]
-    for model in (Reading, Settings, Judging):
+    for model in (Guessed, Settings, Judging):
         words += words_of(model, args)
     for text in args.run or ():
         words += ["--run", text]

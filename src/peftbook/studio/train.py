@@ -17,7 +17,7 @@ from peftbook.studio.artefacts import SHOWN as SCORES
 from peftbook.studio.foreground import TRAIN
 from peftbook.studio.own_file import OwnFile, compute
 from peftbook.studio.plan import run_alone
-from peftbook.studio.settings import Reading, Scoring, Single
+from peftbook.studio.settings import Guessed, Scoring, Single
 from peftbook.studio.store import Job, Studio
 
 SHOWN = (*SCORES, "trainable_parameters", "train_steps", "train_seconds", "peak_memory_bytes")
@@ -31,7 +31,7 @@ def train_on_file(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise InputError(f"Output folder {str(args.out)!r} exists: name a new one, results are never overwritten.")
     single, metrics = read_options(Single, args), read_options(Scoring, args).metrics
-    file = OwnFile.read(args.file, read_options(Reading, args))
+    file = OwnFile.read(args.file, read_options(Guessed, args))
     run = run_alone(file.task, single)
     studio = Studio(args.home)
     if (computed := compute(studio, file, [run], TRAIN)) is None:

@@ -83,12 +83,23 @@ def answer_ids(
     """
     pick = sampler(how.temperature, how.top_p, how.seed)
     shots, dtype = (few_shots(task, run), run.evaluation.generation_dtype) if run else ((), "fp32")
-    prompt = encode_prompt(loaded.tokenizer, task, TaskExample("typed", text, ""), shots)
+    prompt = encode_prompt(loaded.tokenizer, task, question(task, text), shots)
     positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
     most = min(MAX_PROMPT_TOKENS, positions - how.max_new_tokens)
     if len(prompt) > most:
         raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
     return continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
+
+
+def question(task: TaskData, text: str) -> TaskExample:
+    """The test row whose input a text is, turns and all; another text after what the system says to all rows, if it
+    says the same to all.
+    """
+    if row := next((row for row in task.splits["test"] if row.input == text), None):
+        return row
+    systems = {row.turns[:1] if row.turns[:1] and row.turns[0][0] == "system" else () for row in task.splits["test"]}
+    system = systems.pop() if len(systems) == 1 else ()
+    return TaskExample("typed", text, "", turns=(*system, ("user", text)) if system else ())
 
 
 class ModelCache:
