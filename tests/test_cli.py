@@ -122,6 +122,27 @@ def test_existing_output_folder_is_never_overwritten(capsys, pairs, tmp_path):
     assert "exists" in refused(capsys, *train(pairs, tmp_path))
 
 
+UNWRITABLE = {
+    "train": "train {rows} --input question --target answer --out {at}/out",
+    "train home": "train {rows} --input question --target answer --out {free} --home {at}/home",
+    "report": "compare {rows} --input question --target answer --report {at}/r.html",
+    "gguf": "export --model small-llama --gguf {at}/m.gguf",
+    "recipe": "recipe {rows} --model small-llama --memory 4GiB --input question --target answer --out {at}/r",
+    "run": "run --all --export {at}/x.zip",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNWRITABLE)
+@pytest.mark.parametrize("at", ["/proc", "{file}"])
+def test_an_unwritable_place_is_found_before_anything_is_computed(capsys, pairs, tmp_path, name, at):
+    """/proc, where even root can make nothing, and below a file; nothing is left behind."""
+    place = at.format(file=pairs)
+    words = UNWRITABLE[name].format(rows=pairs, at=place, free=tmp_path / "out")
+    said = refused(capsys, *words.split())
+    assert "cannot be written" in said and place in said
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv"}
+
+
 def test_corrupted_record_is_named_with_the_fix(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTBOOK_RECORDS", str(tmp_path))
     (tmp_path / "0123456789ab.json").write_text("{")

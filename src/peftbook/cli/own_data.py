@@ -105,7 +105,7 @@ def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
 
 
 def command_train(args: argparse.Namespace) -> int:
-    """Train one method on the reader's own file and score it; prints the measurements, saves adapter and texts."""
+    """Train one method on the reader's own file; prints the measurements, saves adapter and texts."""
     from peftbook.studio.train import train_on_file
 
     return train_on_file(args)
@@ -143,6 +143,7 @@ def command_export(args: argparse.Namespace) -> int:
     """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
     from peftbook.core.base_models import model_named
     from peftbook.core.errors import InputError
+    from peftbook.core.folders import check_free
     from peftbook.core.quiet import quieten_libraries
     from peftbook.views.export import gguf_adapter, gguf_model
 
@@ -151,7 +152,7 @@ def command_export(args: argparse.Namespace) -> int:
         raise InputError("Nothing to write: name an adapter's folder, or a model with --model and without --merged.")
     if args.rounded and not args.merged:
         raise InputError("--rounded says what an adapter is merged into: add --merged.")
-    gguf_model.check_new(args.gguf)
+    check_free(args.gguf)
     folder = None if args.adapter is None else gguf_adapter.adapter_folder(args.adapter)
     model = model_named(args.model) if args.model or folder is None else gguf_adapter.base_of(folder)
     if folder is None or args.merged:

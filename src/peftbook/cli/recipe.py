@@ -39,9 +39,9 @@ def command_recipe(args: argparse.Namespace) -> int:
     import shlex
 
     from peftbook.core.base_models import model_named
+    from peftbook.core.folders import check_free
     from peftbook.core.options import read_options
     from peftbook.decision.recipe.advice import advise
-    from peftbook.decision.recipe.folder import check_free
     from peftbook.memory import bytes_of_text
     from peftbook.studio.settings import Guessed
     from peftbook.tasks.columns import guess_columns
