@@ -34,7 +34,9 @@ def train_options(train: argparse.ArgumentParser) -> None:
     from peftbook.studio.settings import Reading, Scoring, Single
 
     on_file(train, Reading, Single, Scoring)
-    train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
+    train.add_argument("--out", type=Path, required=True, help="a new folder, which peft, transformers and vLLM load")
+    words = "say what would be computed, how long it takes and how much memory, and end"
+    train.add_argument("--dry-run", action="store_true", help=words)
 
 
 def compare_options(compare: argparse.ArgumentParser) -> None:
@@ -105,7 +107,7 @@ def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
 
 
 def command_train(args: argparse.Namespace) -> int:
-    """Train one method on the reader's own file; prints the measurements, saves adapter and texts."""
+    """Train one method on the reader's own file; prints scores beside the untuned model's, saves a folder to load."""
     from peftbook.studio.train import train_on_file
 
     return train_on_file(args)
