@@ -1,4 +1,4 @@
-"""Commands on models as they are tried and served: chat."""
+"""Commands on models as they are tried and served: chat, same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ MODEL = "embedded model, hub id, or folder: of a model, of an adapter, of train 
 
 
 def add_commands(add: Add) -> None:
-    """`chat`."""
+    """`chat` and `same`."""
     add("chat", command_chat, chat_options)
+    add("same", command_same, same_options)
 
 
 def chat_options(chat: argparse.ArgumentParser) -> None:
@@ -34,6 +35,43 @@ def chat_options(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("--instruction", metavar="TEXT", help=words)
     chat.add_argument("--max-new-tokens", type=positive, default=200, help="of an answer (default 200)")
     on_dtype(chat)
+
+
+def same_options(same: argparse.ArgumentParser) -> None:
+    """Of `same`."""
+    same.add_argument("model", help=f"the reference: {MODEL}")
+    same.add_argument("others", nargs="+", metavar="OTHER", help="the same, a GGUF file, or http://SERVER[#MODEL]")
+    same.add_argument("--base", default="", metavar="MODEL", help="base of adapters, if not the one that they name")
+    words = "what servers compute in (default bf16)"
+    same.add_argument("--served", choices=("fp32", "bf16", "fp16"), default="bf16", help=words)
+
+
+def command_same(args: argparse.Namespace) -> int:
+    """Say whether adapter, merged folder, GGUF file and server are one model, and where they part; 1 if they do."""
+    from peftbook.core.progress import show_progress
+    from peftbook.core.quiet import quieten_libraries
+    from peftbook.views.export.roads import load_road
+    from peftbook.views.export.same import Road, compare_roads, log_probabilities
+    from peftbook.views.export.served import compare_served
+
+    quieten_libraries()
+    status = 0
+    with show_progress("Same", f"asking {args.model}") as phases:
+        first = Road(args.model, load_road(args.model, args.base))
+        own = log_probabilities(first.loaded.model, first.sequences)
+        for name in args.others:
+            phases(f"asking {name}")
+            if name.startswith(("http://", "https://")):
+                found = compare_served(first, name, args.served, own)
+            else:
+                found = compare_roads(first, Road(name, load_road(name, args.base)), own)
+            status = status or int(bool(found.stage))
+            said = f"not the same, from {found.stage} on: " if found.stage else "same: "
+            measured = f" ({found.nats:.2g} nats a position, rounding {found.bound:.2g})"
+            print(f"{name}: {said}{found.words}{measured if found.nats == found.nats else ''}.", flush=True)
+            if name.endswith(".gguf"):
+                print("  Its weights as transformers reads them; for llama.cpp's arithmetic, name a llama-server.")
+    return status
 
 
 def command_chat(args: argparse.Namespace) -> int:
