@@ -126,6 +126,10 @@ def no_bos(tokenizer) -> None:
     tokenizer.chat_template = TEMPLATE.replace("{{ bos_token }}", "")
 
 
+def two_bos(tokenizer) -> None:
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+
+
 def added_token(tokenizer) -> None:
     tokenizer.add_tokens([AddedToken("rivers")])
 
@@ -185,6 +189,7 @@ def penalised(place: Path, out: Path) -> Path:
 FAULTS = {
     "another chat template": (with_tokenizer(other_template), "template", "another chat template"),
     "missing BOS": (with_tokenizer(no_bos), "template", "'<s>' at the start is missing"),
+    "BOS twice": (with_tokenizer(two_bos), "template", "'<s>' at the start is added, or twice"),
     "added token": (with_tokenizer(added_token), "template", "added tokens differ: 'rivers'"),
     "quantised": (quantised, "logits", "quantisation"),
     "rounded before": (rounded_twice, "logits", "merge rounding"),
@@ -232,6 +237,18 @@ def test_a_gguf_file_is_the_same_model(place, first, tmp_path, dtype, capsys):
     gguf_model.write_model(gguf_model.load_base(plain), tmp_path / "base.gguf", dtype, plain)
     assert cli.main(["same", str(place / "adapter"), str(tmp_path / "base.gguf")]) == 1
     assert "adapter missing" in capsys.readouterr().out
+
+
+def test_a_chat_with_two_models_keeps_the_turns_of_each(place, monkeypatch, capsys):
+    """An adapter beside its base, by lines; what was said before changes an answer, and an empty line forgets it."""
+    lines = iter(["Name a river.", "Name a river.", "", "Name a river."])
+    monkeypatch.setattr("peftbook.cli.chat.typed", lambda: lines)
+    words = ["chat", str(place / "adapter"), "--against", str(place / "base"), "--max-new-tokens", "6"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out.split(f"{place / 'adapter'}: ")[1:]
+    assert len(told) == 3 and told[0] == told[2] != told[1] and all(f"{place / 'base'}: " in one for one in told)
+    assert cli.main([*words, "--instruction", "Say it"]) == 2
+    assert "{input}" in capsys.readouterr().err
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------

@@ -127,18 +127,22 @@ def command_compare(args: argparse.Namespace) -> int:
 def command_demo(args: argparse.Namespace) -> int:
     """Train a small model on 300 shipped tickets in two ways, score it and decide: what `compare` does, in a minute."""
     import shlex
-    import tempfile
+    import shutil
 
     from peftbook.cli import build_parser
+    from peftbook.core.folders import cache_folder
     from peftbook.tasks.tickets import PATH
 
     file = PATH.relative_to(Path.cwd()) if PATH.is_relative_to(Path.cwd()) else PATH
     words = ["compare", str(file), *DEMO]
     print(f"peftbook {shlex.join(words)}\n", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        report = ["--report", str(args.report)] if args.report else []
-        asked = build_parser().parse_args([*words, "--home", str(args.home or folder), *report])
-        return asked.handler(asked)
+    home = args.home or cache_folder() / "demo"  # kept where it is interrupted, so that it goes on
+    report = ["--report", str(args.report)] if args.report else []
+    asked = build_parser().parse_args([*words, "--home", str(home), *report])
+    status = asked.handler(asked)
+    if status != 130 and args.home is None:
+        shutil.rmtree(home, ignore_errors=True)
+    return status
 
 
 def command_export(args: argparse.Namespace) -> int:

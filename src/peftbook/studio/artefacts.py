@@ -148,8 +148,8 @@ def output_rows(studio: Studio, job: Job, record: Record) -> Iterator[dict[str, 
     examples = studio.task(job.project).splits[job.run.evaluation.split]
     names = [name for name, values in record.per_example.items() if len(values) == len(texts)]
     for at, (text, example) in enumerate(zip(texts, examples, strict=False)):
-        asked = {"row": example.id, "input": example.input, "target": example.target, "output": text}
-        yield asked | {name: record.per_example[name][at] for name in names}
+        scores = {name: record.per_example[name][at] for name in names}
+        yield {"row": example.id, "input": example.input, "target": example.target, "output": text, **scores}
 
 
 def command_line(studio: Studio, job: Job) -> str:

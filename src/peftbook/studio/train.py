@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.core.folders import check_free
@@ -35,7 +36,8 @@ def train_on_file(args: argparse.Namespace) -> int:
     single, metrics = read_options(Single, args), read_options(Scoring, args).metrics
     file = OwnFile.read(args.file, read_options(Reading, args))
     run = run_alone(file.task, single)
-    plain = replace(single, method="untuned", seed=0, learning_rate=None, **dict.fromkeys(SIZES))
+    unsized: dict[str, Any] = dict.fromkeys(SIZES)
+    plain = replace(single, method="untuned", seed=0, learning_rate=None, **unsized)
     runs = [run] if run.method == Untuned() else [run_alone(file.task, plain), run]
     studio = Studio(args.home)
     measure = FIRST_MEASURE if run.evaluation.n_generate else "perplexity"

@@ -24,7 +24,7 @@ from peftbook.core import specs
 from peftbook.core.base_models import in_folder
 from peftbook.core.errors import InputError
 from peftbook.core.folders import check_free
-from peftbook.training.models import Loaded, load_model, resolve
+from peftbook.training.models import Loaded, check_reachable, load_model, resolve
 from peftbook.training.products import TORCH_DTYPES
 from peftbook.views.export.gguf_tokenizer import add_tokenizer
 
@@ -65,6 +65,7 @@ class Written(NamedTuple):
 def base_config(model: specs.Model) -> Any:
     """A model's configuration, read alone. Raises InputError if there is none, or if it cannot be written here."""
     source, revision = resolve(model)
+    check_reachable(model)
     try:
         config = AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
     except (OSError, ValueError) as error:

@@ -180,7 +180,8 @@ def template_parting(first: Road, other: Road) -> str:
         return "" if one.eos_token_id == two.eos_token_id else f"the end is {two.eos_token!r}, not {one.eos_token!r}"
     start = one.bos_token_id
     if start is not None and all(a in ([start, *b], b[1:]) for a, b in pairs):
-        return f"{one.bos_token!r} at the start is {'missing' if pairs[0][0][:1] == [start] else 'added, or twice'}"
+        how = "missing" if len(pairs[0][0]) > len(pairs[0][1]) else "added, or twice"
+        return f"{one.bos_token!r} at the start is {how}"
     if one.get_added_vocab() != two.get_added_vocab():
         names = sorted(set(one.get_added_vocab().items()) ^ set(two.get_added_vocab().items()))
         return f"added tokens differ: {', '.join(f'{name!r} ({at})' for name, at in names[:4])}"
