@@ -24,7 +24,7 @@ from peftbook.core.exchange import ZIP_DATE, files_of, receive_record
 from peftbook.core.options import words_of
 from peftbook.core.progress import duration
 from peftbook.core.records import Record, Store, write_atomically
-from peftbook.decision import Row, compare
+from peftbook.decision import MEASURES, Row, compare
 from peftbook.methods.untuned import Untuned
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill
@@ -238,7 +238,8 @@ def scores_of(studio: Studio, job: Job, record: Record) -> tuple[Row, Row | None
     ]
     plain = [found for one in alike if one != run and (found := store.get(one)) is not None][:1]
     examples = studio.task(job.project).splits[run.evaluation.split]
-    rows = compare([record, *plain], {}, examples, measure="perplexity").rows
+    measure = next((one.name for one in MEASURES.values() if one.column in record.per_example), "perplexity")
+    rows = compare([record, *plain], {}, examples, measure=measure).rows
     own = next(row for row in rows if row.run == run)
     return own, next((row for row in rows if row is not own), None)
 
