@@ -240,7 +240,7 @@ def scores_of(studio: Studio, job: Job, record: Record) -> tuple[Row, Row | None
     examples = studio.task(job.project).splits[run.evaluation.split]
     measure = next((one.name for one in MEASURES.values() if one.column in record.per_example), "perplexity")
     rows = compare([record, *plain], {}, examples, measure=measure).rows
-    own = next(row for row in rows if row.run == run)
+    own = next(row for row in rows if record.key in row.runs)
     return own, next((row for row in rows if row is not own), None)
 
 
