@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import wait_for
-from studio_home import colours_project, finish, small_run
+from studio_home import SMALL, colours_project, finish, small_run
 
 from peftbook import cli
 from peftbook.core import specs
@@ -36,6 +37,7 @@ from peftbook.studio.terminal import Ticker, progress_line
 from peftbook.studio.tuning import Tuning, is_trial
 from peftbook.tasks.columns import guess_columns
 from peftbook.tasks.files import examine, read_file
+from peftbook.training.models import load_model
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -117,7 +119,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(interrupted, decided):
     assert "Traceback" not in interrupted.err and interrupted.workers == []
     off = interrupted.states.count("cancelled")
     assert set(interrupted.states) <= {"cancelled", "done"} and f"{off} taken off the queue" in interrupted.err
-    assert [job.state for job in decided.jobs] == ["done", "done"] and f"{off} runs to compute" in decided.err
+    assert [job.state for job in decided.jobs] == ["done", "done"] and f"{off} run" in decided.err
 
 
 @pytest.mark.model
@@ -215,8 +217,29 @@ def alone(place: Path, out: Path, *more: str) -> list[str]:
 
 def trained(out: Path) -> tuple[str, set[str]]:
     """Key of the record in a folder that `train` made, and the names beside it."""
-    (record,) = Store(out).all()
-    return record.key, {path.name for path in out.iterdir()}
+    (record,) = Store(out / "record").all()
+    return record.key, {str(path.relative_to(out)) for path in out.rglob("*")}
+
+
+def check_travels(out: Path, moved: Path, capsys) -> None:
+    """The folder names no place of this machine, peft loads it from elsewhere, its card has intervals, and it chats."""
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    shutil.copytree(out, moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "small-llama"
+    PeftModel.from_pretrained(load_model(SMALL).model, moved)
+    assert AutoTokenizer.from_pretrained(moved).chat_template
+    card = (moved / "README.md").read_text()
+    assert "perplexity: " in card and " to " in card and "untuned" in card and "licence of the base" in card
+    rows = [json.loads(line) for line in (moved / "outputs.jsonl").read_text().splitlines()]
+    assert rows and all(row["input"] and row["target"] and "output" in row for row in rows)
+    capsys.readouterr()
+    asked = ["chat", str(moved), "--against", "small-llama", "--message", "red blue 7", "--max-new-tokens", "4"]
+    assert cli.main(asked) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"{moved}: ") and any(line.startswith("small-llama: ") for line in told)
 
 
 @pytest.mark.model
@@ -227,8 +250,10 @@ def test_train_and_compare_find_each_others_runs(place, decided, worker, tmp_pat
     before = {job.key for job in studio.jobs()}
     assert cli.main(alone(place, tmp_path / "one", "--seed", "1")) == 0
     key, names = trained(tmp_path / "one")
-    assert {"adapter", f"{key[:12]}.json", f"{key[:12]}.texts.json.gz"} <= names
-    assert "1 runs to compute" in capsys.readouterr().err
+    assert {"adapter_model.safetensors", "README.md", "outputs.jsonl", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {f"record/{key[:12]}.json", f"record/{key[:12]}.texts.json.gz"} <= names
+    out, err = capsys.readouterr()
+    assert "1 run to compute" in err and "untuned" in out and "e+0" not in out
     monkeypatch.setattr(foreground, "start_worker", lambda *_: pytest.fail("a worker was started for a run at hand"))
     assert cli.main(command(place, "--seeds", "2", "--json")) == 0
     assert "runs to compute" not in capsys.readouterr().err
@@ -237,7 +262,7 @@ def test_train_and_compare_find_each_others_runs(place, decided, worker, tmp_pat
     other, its_names = trained(tmp_path / "two")
     assert trained(tmp_path / "again") == (key, names) and other in {job.key for job in decided.jobs} and other != key
     assert {name.replace(other[:12], key[:12]) for name in its_names} == names
-    assert (tmp_path / "two/adapter/adapter_config.json").is_file()
+    check_travels(tmp_path / "two", tmp_path / "moved", capsys)
     assert {job.key for job in studio.jobs()} == before | {key}
 
 
@@ -385,6 +410,23 @@ def test_a_trial_that_diverged_is_told_only_where_nothing_came_of_its_race(tmp_p
     while waits := [job for job in studio.jobs(plan=plan) if job.state == "queued"]:
         finish(studio, waits[0], 1.0)
     assert foreground.noted_failures(studio.jobs(plan=plan)) == []
+
+
+def test_a_loss_that_rises_or_stands_still_is_told_early():
+    """Within the first twentieth; one that falls is not, nor one whose first steps were not seen."""
+    noise = [0.1 * (-1) ** at for at in range(12)]
+    curves = {
+        "rises": [3.1, *[10.803] * 11],
+        "stands still": [3.0 + extra for extra in noise],
+        "": [3.0 - 0.2 * at + extra for at, extra in enumerate(noise)],
+    }
+    for said, losses in curves.items():
+        words = foreground.loss_words(list(enumerate(losses, start=1)), 240)
+        assert said in words and bool(words) == bool(said)
+        assert foreground.loss_words(list(enumerate(losses, start=100)), 240) == ""
+    assert "after 12 of 240 steps the loss is 10.803" in foreground.loss_words(
+        list(enumerate([*curves["rises"], *[1.0] * 50], start=1)), 240
+    )
 
 
 def a_job(state: str, **fields) -> Job:

@@ -33,9 +33,9 @@ def command_recipe(args: argparse.Namespace) -> int:
     import shlex
 
     from peftbook.core.base_models import model_named
+    from peftbook.core.folders import check_free
     from peftbook.core.options import read_options
     from peftbook.decision.recipe.advice import advise
-    from peftbook.decision.recipe.folder import check_free
     from peftbook.memory.fit import bytes_of_card, card_note
     from peftbook.memory.known_shapes import hub_id
     from peftbook.studio.own_file import OwnFile

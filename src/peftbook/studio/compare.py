@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.core.folders import check_writable
 from peftbook.core.options import read_options, words_of
 from peftbook.core.records import write_atomically
 from peftbook.decision import check_choices
@@ -79,6 +80,7 @@ def judging_of(args: argparse.Namespace) -> Judging:
             raise InputError(f"{str(path)!r} cannot be written: name a file in a folder that exists.")
         if path.absolute() == args.file.absolute():
             raise InputError(f"{str(path)!r} is the data itself: name another file for the result.")
+        check_writable(path)
     return judging
 
 

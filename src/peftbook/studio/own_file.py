@@ -11,7 +11,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.foreground import note, wait_for, worker_ahead
+from peftbook.studio.foreground import TRAIN, note, wait_for, worker_ahead
 from peftbook.studio.settings import Guessed, Reading, Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
@@ -86,6 +86,8 @@ def compute(
     project, tuning, likely, new = inspect_file(studio, file, runs, settings)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
+    if new and plan == TRAIN:
+        measure_machine(new[0].platform)
     with worker_ahead(studio, len(new)):
         too_long = refuse_misfits(file.task, likely, new, settings, measure)
     runs = [run for run in runs if run.key not in too_long]
@@ -106,7 +108,16 @@ def dry_run(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: 
     _, _, likely, new = inspect_file(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
-    refuse_misfits(file.task, likely, new, settings, measure)
+    refuse_misfits(file.task, likely, new, settings, measure, anew=True)
+
+
+def measure_machine(platform: str) -> None:
+    """Measure how fast this machine is unless that is known, before a worker makes it busy; later plans have it."""
+    from peftbook.training.preflight import known_rates, rates_beside
+
+    if known_rates(platform) is None:
+        note("Measuring how fast this machine is, once.")
+        rates_beside(platform, 1)
 
 
 def refuse_misfits(
@@ -115,22 +126,24 @@ def refuse_misfits(
     new: Sequence[specs.Run],
     settings: Settings | None = None,
     measure: str = FIRST_MEASURE,
+    anew: bool = False,
 ) -> set[str]:
     """Raises InputError if a run that must be computed cannot be run on this machine; says how long they will take, and
     where they do not pass over all rows. Returns the keys of runs without training that are left out, which is said:
     their solved examples are too long.
 
     new: of the runs those that must be computed.  settings: of the runs; where all are new and take long, the options
-    of a smaller plan are said too.  measure: what will decide.
+    of a smaller plan are said too.  measure: what will decide.  anew: measure this machine, if it was not yet.
     """
     if not new:
         return set()
     from peftbook.core.quiet import quieten_libraries
+    from peftbook.runtime.doctor import gib
     from peftbook.studio.assistant import memory_for
     from peftbook.studio.preflight import coverage_words, preflight
 
     quieten_libraries()
-    checks = preflight(task, new, memory_for(new), measure=False)  # it can take longer than the runs
+    checks = preflight(task, new, memory_for(new), measure=anew)  # it can take longer than the runs
     shown = {run.key for run in new if run.method.examples_shown}
     too_long = {check.key for check in checks if check.key in shown and not check.fits}
     for check in checks:
@@ -140,11 +153,14 @@ def refuse_misfits(
             note(f"Left out: {check.label}. {check.words}")
     checks = tuple(check for check in checks if check.key not in too_long)
     runs, new = ([run for run in part if run.key not in too_long] for part in (runs, new))
-    about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else ""
-    cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
     if not new:
         return too_long
-    note(f"{len(new)} runs to compute{about}{cached}.")
+    unknown = ", for how long is not known: `peftbook doctor` measures this machine while it is idle"
+    about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else unknown
+    peak = max((check.peak_bytes for check in checks if check.peak_bytes is not None), default=None)
+    about += f", each in at most {gib(peak)} of memory" if peak is not None else ""
+    cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
+    note(f"{len(new)} run{'s' * (len(new) != 1)} to compute{about}{cached}.")
     for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task, measure), measure))):
         note(words)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:

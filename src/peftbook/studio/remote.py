@@ -96,7 +96,7 @@ def refuse_misfits(check: dict[str, Any]) -> None:
         if not one["fits"]:
             raise InputError(f"{one['label'] or 'A run'} cannot be run there. {one['words']}")
     about = f", about {duration(check['seconds'])}" if check["seconds"] else ""
-    note(f"{len(check['checks'])} runs to compute{about}.")
+    note(f"{len(check['checks'])} run{'s' * (len(check['checks']) != 1)} to compute{about}.")
     for words in check["words"]:
         note(words)
 
