@@ -37,7 +37,8 @@ class Declared:
     def value(self) -> Any:
         """The installed library's, or the table's where the library is not there or has no plain value."""
         owners = [declared_in(where) for where in self.classes]
-        found = next((owner[self.name] for owner in owners if self.name in owner), self.fallback)
+        known = (owner[self.name] for owner in owners if self.name in owner)
+        found = next(known, self.fallback) if owners[0] else self.fallback
         return self.if_none if found is None else found
 
     @property
