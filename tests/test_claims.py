@@ -319,12 +319,13 @@ def test_no_variant_is_judged_before_its_family_is_there(tmp_path):
 
 
 @pytest.mark.parametrize(("apart", "outcome"), [(0.0, "undecided"), (0.05, "equivalent")])
-def test_dora_is_equal_only_where_another_variant_parts_from_lora(tmp_path, apart, outcome):
-    """Where no variant differs from LoRA, a method that does not differ has not been compared."""
+def test_dora_is_equal_only_where_some_rate_parts_it_from_lora(tmp_path, apart, outcome):
+    """Two methods that no rate of the grid can tell apart have not been compared."""
     store = Store(tmp_path)
 
     def loss(run):
-        return 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4)) - apart * is_pissa(run)
+        rate = run.budget.learning_rate
+        return 1.5 + 0.02 * abs(math.log(rate / 8e-4)) + apart * (rate == 3.2e-3 and getattr(run.method, "dora", False))
 
     complete(store, get_study("dora").runs, loss, lambda run: falling(1.0))
     assert get_study("dora").verdict(store).outcome == outcome
