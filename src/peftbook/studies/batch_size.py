@@ -57,7 +57,7 @@ TOKENS = 116_167  # of these examples by the small Llama's tokenizer: every run 
 MARGIN = margins.LOSS
 BEARABLE = MARGIN / 4  # shortfall of a grid
 ARMS = {"full": "Full fine-tuning", "r16": "LoRA, r = 16"}
-CONTRARY = "the control says the opposite: at equal steps LoRA pays surely less, so that it pays for few steps"
+CONTRARY = "the control says the opposite: at equal steps LoRA pays surely less"
 MIDDLES = {2: 3, 8: 4, 32: 5}  # batch → k of the middle rate of LoRA, 2e-4 · 2^k
 
 
