@@ -71,14 +71,13 @@ def summary(found: Comparison, job: Job) -> str:
     """The scores of a job beside the untuned model's, and what training it took."""
     row = next(one for one in found.rows if one.run == job.run)
     plain = next((one for one in found.rows if one.plain and one is not row), None)
-    labels = {one.name: one.label for one in found.measures}
+    measures = {one.name: one for one in found.measures}
     headers = ["", f"{row.label} (95 %)", *(["untuned", "difference (95 %)"] if plain else [])]
     cells = []
     for name, score in row.scores.items():
-        beside = (
-            [] if plain is None else [digits(plain.scores.get(name), name), difference(row.against_untuned.get(name))]
-        )
-        cells.append([labels[name], f"{digits(score, name)} ({ends(score, name)})", *beside])
+        against = f"{difference(row.against_untuned.get(name))} {measures[name].unit}".rstrip()
+        beside = [] if plain is None else [digits(plain.scores.get(name), name), against]
+        cells.append([measures[name].label, f"{digits(score, name)} ({ends(score, name)})", *beside])
     costs = [f"{number(row.trainable_parameters)} trained parameters", f"trained in {duration(row.train_seconds)}",
              f"peak memory {size(row.peak_memory_bytes)}"]  # fmt: skip
     head = f"On {found.test_examples:,} test examples:"
