@@ -236,6 +236,22 @@ def test_a_control_at_equal_steps_that_says_the_opposite_decides(tmp_path, behin
     assert (found.outcome, bool(found.held)) == (outcome, outcome == "undecided"), found.sentence
 
 
+@pytest.mark.parametrize(
+    ("full", "lora", "outcome"),
+    [(-0.8, -0.9, "reproduced"), (-0.8, -0.79, "reproduced"), (-0.8, -0.7, "refuted"), (0.0, -0.01, "undecided")],
+)
+def test_equal_steps_ask_whether_a_large_batch_sets_lora_further_back(tmp_path, full, lora, outcome):
+    """The difference of two changes; where the larger batch is worth nothing to either arm nothing is asked."""
+    store, study = Store(tmp_path), get_study("batch_steps")
+    few_cost = 0.9
+    complete(store, study.runs, batch_loss(few_cost + full, few_cost + lora), examples=200)
+    found, known = study.verdict(store), study.quantities(store)
+    assert (found.outcome, bool(found.held)) == (outcome, outcome == "undecided"), found.sentence
+    assert [known[name].value for name in found.quantities] == pytest.approx([lora - full, full, lora], abs=2e-3)
+    budgets = {run.budget.batch_size: run.budget.tokens / run.budget.batch_size for run in study.runs(store)}
+    assert budgets[2] == pytest.approx(budgets[32], rel=1e-4), "equal steps"
+
+
 @settings(max_examples=6, deadline=None)
 @given(st.permutations([0.0, 0.001, 0.002, 0.003]))
 def test_a_finer_grid_could_not_take_a_difference_of_costs_out_of_its_interval(tmp_path_factory, offsets):
@@ -303,12 +319,13 @@ def test_no_variant_is_judged_before_its_family_is_there(tmp_path):
 
 
 @pytest.mark.parametrize(("apart", "outcome"), [(0.0, "undecided"), (0.05, "equivalent")])
-def test_dora_is_equal_only_where_another_variant_parts_from_lora(tmp_path, apart, outcome):
-    """Where no variant differs from LoRA, a method that does not differ has not been compared."""
+def test_dora_is_equal_only_where_some_rate_parts_it_from_lora(tmp_path, apart, outcome):
+    """Two methods that no rate of the grid can tell apart have not been compared."""
     store = Store(tmp_path)
 
     def loss(run):
-        return 1.5 + 0.02 * abs(math.log(run.budget.learning_rate / 8e-4)) - apart * is_pissa(run)
+        rate = run.budget.learning_rate
+        return 1.5 + 0.02 * abs(math.log(rate / 8e-4)) + apart * (rate == 3.2e-3 and getattr(run.method, "dora", False))
 
     complete(store, get_study("dora").runs, loss, lambda run: falling(1.0))
     assert get_study("dora").verdict(store).outcome == outcome

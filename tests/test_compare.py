@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,19 +19,25 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import wait_for
-from studio_home import colours_project, finish, small_run
+from studio_home import SMALL, colours_project, finish, small_run
 
 from peftbook import cli
 from peftbook.core import specs
+from peftbook.core.errors import InputError
 from peftbook.core.options import read_options
 from peftbook.core.records import Store
+from peftbook.decision.recipe import advice
 from peftbook.methods.lora import LoRA
 from peftbook.studio import foreground, own_file, preflight
+from peftbook.studio.data_checks import notes_of
 from peftbook.studio.plan import plan as planned
-from peftbook.studio.settings import Reading, Settings
+from peftbook.studio.settings import Guessed, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.terminal import Ticker, progress_line
 from peftbook.studio.tuning import Tuning, is_trial
+from peftbook.tasks.columns import guess_columns
+from peftbook.tasks.files import examine, read_file
+from peftbook.training.models import load_model
 
 ROWS = 40
 SETTINGS = ("--input", "phrase", "--target", "entry", "--models", "small-llama", "--methods", "untuned,prompt",
@@ -112,7 +119,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(interrupted, decided):
     assert "Traceback" not in interrupted.err and interrupted.workers == []
     off = interrupted.states.count("cancelled")
     assert set(interrupted.states) <= {"cancelled", "done"} and f"{off} taken off the queue" in interrupted.err
-    assert [job.state for job in decided.jobs] == ["done", "done"] and f"{off} runs to compute" in decided.err
+    assert [job.state for job in decided.jobs] == ["done", "done"] and f"{off} run" in decided.err
 
 
 @pytest.mark.model
@@ -210,8 +217,29 @@ def alone(place: Path, out: Path, *more: str) -> list[str]:
 
 def trained(out: Path) -> tuple[str, set[str]]:
     """Key of the record in a folder that `train` made, and the names beside it."""
-    (record,) = Store(out).all()
-    return record.key, {path.name for path in out.iterdir()}
+    (record,) = Store(out / "record").all()
+    return record.key, {str(path.relative_to(out)) for path in out.rglob("*")}
+
+
+def check_travels(out: Path, moved: Path, capsys) -> None:
+    """The folder names no place of this machine, peft loads it from elsewhere, its card has intervals, and it chats."""
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    shutil.copytree(out, moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "small-llama"
+    PeftModel.from_pretrained(load_model(SMALL).model, moved)
+    assert AutoTokenizer.from_pretrained(moved).chat_template
+    card = (moved / "README.md").read_text()
+    assert "perplexity: " in card and " to " in card and "untuned" in card and "licence of the base" in card
+    rows = [json.loads(line) for line in (moved / "outputs.jsonl").read_text().splitlines()]
+    assert rows and all(row["input"] and row["target"] and "output" in row for row in rows)
+    capsys.readouterr()
+    asked = ["chat", str(moved), "--against", "small-llama", "--message", "red blue 7", "--max-new-tokens", "4"]
+    assert cli.main(asked) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"{moved}: ") and any(line.startswith("small-llama: ") for line in told)
 
 
 @pytest.mark.model
@@ -222,8 +250,10 @@ def test_train_and_compare_find_each_others_runs(place, decided, worker, tmp_pat
     before = {job.key for job in studio.jobs()}
     assert cli.main(alone(place, tmp_path / "one", "--seed", "1")) == 0
     key, names = trained(tmp_path / "one")
-    assert {"adapter", f"{key[:12]}.json", f"{key[:12]}.texts.json.gz"} <= names
-    assert "1 runs to compute" in capsys.readouterr().err
+    assert {"adapter_model.safetensors", "README.md", "outputs.jsonl", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {f"record/{key[:12]}.json", f"record/{key[:12]}.texts.json.gz"} <= names
+    out, err = capsys.readouterr()
+    assert "1 run to compute" in err and "untuned" in out and "e+0" not in out
     monkeypatch.setattr(foreground, "start_worker", lambda *_: pytest.fail("a worker was started for a run at hand"))
     assert cli.main(command(place, "--seeds", "2", "--json")) == 0
     assert "runs to compute" not in capsys.readouterr().err
@@ -232,7 +262,7 @@ def test_train_and_compare_find_each_others_runs(place, decided, worker, tmp_pat
     other, its_names = trained(tmp_path / "two")
     assert trained(tmp_path / "again") == (key, names) and other in {job.key for job in decided.jobs} and other != key
     assert {name.replace(other[:12], key[:12]) for name in its_names} == names
-    assert (tmp_path / "two/adapter/adapter_config.json").is_file()
+    check_travels(tmp_path / "two", tmp_path / "moved", capsys)
     assert {job.key for job in studio.jobs()} == before | {key}
 
 
@@ -382,6 +412,23 @@ def test_a_trial_that_diverged_is_told_only_where_nothing_came_of_its_race(tmp_p
     assert foreground.noted_failures(studio.jobs(plan=plan)) == []
 
 
+def test_a_loss_that_rises_or_stands_still_is_told_early():
+    """Within the first twentieth; one that falls is not, nor one whose first steps were not seen."""
+    noise = [0.1 * (-1) ** at for at in range(12)]
+    curves = {
+        "rises": [3.1, *[10.803] * 11],
+        "stands still": [3.0 + extra for extra in noise],
+        "": [3.0 - 0.2 * at + extra for at, extra in enumerate(noise)],
+    }
+    for said, losses in curves.items():
+        words = foreground.loss_words(list(enumerate(losses, start=1)), 240)
+        assert said in words and bool(words) == bool(said)
+        assert foreground.loss_words(list(enumerate(losses, start=100)), 240) == ""
+    assert "after 12 of 240 steps the loss is 10.803" in foreground.loss_words(
+        list(enumerate([*curves["rises"], *[1.0] * 50], start=1)), 240
+    )
+
+
 def a_job(state: str, **fields) -> Job:
     """A job of no project."""
     return Job(
@@ -446,7 +493,7 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
     """In one line before anything is queued; nothing is said where the hour is kept, or where runs are given whole."""
     args = cli.build_parser().parse_args([*command(place), "--seeds", "3"])
     settings = read_options(Settings, args)
-    task = own_file.OwnFile.read(args.file, read_options(Reading, args)).task
+    task = own_file.OwnFile.read(args.file, read_options(Guessed, args)).task
     runs = planned(task, settings)
 
     def said(seconds: float, settings: Settings | None) -> str:
@@ -457,6 +504,52 @@ def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, caps
 
     assert "A smaller plan would take about" in said(1800.0, settings) and "--seeds 1\n" in said(1800.0, settings)
     assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
+
+
+def test_examples_that_are_too_long_are_left_out_and_nothing_else_is(place, capsys, monkeypatch):
+    """A comparison by default is not refused for them; a run of theirs alone is."""
+    args = cli.build_parser().parse_args(command(place))
+    task = own_file.OwnFile.read(args.file, read_options(Guessed, args)).task
+    settings = Settings(models=(specs.Model(name=specs.SMALL_MODEL),), methods=("fewshot", "prompt"), seeds=1)
+    runs = planned(task, settings)
+
+    def check(run: specs.Run, fits: bool) -> preflight.Check:
+        return preflight.Check(run.key, run.method.label, 1, 1, 0, 60.0, 1.0, fits, "" if fits else "Too long.")
+
+    (shown,) = (run for run in runs if run.method.examples_shown)
+    monkeypatch.setattr(preflight, "preflight", lambda _, runs, *__, **___: [check(run, run != shown) for run in runs])
+    assert own_file.refuse_misfits(task, runs, runs, settings) == {shown.key}
+    said = capsys.readouterr().err
+    assert "Left out: 5 examples in the prompt. Too long." in said and "2 runs to compute" in said
+    with pytest.raises(InputError, match="cannot be run here"):
+        own_file.refuse_misfits(task, [shown], [shown])
+
+
+def test_train_compare_and_recipe_say_what_rows_do_not_carry(tmp_path, capsys, monkeypatch):
+    """The sentences of the studio, of columns that nobody named, before anything is trained."""
+    long = [(f"{' '.join(f'word{n}_{k}' for k in range(20))} {end}", f"{n}{end}") for n in range(20) for end in "ab"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in long), encoding="utf-8")
+    _, table = read_file(path)
+    seen = examine(table, guess_columns(table)[0])
+    said = [words for words, kind in notes_of(seen, "{input}") if kind == "warn"]
+    assert [words.split()[0] for words in said] == ["The", "32", "Leakage:"]
+
+    def stop(*_: object, **__: object) -> None:
+        raise InputError("Enough.")
+
+    monkeypatch.setattr(own_file, "refuse_misfits", stop)
+    monkeypatch.setattr(own_file, "worker_ahead", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(advice, "advise", stop)
+    own = ["--home", str(tmp_path / "home")]
+    for words in (
+        ["train", str(path), "--out", str(tmp_path / "out"), *own],
+        ["compare", str(path), *own],
+        ["recipe", str(path), "--model", specs.EMBEDDED_MODEL, "--memory", "8GiB"],
+    ):
+        assert cli.main(words) == 2
+        printed = "".join(capsys.readouterr())
+        assert all(one in printed for one in said) and "'question' is read, 'answer' written." in printed
 
 
 def test_a_worker_begins_while_a_plan_is_judged_and_ends_with_one_that_is_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,14 +19,16 @@ from peftbook.evidence.comparison import paired
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studio.archive import load_project, save_project
-from peftbook.studio.continuing import continue_job
+from peftbook.studio.continuing import continue_job, written
 from peftbook.studio.decisions import project_comparison, whole_report
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.terminal import as_json, show
+from peftbook.studio.trained_model import question
 from peftbook.studio.work import keep_trained, start_of
 from peftbook.tasks import TaskExample
-from peftbook.tasks.files import Split, split_rows
-from peftbook.tasks.table import Caps
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import Split, split_rows, task_from_table, usable_rows
+from peftbook.tasks.table import Caps, read_table
 from peftbook.training import execute as module
 from peftbook.training.execute import Watch, execute, prepare
 from peftbook.training.forward import trainable_state
@@ -55,6 +59,22 @@ def test_later_rows_are_trained_on_and_change_nothing_else(first, later, seed):
     assert all(one.input in {row.input for row in held} or one.group in {row.group for row in held} for one in left)
     with pytest.raises(InputError, match="are to be split"):
         split_rows(rows, Split(first=len(rows) + 1))
+
+
+def test_chats_go_on_and_are_tried_as_chats():
+    """What is written for a project that goes on has the turns; a test row that is tried has them, a typed text what
+    the system says to all.
+    """
+    said = [{"role": role, "content": text} for role, text in (("system", "S"), ("user", "1"), ("assistant", "2"))]
+    asked = ([{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(12))
+    chats = [{"messages": said + last, "who": f"w{n}"} for n, last in enumerate(asked)]
+    table, columns = read_table("\n".join(map(json.dumps, chats)).encode()), Columns("input", "target", group="who")
+    lines, faults = written(table, columns)
+    again = read_table("".join(lines).encode())
+    assert not faults and usable_rows(again, columns) == usable_rows(table, columns)
+    task = task_from_table(table, columns)
+    row = task.splits["test"][0]
+    assert question(task, row.input) == row and question(task, "Hi").turns == (("system", "S"), ("user", "Hi"))
 
 
 # --- a run -----------------------------------------------------------------------------------------------------

@@ -134,6 +134,30 @@ def test_shots_are_whole_turns_before_the_question():
     assert tokenizer.decode(encode_prompt(tokenizer, task, question, shots)) == rendered
 
 
+def test_a_chat_is_read_as_the_template_renders_its_turns():
+    """What the system says stands first, solved examples with their own turns after it; too long a history is named."""
+    tokenizer, task = real_tokenizer(), dataclasses.replace(TASK, instruction="Answer: {input}")
+    said = (("system", "Be brief."), ("user", "1?"), ("assistant", "2"), ("user", "3?"))
+    asked, shot = (TaskExample(name, "…", "4", turns=said) for name in ("one", "two"))
+    turns = task.messages(asked, (shot,))
+    assert [turn["role"][0] for turn in turns] == list("suauauau") and turns[-1]["content"] == "Answer: 3?"
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(encode_prompt(tokenizer, task, asked, (shot,))) == rendered
+    long = dataclasses.replace(asked, turns=(("user", "word " * 100), *said[2:]))
+    with pytest.raises(InputError, match="the turns before its last question: raise max_length"):
+        encode_example(tokenizer, task, long, 64)
+    with pytest.raises(InputError, match="the solved examples before it: leave this method out"):
+        encode_example(tokenizer, task, asked, 64, (long,))
+
+
+def test_turns_that_a_template_refuses_get_a_sentence():
+    """As Gemma's does with what a system says; the template's own reason stands in it."""
+    tokenizer = copy.deepcopy(real_tokenizer())
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    with pytest.raises(InputError, match=r"refuses turns of system, user \(no system\)"):
+        encode_turns(tokenizer, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+
+
 @few
 @given(hostile_text, hostile_text)
 def test_the_target_ends_with_a_labelled_end_of_turn(text, target):

@@ -35,6 +35,7 @@ from peftbook import cli
 from peftbook.core import specs
 from peftbook.core.base_models import model_named
 from peftbook.core.errors import InputError
+from peftbook.methods.untuned import Untuned
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training.models import SMALL_FOLDER, Loaded, load_model
 from peftbook.training.products import TORCH_DTYPES
@@ -138,6 +139,23 @@ def rounded(model, dtype: str):
             if value.dim() > 1:
                 value.copy_(value.to(TORCH_DTYPES[dtype]).float())
     return model
+
+
+def test_an_adapter_names_its_base_by_id_and_revision(tmp_path):
+    """Not by the folder of the cache that it was loaded from; a run beside it knows the base too."""
+    from peftbook.studio.artefacts import base_named
+
+    LoraConfig(base_model_name_or_path="/home/me/.cache/snapshots/x").save_pretrained(tmp_path)
+    hub = specs.Model(name="org/model", revision="abc")
+    (tmp_path / "adapter_config.json").write_text(base_named(hub, tmp_path)["adapter_config.json"])
+    assert gguf_adapter.base_of(tmp_path) == hub
+    base = saved_base(tmp_path / "base")
+    run = specs.Run(model=base, task=specs.Task(name="files", data_sha256="a" * 64), method=Untuned())
+    (tmp_path / "run.json").write_text(run.canonical())
+    assert gguf_adapter.base_of(tmp_path) == base
+    shutil.copy(tmp_path / "base/config.json", tmp_path / "base/other.json")
+    with pytest.raises(InputError, match="was changed"):
+        gguf_adapter.base_of(tmp_path)
 
 
 def test_interleaved_rows_are_turned_alike():

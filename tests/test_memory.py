@@ -13,8 +13,10 @@ from tiny import Made, first_step, made_once
 
 from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup, bytes_of_text, fit, read_shape, training_step
-from peftbook.memory.fit import GPU_RESERVE, as_json, as_text, largest
+from peftbook.memory.fit import CARDS, GPU_RESERVE, as_json, as_text, bytes_of_card, card_note, largest
+from peftbook.memory.known_shapes import HUB_IDS
 from peftbook.memory.names import OPTIMISER_NAMES, meant
+from peftbook.memory.question import Question, answered
 from peftbook.memory.setup import TARGETS
 from peftbook.memory.shapes import FAMILIES, as_config, quantised_in, shape_from_config
 from peftbook.memory.step import loading
@@ -44,6 +46,7 @@ PUBLISHED = {
     "mistral-small-24b": 23_572_403_200, "olmo-2-7b": 7_298_617_344, "olmo-2-13b": 13_716_198_400,
     "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
     "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "gemma-3-1b": 999_885_952,
+    "gemma-3-270m": 268_098_176, "tinyllama-1.1b": 1_100_048_384, "phi-3-mini-128k": 3_821_079_552,
 }  # fmt: skip
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
@@ -394,6 +397,7 @@ def test_what_fits_with_the_upper_reserve_fits_and_with_the_lower_alone_may():
         said.append(next(word for word in ("does not fit", "may fit", "fits") if f"It {word}:" in as_text(found, "x")))
         assert (found.fits, found.may_fit) == (memory >= most, memory >= least)
         assert found.fits == (found.largest_batch >= 1)
+        assert ("surely fit" in as_text(found, "x")) == (said[-1] == "may fit")
     assert said == ["fits", "may fit", "does not fit"]
 
 
@@ -453,7 +457,10 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
         (lambda: shape_from_config({"model_type": "mamba"}), "'mamba' is not covered"),
         (lambda: shape_from_config({"model_type": "llama", "hidden_size": 64}), "num_hidden_layers"),
         (lambda: read_shape("no-such-model"), "no-such-model"),
-        (lambda: read_shape("meta-llama/Llama-3.1-9B"), "nearest name is 'llama-3.1-8b'"),
+        (lambda: read_shape("meta-llama/Llama-3.1-9B"), "nearest name is 'llama-3.1-8b': save its config.json"),
+        (lambda: shape_from_config({"model_type": "gpt_oss"}), "take qwen3-30b-a3b"),
+        (lambda: Setup(host_weights=True, quantised="int8"), "leave host_weights out"),
+        (lambda: training_step(SMALL, Setup(attention="flash_attention_2", dtype="fp32")), "takes 16 bits"),
         (lambda: shape_from_config(CONFIG | {"num_hidden_layers": True}), "no whole number for num_hidden_layers"),
         (lambda: quantised_in({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "'gptq', which is not"),
         (
@@ -476,6 +483,38 @@ def test_the_held_out_half_is_the_one_that_was_fixed():
 def test_bad_input_names_the_value_and_the_fix(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_card_goes_by_its_name_and_shows_less():
+    """24GB is what torch shows of such a card, and the note says so; other sizes are what they say."""
+    assert bytes_of_card("24GB") == bytes_of_card("24g") == pytest.approx(23.6 * GIB)
+    assert bytes_of_card("24GiB") == bytes_of_card("24") == 24 * GIB and bytes_of_card("100GB") == 100e9
+    assert "23.6 GiB that torch shows" in card_note("24GB") and not card_note("24GiB") + card_note("100GB")
+    for size in CARDS:
+        assert 0.97 * size * GIB < bytes_of_card(f"{size}GB") < size * GIB
+
+
+def test_full_fine_tuning_stays_full_where_coarser_numbers_are_enough():
+    """Changes that keep the method come first, and another method is there to compare."""
+    one = Configuration(SHAPES["mistral-7b"], Setup(method="full", dtype="fp32", autocast=True, seq=1024))
+    for memory, needed in ((80, 1), (40, 2)):
+        first, *others = fit(one, memory * GIB).changes
+        assert "method" not in first.fields and len(first.names) >= needed
+        assert {"dtype": "bf16"}.items() <= first.fields.items() and any("method" in one.fields for one in others)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-70b", "qwen3-30b-a3b"])
+def test_what_no_card_holds_is_shared_with_the_host_or_with_other_cards(name):
+    """Where nothing else helps both are said, and on the card there is less than a tenth of the weights."""
+    setup = Setup(quantised="nf4", targets=TARGETS[:4], checkpointing=True, seq=512, logits="tiled")
+    one = Configuration(SHAPES[name], setup)
+    host, cards = fit(one, 16 * GIB).changes
+    assert host.fields["host_weights"] and cards.fields["devices"] > 1 and max(host.needs, cards.needs) <= 16 * GIB
+    step = training_step(one.shape, replace(setup, host_weights=True))
+    whole, there = (state.numbers(state.state) for state in (training_step(one.shape, setup), step))
+    assert "weights" not in there and "moments" not in there
+    layer = (one.shape.parameters - one.shape.vocab * one.shape.hidden * 2) / one.shape.layers
+    assert there["whole for a while"] < 4 * one.shape.vocab * one.shape.hidden + 2.1 * 2 * layer < whole["weights"] / 4
 
 
 def test_sizes_of_memory_are_read():
@@ -556,6 +595,29 @@ def test_a_setting_that_is_none_is_refused(fields, said):
     with pytest.raises(InputError, match=re.escape(said)):
         Setup(**fields)
     assert Setup(targets=["q_proj"]) == Setup(targets=("q_proj",))
+
+
+def test_a_batch_that_fits_is_never_more_than_the_largest():
+    """Though one row alone may have no fused attention, and then needs more than several."""
+    asked = Question("llama-3.1-8b", "4000GiB", stack="trainer", method="qlora", batch=2, seq=16384, logits="fused")
+    two, one = (answered(replace(asked, batch=rows)).fit.peak.total for rows in (2, 1))
+    assert one > 1.5 * two
+    memory = 1.1 * (two + GPU_RESERVE[1].beside(two)) / GIB
+    found = answered(replace(asked, memory=f"{memory:.0f}GiB")).fit
+    assert found.fits and found.largest_batch >= 2
+
+
+def test_rows_beyond_the_trained_positions_are_counted_with_a_warning():
+    found = answered(Question("llama-2-7b", "80GiB", method="qlora", batch=1, seq=8192))
+    assert found.fit.largest_seq > 8192 and any("4,096 positions" in note for note in found.notes)
+    assert not answered(Question("llama-2-7b", "80GiB", method="qlora", batch=1, seq=4096)).notes
+
+
+def test_a_name_of_the_table_is_an_id_of_the_hub():
+    """So that `fit` and `recipe` take the same names; a revision changes no shape."""
+    assert HUB_IDS.keys() == SHAPES.keys()
+    for name, hub_name in HUB_IDS.items():
+        assert read_shape(hub_name) is read_shape(f"{hub_name}@main") is SHAPES[name]
 
 
 @pytest.mark.parametrize("size", [math.nan, math.inf, -1.0])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from memory_laws import assert_flops, assert_kept, assert_peak, assert_stored
 from tiny import Made, made_once
 
@@ -23,7 +24,7 @@ from peftbook.memory import (
     training_step,
     walk,
 )
-from peftbook.memory.architecture import FAMILIES
+from peftbook.memory.architecture import FAMILIES, NO_SDPA
 from peftbook.memory.fit import as_text
 from peftbook.memory.question import attention_named
 from peftbook.memory.shapes import as_config
@@ -221,15 +222,38 @@ def test_no_fused_attention_is_proposed_where_a_cpu_has_none():
     for device, there in (("cpu", False), ("cuda", True)):
         one = Configuration(SHAPES["gemma-2-2b"], replace(eager, device=device))
         changes = fit(one, 0.9 * one.step.peak().total).changes
-        assert any("fused attention" in change.names for change in changes) == there
+        assert any("flash attention" in change.names for change in changes) == there
 
 
 def test_the_command_takes_the_attention_that_transformers_takes():
-    """Eager where scores are capped, unless a kernel that caps them is asked for."""
-    assert attention_named("auto", capped=True) == attention_named("eager", capped=False) == "eager"
-    assert attention_named("auto", capped=False) == attention_named("flash_attention_2", capped=True) == "sdpa"
-    with pytest.raises(InputError, match="choose eager or flash_attention_2"):
-        attention_named("sdpa", capped=True)
+    """For every family: the class is built with what is asked for and with what is advised, and refuses what we refuse.
+
+    flash-attn is not here: of it the class says whether it takes it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    def built(shape, attention):
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(as_config(shape), attn_implementation=attention)
+
+    for family in FAMILIES:
+        shape = shape_of(family) if family in SIZES else study.shape_of(family)
+        eager = Configuration(shape, suited(shape, Setup(attention="eager", seq=4096, batch=2)))
+        advised = {
+            str(change.fields["attention"])
+            for change in fit(eager, 0.9 * eager.step.peak().total).changes
+            if "attention" in change.fields
+        }
+        assert advised, family
+        for name in (attention_named("auto", family), "eager", *advised):
+            model = built(shape, "eager" if name == "flash_attention_2" else name)
+            assert name != "flash_attention_2" or type(model)._supports_flash_attn
+        if family in NO_SDPA:
+            with pytest.raises(InputError, match="choose eager or flash_attention_2"):
+                attention_named("sdpa", family)
+            with pytest.raises(ValueError, match="does not support"):
+                built(shape, "sdpa")
+        assert (type(built(shape, "eager"))._supports_sdpa is False) == (family in NO_SDPA)
 
 
 def test_a_fused_matrix_is_adapted_whole():

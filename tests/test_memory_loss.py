@@ -10,6 +10,7 @@ from torch.nn import functional
 from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup, training_step
 from peftbook.memory.setup import CHUNK, CHUNKS, TILE
+from peftbook.memory.step import liger_chunk
 from peftbook.training import random_model
 from peftbook.training.forward import causal_model
 from peftbook.training.probes import memory as probes
@@ -81,7 +82,65 @@ def tiled(base, ids, in_hand):
     return -found[0].mean()
 
 
-LOSSES = {"shifted": shifted, "held": held, "narrow": narrow, "chunked": chunked, "tiled": tiled}
+def loop(base, ids, in_hand):
+    """A loop of one's own: the output stays in hand, logits have the model's dtype."""
+    logits = base.lm_head(states_of(base, ids))
+    in_hand.append(logits)
+    return functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
+
+
+class InPlace(torch.autograd.Function):
+    """Liger 0.8, `LigerCrossEntropyFunction`: the gradient takes the place of the logits, in forward."""
+
+    @staticmethod
+    def forward(ctx, logits):
+        ctx.save_for_backward(logits.detach().mul_(0.5))
+        return logits.sum(dtype=torch.float32) * 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0]
+
+
+def in_place(base, ids, in_hand):
+    """As transformers 5's loss, whose `cross_entropy` Liger replaces."""
+    logits = base.lm_head(states_of(base, ids))
+    return InPlace.apply(logits.float() if logits.dtype != torch.float32 else logits)
+
+
+class InForward(torch.autograd.Function):
+    """Liger 0.8, `fused_linear_cross_entropy_forward`: a part of the positions at a time; its kernel works in place."""
+
+    @staticmethod
+    def forward(ctx, states, weight):
+        gradient, for_weight = torch.zeros_like(states), torch.zeros_like(weight) if weight.requires_grad else None
+        for start in range(0, len(states), chunk_of(states, weight)):
+            part = slice(start, start + chunk_of(states, weight))
+            logits = states[part] @ weight.t()
+            gradient[part] = logits @ weight.to(logits.dtype)
+            if for_weight is not None:
+                for_weight += torch.mm(logits.t(), states[part].to(logits.dtype)).float()
+            del logits
+        ctx.save_for_backward(gradient, for_weight)
+        return gradient.sum(dtype=torch.float32) * 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.saved_tensors
+
+
+def chunk_of(states, weight) -> int:
+    return liger_chunk(len(states), replace(SHAPE, vocab=len(weight), hidden=weight.shape[1], head_dim=16))
+
+
+def liger(base, ids, in_hand):
+    return InForward.apply(states_of(base, ids).reshape(-1, base.config.hidden_size), base.lm_head.weight)
+
+
+LOSSES = {
+    "shifted": shifted, "held": held, "narrow": narrow, "chunked": chunked, "tiled": tiled, "loop": loop,
+    "in_place": in_place, "liger": liger,
+}  # fmt: skip
 WAYS = {
     "lora": CPU, "full": replace(CPU, method="full"), "batch": replace(CPU, batch=3),
     "full_autocast": replace(CPU, method="full", dtype="fp32", autocast=True),
@@ -99,6 +158,8 @@ def elsewhere(shape: DecoderShape, setup: Setup) -> tuple[Elsewhere, torch.Tenso
 def test_a_step_needs_what_the_librarys_own_loss_needs(way, logits):
     """What autograd keeps and the allocator's peak, in so many tokens that one position or part more hardly counts."""
     plain = {"autocast": False, "dtype": "bf16"} if logits in ("narrow", "chunked") else {}
+    if logits == "liger":  # a CPU copies factors in 16 bits for products of few rows
+        plain = {"autocast": False, "dtype": "fp32"}
     setup = replace(WAYS[way], logits=logits, seq=2048 if logits == "narrow" else 256, **plain)
     one = Configuration(SHAPE, setup)
     tuned, ids = elsewhere(SHAPE, one.setup)
@@ -120,7 +181,7 @@ def test_a_way_to_compute_the_loss_changes_the_loss_alone():
     base = Setup(quantised="nf4", checkpointing=True, seq=2048, batch=4)
     steps = {
         name: training_step(SHAPES["llama-3.1-8b"], replace(base, logits=name))
-        for name in ("held", "shifted", "whole", "chunked", "narrow", "compiled", "tiled", "fused")
+        for name in ("held", "shifted", "whole", "loop", "in_place", "chunked", "narrow", "compiled", "tiled", "fused")
     }
     assert len({str(step.state) for step in steps.values()}) == 1
     assert len({step.numbers(step.flops)["again"] for step in steps.values()}) == 1

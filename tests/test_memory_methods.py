@@ -14,6 +14,7 @@ from peftbook.core.errors import InputError
 from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup, fit, training_step
 from peftbook.memory.names import METHOD_NAMES, meant
 from peftbook.memory.shapes import FAMILIES, as_config
+from peftbook.memory.stacks import setup_in
 from peftbook.training.probes import memory as probes
 
 pytestmark = [  # peft's calls of names that transformers is giving up
@@ -244,10 +245,9 @@ def test_galore_keeps_what_its_equations_make(optimiser, rank):
     ],
 )
 def test_the_command_line_has_names_for_all(words, fields, capsys):
-    """The peak that it prints is that of the set-up."""
+    """The peak that it prints is that of the set-up in TRL."""
     cli.main(["fit", "--model", "smollm2-135m", "--memory", "24GiB", "--json", *words])
-    setup = Setup(**({"rank": 16, "seq": 1024} | fields))
-    peak = training_step(SHAPES["smollm2-135m"], setup).peak().total
+    peak = training_step(SHAPES["smollm2-135m"], setup_in("trl", **fields)[0]).peak().total
     assert json.loads(capsys.readouterr().out)["peak_bytes"] == round(peak)
 
 

@@ -17,10 +17,10 @@ from peftbook.methods import presets
 from peftbook.methods.lora import LoRA
 from peftbook.studio.pages.form import number_of
 from peftbook.studio.plan import plan, run_alone
-from peftbook.studio.settings import Judging, Reading, Settings, Single, rates_named
+from peftbook.studio.settings import Guessed, Judging, Reading, Settings, Single, rates_named
 from peftbook.tasks.rows import Caps
 
-COMMANDS = {"train": (Reading, Single), "compare": (Reading, Settings, Judging), "studio": (Caps,)}
+COMMANDS = {"train": (Guessed, Single), "compare": (Guessed, Settings, Judging), "studio": (Caps,)}
 GIVEN = {"train": ["x.csv", "--input", "a", "--target", "b", "--out", "y"],
          "compare": ["x.csv", "--input", "a", "--target", "b"], "studio": []}  # fmt: skip
 NAMES = st.text("abcdefghij ", min_size=1).filter(str.strip)
@@ -32,7 +32,7 @@ def test_a_command_without_options_has_the_defaults_of_the_model(name, model):
     """Nothing is said twice that could drift."""
     args = cli.build_parser().parse_args([name, *GIVEN[name]])
     made = read_options(model, args)
-    assert made == (Reading("a", "b") if model is Reading else model())
+    assert made == (Guessed("a", "b") if model is Guessed else model())
     check_bounds(made)
 
 

@@ -208,7 +208,7 @@ GOOD = [{"id": at, "acc": at % 2} for at in range(30)]
     [
         (GOOD[:-2], [], "lacks 2 examples that another file has (the first is '28')"),
         ([*GOOD, GOOD[3]], [], "has example '3' twice: keep one row"),
-        ([{"id": at, "f1": 1.0} for at in range(30)], [], "acc = None for example '0'"),
+        ([{"id": at, "f1": 1.0} for at in range(30)], [], "has no 'acc' for example '0'"),
         ([{"id": at, "acc": None} for at in range(30)], [], "acc = None for example '0'"),
         ([{"id": at, "acc": math.nan} for at in range(30)], [], "acc = nan"),
         ([], [], "has no example"),
@@ -221,6 +221,7 @@ GOOD = [{"id": at, "acc": at % 2} for at in range(30)]
         ([{"id": at, "acc": 10**400} for at in range(30)], [], "acc = 1000"),
         (GOOD, ["--filter", "strict"], "has no example of filter 'strict'"),
         (GOOD, ["--measure", "id"], "'id' names an example"),
+        (GOOD, ["--measure", "f2"], "has no 'f2' for example '0': it takes a number for each; numbers there: "),
         ([{"id": at + 100, "acc": 1} for at in range(30)], ["--common"], "No example is in all files"),
     ],
 )  # fmt: skip

@@ -32,6 +32,8 @@ from peftbook.runtime import precision
 from peftbook.runtime.resources import request_for, shape_of, side_by_side, training_setup
 from peftbook.studies import get_study
 from peftbook.studio import preflight as preflighting
+from peftbook.studio.api.shapes import SettingsBody
+from peftbook.studio.pages.form import PLANS
 from peftbook.studio.pages.plan import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
 from peftbook.studio.preflight import Check, coverage_words, preflight
@@ -212,7 +214,13 @@ def test_many_epochs_of_a_large_file_are_refused_by_their_tokens(monkeypatch):
     monkeypatch.setattr("peftbook.studio.plan.training_tokens", lambda *_: 3_000_000)
     with pytest.raises(InputError, match="more than 100,000,000: choose at most 33 epochs"):
         plan(TASK, Settings(models=(SMALL,), epochs=500.0))
-    assert plan(TASK, Settings(models=(SMALL,), epochs=33.0))[1].budget.tokens == 99e6
+    assert plan(TASK, Settings(models=(SMALL,), methods=("lora",), epochs=33.0))[1].budget.tokens == 99e6
+
+
+def test_examples_in_the_prompt_stand_in_every_default_comparison():
+    """The row that costs no training is there unless somebody leaves it out."""
+    for methods in (Settings.methods, SettingsBody().methods, *(methods for _, _, methods, _, _ in PLANS.values())):
+        assert {"untuned", "fewshot"} <= {*methods}
 
 
 # --- preflight -------------------------------------------------------------------------------------------------

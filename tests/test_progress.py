@@ -113,6 +113,14 @@ def test_a_log_has_a_line_at_the_start_of_each_phase_and_one_now_and_then():
     ]
 
 
+def test_a_line_of_a_log_has_an_end():
+    """However many runs are computed at once, and however long their labels are."""
+    log = io.StringIO()
+    Display("x" * 1000, log, Clock())(Phase("loading"))
+    (line,) = log.getvalue().splitlines()
+    assert len(line) <= 150 and line.endswith("…")
+
+
 def test_a_log_shows_life_while_nothing_is_counted(monkeypatch):
     """Half an hour of one batch is no silence: the thread goes on saying how long it has been."""
     monkeypatch.setattr("peftbook.core.progress.LOG_SECONDS", 0.5)

@@ -37,6 +37,7 @@ from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
 from peftbook.studies.chosen_rates import learning_rate_for
+from peftbook.tasks import TaskData, TaskExample
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, task_from_table
 from peftbook.training import random_model
@@ -224,6 +225,40 @@ def test_rows_reach_the_trainer_as_they_were(tmp_path):
     assert "Say $what" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|im_end|>\n{% endgeneration %}{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")
+def test_every_answer_of_a_chat_has_a_loss_and_nothing_else(tmp_path):
+    """By TRL's masks where the template has marks, by rendering turn by turn where it has none: the same labels."""
+    pytest.importorskip("trl")
+    said = ("system", "Be brief."), ("user", "1?"), ("assistant", "two"), ("user", "3?")
+    rows = tuple(TaskExample(f"{n}", f"{n}", f"four {n}", turns=said) for n in range(4))
+    chats = TaskData("own", 1, "{input}", dict.fromkeys(("train", "validation", "test"), rows), (), "")
+    recipe, train = written(SHRUNK["llama"], Setup(), tmp_path, chats)
+    tokenizer = train.load_tokenizer()
+    assert recipe.every_answer and "{% generation" not in tokenizer.chat_template
+    marked = train.load_tokenizer()
+    marked.chat_template = MARKED
+    asked, found = train.parser().parse_args([]), []
+    for each in (tokenizer, marked):
+        row = train.trainer_of(train.load_model(), each, asked).train_dataset[0]
+        found.append((row["input_ids"], row["labels"]))
+    assert found[0] == found[1]
+    graded = [token for token in found[0][1] if token != -100]
+    assert tokenizer.decode(graded) == "two<|im_end|>\nfour 0<|im_end|>\n"
+    tokenizer.chat_template = MARKED.replace("{% generation %}", "{% if loop.last %}>{% endif %}").replace(
+        "{% endgeneration %}", ""
+    )
+    with pytest.raises(SystemExit, match="has no generation marks, TRL has none for it"):
+        train.rows_of("train", tokenizer)
+
+
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore")
@@ -287,7 +322,8 @@ def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
     ("words", "said"),
     [
         (["--memory", "much"], "'much' is no size of memory"),
-        (["--model", "llama-3.1-8b"], "neither a folder nor a hub id"),
+        (["--model", "llama-3.1-9b"], "neither a folder nor a hub id"),
+        (["--memory", "4GiB", "--model", "llama-3.1-8b"], "meta-llama/Llama-3.1-8B-Instruct does not surely fit in 4"),
         (["--memory", "4GiB", "--model", "meta-llama/Llama-3.1-8B-Instruct"], "does not surely fit in 4 GiB"),
         (["--input", "nothing", "--target", "team"], "no column 'nothing'"),
     ],

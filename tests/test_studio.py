@@ -144,7 +144,7 @@ def session(visit, running) -> SimpleNamespace:
     page.wait_for_selector("button[name=queue]", timeout=PATIENCE)
     page.click("button[name=queue]")
     page.wait_for_selector(".job-running .bar", timeout=PATIENCE)
-    until(page, "document.querySelectorAll('.job-done').length === 2", timeout=PATIENCE)
+    until(page, "document.querySelectorAll('.job-done').length === 3", timeout=PATIENCE)
     page.wait_for_selector(".job svg.curve")
     project = f"/projects/{page.url.split('/projects/')[1].partition('/')[0]}"
     return SimpleNamespace(page=page, troubles=troubles, findings=findings, project=project)
@@ -166,7 +166,7 @@ def test_the_decision_is_words_first_and_sorts(session):
     page = session.page
     open_step(page, "decision")
     assert len(page.inner_text(".verdict .words")) > 40
-    assert page.locator("table.decision tbody tr").count() == 2 and page.locator(".pareto svg").count() == 2
+    assert page.locator("table.decision tbody tr").count() == 3 and page.locator(".pareto svg").count() == 2
     heads = page.locator("table.decision th button")
     heads.nth(3).click()
     first = page.locator("table.decision tbody tr").first.inner_text()
@@ -381,9 +381,9 @@ def test_the_page_survives_a_killed_web_process(session, running):
     while time.monotonic() < deadline:
         with contextlib.suppress(Exception):
             open_step(page, "files")
-            if page.locator(".take li").count() == 2:
+            if page.locator(".take li").count() == 3:
                 break
-    assert page.locator(".take li").count() == 2
+    assert page.locator(".take li").count() == 3
 
 
 def test_the_web_process_holds_no_torch(running, session):

@@ -35,7 +35,12 @@ HOSTILE = '<img src=x onerror="window.hacked=1">'
 SUMS = [b"What is %d and one?,It is %d\n" % (n, n + 1) for n in range(400)]
 ROWS = b"question,answer\n" + b"".join(SUMS[:40])
 STEPS = ("data", "plan", "runs", "decision", "try", "files")
-MINE = {"models": [specs.SMALL_MODEL], "tokens": "300", "max_new_tokens": "4"}  # of a plan
+MINE = {
+    "models": [specs.SMALL_MODEL],
+    "methods": ["untuned", "lora"],
+    "tokens": "300",
+    "max_new_tokens": "4",
+}  # of a plan
 
 
 @pytest.fixture

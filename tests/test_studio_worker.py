@@ -656,7 +656,7 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
     card = zipfile.ZipFile(artefacts.adapter_zip(studio, jobs["lora"])).read("README.md").decode()
     assert card.startswith('---\nlicense: mit\nbase_model: "small-llama"\nlibrary_name: peft\n---\n')
     said = ("all-MiniLM-L6-v2", "rougeL", "peftbook compare", "48 train, 6 validation, 6 test", "licence of the base")
-    for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak_memory_bytes"):
+    for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak memory"):
         assert must in card
     assert "Mix red" not in card and "<b>" not in card and "[x](y)" not in card
     job = replace(jobs["lora"], run=jobs["lora"].run.model_copy(update={"model": specs.Model()}))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from peftbook.core.errors import InputError
 from peftbook.tasks import similarity
+from peftbook.tasks.cautions import cautions
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Split, examine, split_examples, task_from_table, usable_rows
 from peftbook.tasks.table import Caps, read_table
@@ -116,6 +117,10 @@ def test_chats_of_both_formats_become_instruction_input_and_target():
     for content in ("\n".join(map(json.dumps, chats)).encode(), parquet(pa.Table.from_pylist(chats))):
         table = read_table(content)
         assert table.columns == ("instruction", "input", "target", "id") and table.rows == wanted
+        assert table.turns == (
+            (("system", "Be brief."), ("user", "Hi")),
+            (("user", "1?"), ("assistant", "2"), ("user", "3?")),
+        )
         assert table.format == "chat" and guess_columns(table)[0] == Columns("input", "target", "instruction")
 
 
@@ -124,9 +129,12 @@ def test_chats_of_both_formats_become_instruction_input_and_target():
     [
         ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "no user turn"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "role 'narrator'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "calls tools"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}]}, "offers tools"),
         ({"messages": [{"role": "user", "content": None}]}, "without text"),
         ({"messages": ["x"]}, "no object"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "role \"['user']\""),
         ({"text": "x"}, "no list of"),
     ],
 )
@@ -136,6 +144,82 @@ def test_a_chat_that_teaches_nothing_is_a_fault(chat, problem):
     table = read_table("\n".join(map(json.dumps, [good, chat, good])).encode())
     assert table.numbers == (1, 3) and [fault.row for fault in table.faults] == [2]
     assert problem in table.faults[0].problem
+
+
+def spoken(*texts, first="user", keys=("role", "content"), names=("user", "assistant")):
+    """Turns by two speakers in turn."""
+    at = ("user", "assistant").index(first)
+    return [dict(zip(keys, (names[(n + at) % 2], text), strict=True)) for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "system", "content": "S"}, *spoken("1", "2", "3", "4")]},
+        {"messages": [{"role": "developer", "content": "S"}, *spoken("1", "2", "3", "4", "5")]},
+        {"system": "S", "conversations": spoken("1", "2", "3", "4", keys=("from", "value"), names=("human", "gpt"))},
+        {
+            "prompt": [{"role": "system", "content": "S"}, *spoken("1", "2", "3")],
+            "completion": spoken("4", first="assistant"),
+        },
+        {"prompt": [{"role": "system", "content": "S"}, *spoken("1", "2", "3")], "answer": 4},
+        {"system": "S", "chosen": spoken("1", "2", "3", "4"), "rejected": spoken("1", "2", "3", "no")},
+        {"system": "S", "prompt": "1", "chosen": spoken("1", "2", "3", "4"), "rejected": spoken("1", "2", "3", "no")},
+        {"system": "S", "history": [["1", "2"]], "instruction": "3", "input": "", "output": "4"},
+    ],
+)
+def test_every_shape_of_a_chat_is_the_same_turns(row):
+    """Whoever wrote it, the model reads the same; what follows the last answer is counted, `rejected` is named."""
+    content = "\n".join(json.dumps(row) for _ in range(12)).encode()
+    table = read_table(content)
+    assert table.turns[0] == (("system", "S"), ("user", "1"), ("assistant", "2"), ("user", "3")) and not table.faults
+    columns, _ = guess_columns(table)
+    (example, *_), _ = usable_rows(table, columns)
+    assert example.turns == table.turns[0] and example.target == "4" and "Assistant: 2" in example.input
+    found = examine(table, columns)
+    assert found.told and found.several == 12 and found.cut == 12 * (len(row.get("messages", ())) == 6)
+    assert found.unused == ("rejected" if "rejected" in row else "")
+
+
+def test_a_history_that_is_none_is_a_fault():
+    """And a row without one is its instruction alone."""
+    rows = [
+        {"instruction": f"{n}", "output": "x", "history": history} for n, history in enumerate(([], 7, [["a"]], None))
+    ]
+    table = read_table("\n".join(map(json.dumps, rows)).encode())
+    assert table.numbers == (1, 4) and ["no list of pairs" in fault.problem for fault in table.faults] == [True, True]
+
+
+def test_flat_preferences_are_trained_on_what_was_chosen():
+    """The longer text is not taken for it, and what is not used is named."""
+    rows = [{"prompt": f"p{n}", "rejected": f"a long answer {n}", "chosen": f"c{n}"} for n in range(12)]
+    table = read_table("\n".join(map(json.dumps, rows)).encode())
+    columns, _ = guess_columns(table)
+    assert (columns.input, columns.target) == ("prompt", "chosen")
+    assert "“rejected” is not used" in cautions(examine(table, columns), "{input}")[1][0]
+
+
+def test_chats_that_end_alike_are_neither_one_unit_nor_in_conflict():
+    """Where earlier turns, or what the system says, differ, “go on” is another question."""
+    chats = [{"messages": spoken(f"topic {n}", f"about {n}", "go on", f"more {n}")} for n in range(20)]
+    systems = [
+        {"messages": [{"role": "system", "content": f"w{n} x{n} y{n}"}, *spoken("go on", f"m{n}")]} for n in range(20)
+    ]
+    for rows in (chats, systems):
+        table = read_table("\n".join(map(json.dumps, rows)).encode())
+        found = examine(table, Columns("input", "target"))
+        assert not found.obstacle and found.conflicting == found.near_duplicates == 0
+    task = task_from_table(table, Columns("input", "target"))
+    assert {turn["role"] for turn in task.messages(task.splits["train"][0])} == {"system", "user"}
+
+
+def test_a_column_of_the_system_is_a_turn_of_its_own():
+    """Another instruction stands before the input, in the user's turn."""
+    rows = [(f"s{n}", f"q{n}", f"a{n}") for n in range(12)]
+    for name, turns in (("System prompt", (("system", "s0"), ("user", "q0"))), ("instruction", ())):
+        table = read_table(written(rows, header=(name, "question", "answer")).encode())
+        examples, _ = usable_rows(table, guess_columns(table)[0])
+        assert (examples[0].turns, examples[0].input) == (turns, "q0" if turns else "s0\n\nq0")
 
 
 def test_the_content_decides_and_the_name_is_a_hint():

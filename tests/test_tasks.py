@@ -32,7 +32,7 @@ from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, TaskExample, e2e, get_task, hub, prose, references, spam, sql
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks.columns import Columns
-from peftbook.tasks.files import Split, describe_reading, read_file, split_examples, task_from_table
+from peftbook.tasks.files import Split, describe_reading, examine, read_file, split_examples, task_from_table
 
 
 @pytest.fixture(scope="module")
@@ -270,15 +270,15 @@ def test_rows_that_are_left_out_are_named(tmp_path):
     """Whoever gave the file hears how many rows were used, and why the first of the others were not."""
     path = tmp_path / "d.csv"
     path.write_text("q,a\n" + "".join(f"q{n},a{n}\n" for n in range(12)) + 'only one\n ,y\nz,\nw,x\n"open,x\n')
-    task, (_, table) = load(path), read_file(path)
-    lines = describe_reading("d.csv", table, Columns("q", "a"), task)
+    _, table = read_file(path)
+    lines = describe_reading("d.csv", examine(table, Columns("q", "a")))
     assert lines[0] == "d.csv: 13 rows (train 11, validation 1, test 1), 4 rows left out."
     assert lines[1].startswith("  row 13: has 1 cells") and lines[2] == (
         "  row 14: column 'q' is empty: fill it, or remove the row"
     )
     assert lines[4] == "  …" and len(lines) == 5
     table = dataclasses.replace(table, rows=table.rows[:12], numbers=table.numbers[:12], faults=())
-    assert len(describe_reading("d.csv", table, Columns("q", "a"), task)) == 1
+    assert len(describe_reading("d.csv", examine(table, Columns("q", "a")))) == 1
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path):

@@ -77,9 +77,9 @@ AS_FOUND = {
 @pytest.mark.parametrize(
     ("elsewhere", "outcome", "words"),
     [
-        ({}, "measured", "6 of 6"),
+        ({}, "undecided", "6 of 6"),
         ({"prompt 1 vocabulary": 1.9}, "refuted", "reproduced → refuted"),
-        ({"26 q_proj": 2.01}, "measured", "5 of 6 verdicts hold"),
+        ({"26 q_proj": 2.01}, "undecided", "5 of 6 verdicts hold"),
         ({"1 q_proj": 1.9}, "refuted", "rank matter? reproduced → undecided"),  # rank 1 on the other side of zero
     ],
 )

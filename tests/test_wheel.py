@@ -201,5 +201,5 @@ def test_a_training_of_the_core_works_without_the_extras(core, tmp_path):
 
     words = f"train {PATH} --input message --target team --model small-llama --tokens 100 --test-examples 2"
     more = f"--max-new-tokens 2 --home {tmp_path / 'home'} --out {tmp_path / 'out'}"
-    assert "bertscore_f1" in core(*words.split(), *more.split())
-    assert (tmp_path / "out/adapter/adapter_config.json").is_file()
+    assert "BERTScore F1" in core(*words.split(), *more.split())
+    assert (tmp_path / "out/adapter_config.json").is_file()

@@ -143,7 +143,7 @@ function put(figure) {
     bar(most, "fit-reserve");
     const line = x(answer.memory_bytes), late = line > width / 2;
     mark(svg, "line", { x1: line, x2: line, y1: 22, y2: 78, class: "explorer-limit" });
-    mark(svg, "text", { x: late ? line - 6 : line + 6, y: 34, "text-anchor": late ? "end" : "start" }, `${(answer.memory_bytes / GIB).toFixed(0)} GiB card`);
+    mark(svg, "text", { x: late ? line - 6 : line + 6, y: 34, "text-anchor": late ? "end" : "start" }, `${(answer.memory_bytes / GIB).toFixed(1)} GiB card`);
     [...shown.map(({ part, at, size }) => [`fit-part-${at}`, `${part} ${(size / GIB).toFixed(size < GIB ? 2 : 1)}`]), ["fit-reserve", `beside, up to ${(most / GIB).toFixed(1)}`]].forEach(([look, words], at) => {
       const left = 2 + ((width - 4) / columns) * (at % columns), top = 86 + 20 * Math.floor(at / columns);
       mark(svg, "rect", { x: left, y: top, width: 11, height: 11, class: look });

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 import peftbook
-from peftbook.cli import evidence, fit, machine, own_data, products, recipe, runs
+from peftbook.cli import chat, evidence, fit, machine, own_data, products, recipe, runs
 from peftbook.cli.arguments import Command, Options
 from peftbook.core.errors import InputError
 from peftbook.core.quiet import filter_messages
@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Command(prog="peftbook", description=peftbook.__doc__)
     parser.add_argument("--version", action="version", version=f"peftbook {peftbook.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (runs, evidence, machine, products, own_data, recipe, fit):
+    for module in (runs, evidence, machine, products, own_data, chat, recipe, fit):
         module.add_commands(functools.partial(command, commands))
     return parser
 

@@ -97,7 +97,8 @@ def command_status(args: argparse.Namespace) -> int:
         states = dict(found)
         used |= states.keys()
         missing, failed = ([state for _, state in found].count(state) for state in ("missing", "diverged"))
-        print(f"{name}: {len(found) - missing} of {len(found)} runs cached, {failed} of them diverged")
+        diverged = f", {failed} of them diverged" if failed else ""
+        print(f"{name}: {len(found) - missing} of {len(found)} runs cached{diverged}")
         if args.verbose:
             for run in get_study(name).runs(store):
                 key = store.spec(run).key

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from peftbook.memory.question import Question
 
 
+LOGITS = (
+    "how logits become a loss (trl: tiled). All of them: whole (transformers 5, in float32), shifted (4.46 to 4.48, "
+    "once more), held (a loop that keeps the model's output), loop (its own cross_entropy, in the model's dtype), "
+    "in_place (Liger's cross-entropy), narrow (LitGPT). In parts: chunked (torchtune), compiled (with torch.compile), "
+    "tiled (TRL from 1.7), liger (Liger's fused linear cross-entropy). Never: fused (cut cross-entropy, Unsloth)"
+)
+
+
 def add_commands(add: Add) -> None:
     """`fit`, whose options are declared when it is asked."""
     add("fit", command_fit, declare_options)
@@ -27,15 +35,14 @@ def declare_options(room: argparse.ArgumentParser) -> None:
     room.add_argument(
         "--method", default="lora", help="full, lora, qlora, dora, lora_fa, prompt, prefix or ia3 (default lora)"
     )
-    room.add_argument("--memory", required=True, metavar="SIZE", help="of the machine, like 24GiB")
+    room.add_argument("--memory", required=True, metavar="SIZE", help="of a card by its name, like 24GB, or 23.6GiB")
     words = "left to context and allocator (default: a band that nearly all published figures are below)"
     room.add_argument("--reserve", metavar="SIZE", help=words)
-    words = "whose defaults hold where nothing is said: peft (a loop of your own, the default), trainer, trl, "
-    room.add_argument(
-        "--stack", default="peft", help=words + "trl0 (before 1.0), peftbook, litgpt, torchtune, axolotl or unsloth"
-    )
-    room.add_argument("--batch", type=positive, help="rows of a micro-batch (peft: 1)")
-    room.add_argument("--seq", type=positive, help="tokens of a row (peft: 1024)")
+    words = "whose defaults hold where nothing is said: trl (the default), trl1 (0.29 to 1.6), trl0 (before 0.29), "
+    words += "liger (trl with its kernel), trainer, peft (a loop of your own), peftbook, litgpt, torchtune, axolotl, "
+    room.add_argument("--stack", default="trl", help=words + "llamafactory, swift or unsloth")
+    room.add_argument("--batch", type=positive, help="rows of a micro-batch (trl: 8)")
+    room.add_argument("--seq", type=positive, help="tokens of a row (trl: 1024)")
     words = "positions with logits, as a number or as a share like 30%% (default 0: all)"
     room.add_argument("--labels", default="0", help=words)
     room.add_argument("--rank", type=positive, help="of lora, its variants and galore (16, the book's advice)")
@@ -43,19 +50,21 @@ def declare_options(room: argparse.ArgumentParser) -> None:
     room.add_argument("--targets", help=words)
     words = "embed_tokens, lm_head or both with a comma: trained in a copy beside the adapter (peft's modules_to_save)"
     room.add_argument("--saved", default="", help=words)
-    room.add_argument("--magnitude-dtype", choices=("bf16", "fp32"), help="of DoRA's magnitudes (peft: the adapter's)")
+    room.add_argument("--magnitude-dtype", choices=("bf16", "fp32"), help="of DoRA's magnitudes (fp32)")
     room.add_argument("--saved-dtype", choices=("bf16", "fp32"), help="of those copies (peft: the model's)")
     room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
     words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"
     room.add_argument("--quant", choices=("none", "nf4", "fp4", "int8"), default="", help=words)
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
-    words = "of the weights that are not in 4 bits (peft: bf16; auto: bf16, on a CPU the faster one here)"
-    room.add_argument("--dtype", choices=("auto", "bf16", "fp32"), help=words)
-    room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), help="of adapters (peft: fp32)")
+    words = (
+        "of weights that are not in 4 bits (trl: fp32 for a model given by name; auto: bf16, on a CPU the faster one)"
+    )
+    room.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help=words)
+    words = "of adapters (trl: fp32, over 4 bits bf16)"
+    room.add_argument("--adapter-dtype", choices=("bf16", "fp32"), help=words)
     words = "sdpa, flash_attention_2 and 3, which take the same, or eager (default auto: sdpa, eager for capped scores)"
     room.add_argument("--attention", default="auto", help=words)
-    words = "how logits become a loss: whole, shifted, held, narrow, chunked, compiled, tiled or fused (peft: whole)"
-    room.add_argument("--logits", help=words)
+    room.add_argument("--logits", help=LOGITS)
     for name, words in ON_OFF.items():
         room.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=words)
     words = (
@@ -76,7 +85,7 @@ def command_fit(args: argparse.Namespace) -> int:
     Exit status 1 where it does not fit, or may not.
     """
     from peftbook.memory.fit import as_json, as_text
-    from peftbook.memory.question import answered, assumptions_text, elsewhere, option
+    from peftbook.memory.question import answered, assumptions_text, option
 
     question = question_of(args)
     answer = answered(question)
@@ -86,15 +95,13 @@ def command_fit(args: argparse.Namespace) -> int:
     seconds = step_seconds_here(configuration) if args.time else {}
     if args.json:
         settings = {one.field: [one.value, one.source] for one in answer.assumed}
-        print_json(as_json(answer.fit) | {"assumed": settings, "step_seconds": seconds})
+        print_json(as_json(answer.fit) | {"assumed": settings, "notes": answer.notes, "step_seconds": seconds})
     else:
-        print(as_text(answer.fit, args.model, option))
+        print("\n".join([as_text(answer.fit, args.model, option), *answer.notes]))
         print("\n".join(assumptions_text(question.stack, answer.assumed)))
         idle = [name for name in answer.asked if name in configuration.setup.idle and given(args, name)]
         if without := [option(name, answer.asked[name]) for name in idle]:
             print(f"Without effect here: {' '.join(without)}.")
-        if question.stack == "peft" and (line := elsewhere(answer, args.labels)):
-            print(line)
         if total := sum(seconds.values()):
             parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds.items() if each >= total / 100)
             print(f"A step takes about {total:.3g} s on this machine: {parts}.")
@@ -113,8 +120,8 @@ def question_of(args: argparse.Namespace) -> Question:
     said["saved"] = tuple(dict.fromkeys(listed(args.saved)))
     if args.targets is not None:
         said["targets"] = targets_named(args.targets)
-    if args.dtype is not None or (args.device == "cpu" and said["stack"] == "peft"):
-        said["dtype"] = weights_dtype(args.dtype or "auto", args.device)
+    if args.dtype == "auto" or (args.device == "cpu" and said["stack"] == "peft" and not args.dtype):
+        said["dtype"] = weights_dtype(args.device)
     return Question(**said)
 
 
@@ -123,11 +130,11 @@ def given(args: argparse.Namespace, name: str) -> bool:
     return args.single_quant if name == "double" else getattr(args, name, None) is not None
 
 
-def weights_dtype(asked: str, device: str) -> str:
-    """The type of weights that is asked for; auto is bf16 on a GPU and what this machine computes in on a CPU."""
+def weights_dtype(device: str) -> str:
+    """What --dtype auto stands for: bf16 on a GPU, and what this machine computes in on a CPU."""
     from peftbook.runtime.precision import chosen_dtype
 
-    return "bf16" if asked == "auto" and device == "cuda" else chosen_dtype(asked)
+    return "bf16" if device == "cuda" else chosen_dtype()
 
 
 def step_seconds_here(configuration: Configuration) -> dict[str, float]:

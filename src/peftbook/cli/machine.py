@@ -1,26 +1,17 @@
-"""Commands about this machine: prepare, doctor, generate."""
+"""Commands about this machine: prepare, doctor."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from peftbook.cli.arguments import Add, on_dtype, positive, print_json
+from peftbook.cli.arguments import Add, print_json
 
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""
     add("prepare", command_prepare)
     add("doctor", command_doctor).add_argument("--json", action="store_true")
-    add("generate", command_generate, generate_options)
-
-
-def generate_options(say: argparse.ArgumentParser) -> None:
-    """Of `generate`."""
-    say.add_argument("message")
-    say.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, a folder, or a hub id")
-    say.add_argument("--max-new-tokens", type=positive, default=60)
-    on_dtype(say)
 
 
 def command_prepare(args: argparse.Namespace) -> int:
@@ -56,24 +47,4 @@ def command_doctor(args: argparse.Namespace) -> int:
         print_json(examination)
     else:
         print(as_text(examination))
-    return 0
-
-
-def command_generate(args: argparse.Namespace) -> int:
-    """Answer one message with a model, greedily."""
-    from peftbook.core.base_models import model_named
-    from peftbook.runtime.precision import chosen_dtype
-    from peftbook.training.encode import encode_turns
-    from peftbook.training.generate import generate
-    from peftbook.training.loop import autocast, frozen_head_in, frozen_linears_in
-    from peftbook.training.models import load_model
-
-    dtype = chosen_dtype(args.dtype)
-    loaded = load_model(model_named(args.model), dtype=dtype)
-    loaded.model.requires_grad_(False)
-    pieces = encode_turns(loaded.tokenizer, [{"role": "user", "content": args.message}])
-    prompt = [token for piece in pieces for token in piece]
-    model = loaded.model
-    with frozen_linears_in(dtype, model), frozen_head_in(dtype, model), autocast(dtype, "cpu"):
-        print(generate(model, loaded.tokenizer, [prompt], max_new_tokens=args.max_new_tokens)[0])
     return 0

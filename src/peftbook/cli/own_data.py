@@ -31,17 +31,19 @@ def add_commands(add: Add) -> None:
 
 def train_options(train: argparse.ArgumentParser) -> None:
     """Of `train`."""
-    from peftbook.studio.settings import Reading, Scoring, Single
+    from peftbook.studio.settings import Guessed, Scoring, Single
 
-    on_file(train, Reading, Single, Scoring)
-    train.add_argument("--out", type=Path, required=True, help="a new folder for adapter, texts and measurements")
+    on_file(train, Guessed, Single, Scoring)
+    train.add_argument("--out", type=Path, required=True, help="a new folder, which peft, transformers and vLLM load")
+    words = "say what would be computed, how long it takes and how much memory, and end"
+    train.add_argument("--dry-run", action="store_true", help=words)
 
 
 def compare_options(compare: argparse.ArgumentParser) -> None:
     """Of `compare`."""
-    from peftbook.studio.settings import Judging, Reading, Settings
+    from peftbook.studio.settings import Guessed, Judging, Settings
 
-    on_file(compare, Reading, Settings, Judging)
+    on_file(compare, Guessed, Settings, Judging)
     words = "one run, whole, as the studio prints it; again"
     compare.add_argument("--run", action="append", metavar="SPEC", help=words)
     words = "say what would be computed, how long it takes and what its test rows can see, and end"
@@ -105,7 +107,7 @@ def on_file(parser: argparse.ArgumentParser, *models: type) -> None:
 
 
 def command_train(args: argparse.Namespace) -> int:
-    """Train one method on the reader's own file and score it; prints the measurements, saves adapter and texts."""
+    """Train one method on the reader's own file; prints scores beside the untuned model's, saves a folder to load."""
     from peftbook.studio.train import train_on_file
 
     return train_on_file(args)
@@ -125,24 +127,29 @@ def command_compare(args: argparse.Namespace) -> int:
 def command_demo(args: argparse.Namespace) -> int:
     """Train a small model on 300 shipped tickets in two ways, score it and decide: what `compare` does, in a minute."""
     import shlex
-    import tempfile
+    import shutil
 
     from peftbook.cli import build_parser
+    from peftbook.core.folders import cache_folder
     from peftbook.tasks.tickets import PATH
 
     file = PATH.relative_to(Path.cwd()) if PATH.is_relative_to(Path.cwd()) else PATH
     words = ["compare", str(file), *DEMO]
     print(f"peftbook {shlex.join(words)}\n", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        report = ["--report", str(args.report)] if args.report else []
-        asked = build_parser().parse_args([*words, "--home", str(args.home or folder), *report])
-        return asked.handler(asked)
+    home = args.home or cache_folder() / "demo"  # kept where it is interrupted, so that it goes on
+    report = ["--report", str(args.report)] if args.report else []
+    asked = build_parser().parse_args([*words, "--home", str(home), *report])
+    status = asked.handler(asked)
+    if status != 130 and args.home is None:
+        shutil.rmtree(home, ignore_errors=True)
+    return status
 
 
 def command_export(args: argparse.Namespace) -> int:
     """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
     from peftbook.core.base_models import model_named
     from peftbook.core.errors import InputError
+    from peftbook.core.folders import check_free
     from peftbook.core.quiet import quieten_libraries
     from peftbook.views.export import gguf_adapter, gguf_model
 
@@ -151,7 +158,7 @@ def command_export(args: argparse.Namespace) -> int:
         raise InputError("Nothing to write: name an adapter's folder, or a model with --model and without --merged.")
     if args.rounded and not args.merged:
         raise InputError("--rounded says what an adapter is merged into: add --merged.")
-    gguf_model.check_new(args.gguf)
+    check_free(args.gguf)
     folder = None if args.adapter is None else gguf_adapter.adapter_folder(args.adapter)
     model = model_named(args.model) if args.model or folder is None else gguf_adapter.base_of(folder)
     if folder is None or args.merged:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.core.errors import InputError
+from peftbook.core.folders import check_free
 
 
 def add_commands(add: Add) -> None:
@@ -48,8 +49,8 @@ def command_run(args: argparse.Namespace) -> int:
         return run_one(args)
     if not args.studies and not args.all:
         raise InputError(f"Name a study ({', '.join(NAMES)}), or give --all or --key KEY.")
-    if args.export and args.export.exists():
-        raise InputError(f"File {str(args.export)!r} exists: name a new one, an export never replaces another.")
+    if args.export:
+        check_free(args.export)
     studies = [get_study(name) for name in (NAMES if args.all else args.studies)]
     store = store_on(args.platform, to_run=args.engine == "local")
     with engine(args, store) as how:

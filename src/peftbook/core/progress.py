@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TextIO
 
+LOG_WIDTH = 140
 LOG_SECONDS = 30.0  # between two lines of a log about one thing
 WAIT_SECONDS = 7.0  # the same where somebody waits for a build
 LIVE_SECONDS = 0.1  # between two updates of a line on a terminal
@@ -143,7 +144,7 @@ class StatusLine:
             return
         self.about, self.written = about, now
         if not self.live:
-            self._write(f"{time_of_day()} {words}\n")
+            self._write(f"{time_of_day()} {words if len(words) <= LOG_WIDTH else words[: LOG_WIDTH - 1] + '…'}\n")
             return
         words = words[: shutil.get_terminal_size().columns - 1]
         self._write("\r" + words.ljust(self.drawn))

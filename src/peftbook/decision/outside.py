@@ -284,8 +284,11 @@ def scores_in(rows: Mapping[Any, Row], ids: Iterable[Any], measure: str, name: s
     for one in ids:
         value = rows[one].get(measure)
         if not isinstance(value, int | float) or not -MOST <= value <= MOST:
-            said = repr(value)[:40]
-            raise InputError(f"{name} has {measure} = {said} for example {one!r}: it takes a number for each.")
+            said = f"has {measure} = {repr(value)[:40]}" if measure in rows[one] else f"has no {measure!r}"
+            fields = ", ".join(field for field, known in rows[one].items() if isinstance(known, int | float))
+            raise InputError(
+                f"{name} {said} for example {one!r}: it takes a number for each; numbers there: {fields or 'none'}."
+            )
         found.append(float(value))
     return found
 

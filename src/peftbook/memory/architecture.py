@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbook.core.errors import InputError
 
-__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "PARTS", "WIDTHS", "DecoderShape", "unfused"]
+__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "NO_SDPA", "PARTS", "WIDTHS", "DecoderShape", "unfused"]
 
 # matrix → (inputs, outputs), each a product of symbols
 Widths = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -28,6 +28,7 @@ PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 
 # The largest number of layers, and the largest of other sizes: no model comes near, and more would be walked for hours
 MOST, MOST_WIDE = {"layers": 10_000}, 10**8
+NO_SDPA = ("gemma2",)  # families that transformers refuses torch's fused attention, with or without caps
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

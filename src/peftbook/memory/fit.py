@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peftbook.core.errors import InputError
+from peftbook.memory.architecture import NO_SDPA
 from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.step import Peak, loading
 
 __all__ = [
-    "BESIDE", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_numbers", "as_text", "bytes_of_text",
-    "conclusion", "fit", "largest", "verdict",
+    "BESIDE", "CARDS", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_numbers", "as_text", "bytes_of_card",
+    "bytes_of_text", "card_note", "conclusion", "fit", "largest", "verdict",
 ]  # fmt: skip
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 UNITS |= {unit.removesuffix("B"): size for unit, size in UNITS.items() if unit != "B"}
+CARDS = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 94, 96, 141)  # GB in the names of cards
+WITH_ECC = {16: "T4: 14.6 GiB", 24: "L4, A10: 22.1 GiB", 48: "L40S: 44.4 GiB"}
+SHOWN = 23.6 / 24  # GiB of a card's GB that torch shows, as of an RTX 3090 or 4090
 MOST = {"batch": 4096, "seq": 1 << 20}  # where the search ends
 
 
@@ -128,15 +132,17 @@ def fit(
 def largest(configuration: Configuration, room: float, name: str, derive: Derive | None = None) -> int:
     """The largest batch or seq that needs no more than `room` bytes, by bisection; 0 if not even 1 does."""
     most = MOST[name]
-    if name == "seq" and configuration.shape.context:
-        most = configuration.shape.context
+    mine, context = getattr(configuration.setup, name), configuration.shape.context
+    if name == "seq" and context >= configuration.setup.seq:
+        most = context
 
     def holds(value: int) -> bool:
         return needed_with(configuration, {name: value}, derive) <= room
 
-    if not holds(1):
+    low = next((value for value in (mine, 1) if holds(value)), 0)  # one row alone may have no fused attention
+    if not low:
         return 0
-    low, high = 1, most + 1
+    high = max(mine, most) + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -162,26 +168,32 @@ def needed_with(configuration: Configuration, fields: Mapping[str, object], deri
 Option = tuple[str, str, dict[str, object]]  # what, at what cost, the settings
 
 
-def cheaper(configuration: Configuration) -> list[Option]:
-    """(what, at what cost, settings) of single changes, in the order of what they cost."""
+def cheaper(configuration: Configuration) -> tuple[list[Option], list[Option]]:
+    """(what, at what cost, settings) of single changes, in the order of what they cost; and those to another method."""
     shape, setup = configuration.shape, configuration.setup
     full, adapter, card = setup.method == "full", setup.method != "full", setup.device == "cuda"
     in_float32 = setup.dtype == "fp32" and not setup.autocast  # a GPU may have no fused attention there
-    fused = not in_float32 and not (shape.capped_scores and setup.device == "cpu")
+    capped = shape.family in NO_SDPA
+    fused = setup.attention == "eager" and (card or not capped)
+    kernel: dict[str, object] = {"attention": "flash_attention_2" if capped else "sdpa"}
     where = "attention" if shape.experts else "all matrices"
     lora: dict[str, object] = {"method": "lora", "targets": TARGETS[:4] if shape.experts else TARGETS}
     lora |= {"in_backward": False} if setup.in_backward else {}
     changes: list[tuple[bool, str, str, dict[str, object]]] = [
         (full and setup.optimiser == "adamw_foreach", "AdamW in one kernel", "nothing, and it is faster",
          {"optimiser": "adamw"}),
-        (setup.attention == "eager" and fused, "fused attention", "nothing, and it is faster",
-         {"attention": "sdpa"}),
+        (fused and not in_float32, "flash attention" if capped else "fused attention",
+         "another package, flash-attn, which caps scores too" if capped else "nothing, and it is faster", kernel),
         (setup.logits in ("whole", "shifted", "held") and card, "a loss without whole logits",
          "a kernel beside transformers' (TRL 1.16 has one, Liger, cut cross-entropy)", {"logits": "fused"}),
+        (in_float32 and card, "products in bfloat16 by autocast", "rounded products, which are faster",
+         {"autocast": True} | (kernel if fused else {})),
         (setup.batch > 1, "rows one at a time", "more passes for the same batch, whose gradients stay meanwhile",
          {"batch": 1, "accumulated": True}),
         (adapter and setup.dtype == "fp32" and card, "frozen weights in bfloat16", "the rounding that checkpoints have",
          {"dtype": "bf16", "held": False}),
+        (full and setup.dtype == "fp32" and card, "weights in bfloat16",
+         "updates below a 512th to a 256th of a weight are lost, and moments are rounded", {"dtype": "bf16"}),
         (adapter and setup.adapter_dtype == "fp32" and setup.dtype == "bf16", "adapters in bfloat16",
          "updates below a 512th to a 256th of a weight are lost, and the decay of Adam's second moment",
          {"adapter_dtype": "bf16"}),
@@ -190,8 +202,9 @@ def cheaper(configuration: Configuration) -> list[Option]:
          "the layers' forward pass a second time", {"checkpointing": True}),
         (setup.checkpointing and not setup.offloaded and card, "checkpoints on the host", "copies there and back",
          {"offloaded": True}),
-        (full and setup.optimiser in ("adamw", "adamw_foreach", "paged_adamw"), "moments in 8 bits",
-         "a coarser optimiser", {"optimiser": "adamw_8bit"}),
+        (full and card and setup.optimiser in ("adamw", "adamw_foreach", "adamw_8bit", "paged_adamw"),
+         "moments in 8 bits, in pages", "a coarser optimiser, which waits for the host where the card is full",
+         {"optimiser": "paged_adamw_8bit"}),
         (setup.method in ("lora", "prompt", "prefix") and not setup.quantised and setup.devices == 1,
          "a base in 8 bits", "slower steps, rounded weights, and inputs of matrices that no checkpoint frees",
          {"quantised": "int8"}),
@@ -200,36 +213,80 @@ def cheaper(configuration: Configuration) -> list[Option]:
         (bool(setup.saved), "a frozen embedding and head", "tokens that are new to the model are not learnt",
          {"saved": ()}),
         (setup.dora, "LoRA without DoRA's magnitudes", "another method", {"dora": False}),
+    ]  # fmt: skip
+    others: list[tuple[bool, str, str, dict[str, object]]] = [
         (full, f"LoRA on {where}", "another method, with fewer parameters", lora),
         (full, "LoRA over NF4", "another method; slower steps, and weights that are rounded",
          {**lora, "quantised": "nf4", "dtype": "bf16", "autocast": False}),
     ]  # fmt: skip
-    return [(what, cost, fields) for holds, what, cost, fields in changes if holds]
+    own, other = ([one[1:] for one in rows if one[0]] for rows in (changes, others))
+    return own, other
+
+
+def beyond_a_card(setup: Setup) -> list[Option]:
+    """What helps where one card does not hold a step: the host's memory, or more cards."""
+    if setup.device == "cpu" or setup.devices > 1 or setup.host_weights:
+        return []
+    words = "layers that travel between them in every pass (FSDP)"
+    host = "the host's memory, and each layer is copied from there in every pass (FSDP's or ZeRO-3's offload)"
+    cards: list[Option] = [(f"{count} such cards", words, {"devices": count}) for count in (2, 4, 8)]
+    return [("weights and optimiser on the host", host, {"host_weights": True}), *cards]
 
 
 def cheapest(configuration: Configuration, room: float, derive: Derive | None = None) -> tuple[Change, ...]:
-    """The single changes that make it fit; else all in the order of their cost until it does, without idle ones."""
-    options = cheaper(configuration)
+    """The single changes that make it fit; else all in the order of their cost until it does, without idle ones.
+
+    Another method comes after all that keeps the one that is asked for; the host and further cards where neither helps.
+    """
+    own, other = cheaper(configuration)
 
     def change(taken: list[Option]) -> Change:
         fields = {name: value for _, _, fields in taken for name, value in fields.items()}
         names, costs = tuple(what for what, _, _ in taken), tuple(cost for _, cost, _ in taken)
         return Change(names, costs, needed_with(configuration, fields, derive), fields)
 
-    if enough := tuple(one for one in (change([option]) for option in options) if one.needs <= room):
-        return enough
-    taken: list[Option] = []
-    for option in options:
-        taken.append(option)
-        if change(taken).needs <= room:
+    def single(options: list[Option]) -> list[Change]:
+        return [one for one in (change([option]) for option in options) if one.needs <= room]
+
+    def together(options: list[Option]) -> list[Change]:
+        taken: list[Option] = []
+        for option in options:
+            taken.append(option)
+            if change(taken).needs <= room:
+                break
+        else:
+            return []
+        for option in list(taken):
+            rest = [other for other in taken if other is not option]
+            if change(rest).needs <= room:
+                taken = rest
+        return [change(taken)]
+
+    found = (single(own) or together(own)) + single(other) or together(own + other)
+    for option in [] if found else beyond_a_card(configuration.setup):
+        found += together([option, *own, *other])
+        if found and "devices" in found[-1].fields:
             break
-    else:
-        return ()
-    for option in list(taken):
-        rest = [other for other in taken if other is not option]
-        if change(rest).needs <= room:
-            taken = rest
-    return (change(taken),)
+    return tuple(found)
+
+
+def card_named(text: str) -> int:
+    """The GB in the name of a card such as 24GB; 0 where a size is no such name."""
+    match = re.fullmatch(r"\s*(\d+)\s*[gG][bB]?\s*", text)
+    return next((size for size in CARDS if match and match[1] == str(size)), 0)
+
+
+def bytes_of_card(text: str) -> float:
+    """Bytes of a machine's memory; 24GB is the name of a card, which shows less than 24 GiB."""
+    return card_named(text) * SHOWN * 2**30 or bytes_of_text(text)
+
+
+def card_note(text: str) -> str:
+    """What the name of a card is taken for; empty for another size."""
+    if not (size := card_named(text)):
+        return ""
+    less = f" Where ECC takes a part of it ({WITH_ECC[size]}) give what yours shows." if size in WITH_ECC else ""
+    return f"{size}GB is counted as the {size * SHOWN:.1f} GiB that torch shows of such a card.{less}"
 
 
 def bytes_of_text(text: str, least: float = 1) -> float:
@@ -303,19 +360,19 @@ def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, v
     sentences = [f"It {verdict(answer)}: tensors take {tensors}{beside(answer)}, of {memory}."]
     batch, seq, context = answer.largest_batch, answer.largest_seq, answer.configuration.shape.context
     least = ["at least " * (size == MOST[name]) for name, size in (("batch", batch), ("seq", seq))]
-    rows = f"{least[0]}{batch} × {setup.seq}" if batch else f"not even 1 × {setup.seq}"
-    tokens = f"{least[1]}{setup.batch} × {seq}" if seq else f"not even {setup.batch} × 1"
+    surely = "" if answer.fits or not answer.may_fit else "surely "
+    rows = f"the largest batch that {surely}fits is {least[0]}{batch} × {setup.seq} tokens"
+    tokens = f"the longest rows are {least[1]}{setup.batch} × {seq} tokens"
+    rows = rows if batch else f"not even 1 × {setup.seq} tokens {surely}fit"
+    tokens = tokens if seq else f"not even {setup.batch} × 1 token {surely}fits"
     limit = ", its context" if seq and seq == context else ""
-    sentences.append(
-        f"With all else as it is, the largest batch that fits is {rows} tokens,\n"
-        f"and the longest rows are {tokens} tokens{limit}."
-    )
+    sentences.append(f"With all else as it is, {rows},\nand {tokens}{limit}.")
     for change in answer.changes:
         costs, words = "; ".join(change.costs), filter(None, (said(*one) for one in change.fields.items()))
         options = f" ({' '.join(words)})" if change.fields and said(*next(iter(change.fields.items()))) else ""
         sentences.append(f"With {' and '.join(change.names)}{options}: {change.needs / 2**30:.3f} GiB. Cost: {costs}.")
     if not answer.fits and not answer.changes:
-        sentences.append("None of the changes known here makes it fit: choose a smaller model or shorter texts.")
+        sentences.append(f"No change known here makes it {surely}fit: choose a smaller model or shorter texts.")
     if answer.configuration.shape.experts and setup.quantised:
         sentences.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
     flops = flops_of(answer)

@@ -26,11 +26,23 @@ def every_other(layers: int) -> tuple[bool, ...]:
     return tuple(index % 2 == 0 for index in range(layers))
 
 
+def gemma_3(layers: int, *sizes: int, **traits: Any) -> DecoderShape:
+    """Gemma 3's text part: of six layers five have sliding attention."""
+    sliding = tuple((index + 1) % 6 > 0 for index in range(layers))
+    return family("gemma3_text", layers, *sizes, sliding=sliding, **traits)
+
+
+def hub_id(name: str) -> str:
+    """The id of the hub that a known shape's name stands for; any other name as it is."""
+    return HUB_IDS.get(name.lower(), name)
+
+
 SHAPES: dict[str, DecoderShape] = {
     "smollm2-135m": llama(30, 576, 1536, 9, 3, 49152, tied=True, context=8192),
     "smollm2-360m": llama(32, 960, 2560, 15, 5, 49152, tied=True, context=8192),
     "smollm2-1.7b": llama(24, 2048, 8192, 32, 32, 49152, tied=True, context=8192),
     "smollm3-3b": family("smollm3", 36, 2048, 11008, 16, 4, 128256, tied=True, context=65536),
+    "tinyllama-1.1b": llama(22, 2048, 5632, 32, 4, 32000, context=2048),
     "llama-2-7b": llama(32, 4096, 11008, 32, 32, 32000, context=4096),
     "llama-2-13b": llama(40, 5120, 13824, 40, 40, 32000, context=4096),
     "llama-2-70b": llama(80, 8192, 28672, 64, 8, 32000, context=4096),
@@ -63,6 +75,7 @@ SHAPES: dict[str, DecoderShape] = {
         "qwen3_moe", 48, 2048, 768, 32, 4, 151936, head_dim=128, experts=128, chosen=8, context=40960,
     ),
     "phi-3-mini": family("phi3", 32, 3072, 8192, 32, 32, 32064, context=4096, window=2047),
+    "phi-3-mini-128k": family("phi3", 32, 3072, 8192, 32, 32, 32064, context=131072, window=262144),
     "phi-4-mini": family("phi3", 32, 3072, 8192, 24, 8, 200064, tied=True, rotary=96, context=131072),
     "phi-4": family("phi3", 40, 5120, 17920, 40, 10, 100352, context=16384),
     "olmo-2-7b": family("olmo2", 32, 4096, 11008, 32, 32, 100352, context=4096),
@@ -78,12 +91,43 @@ SHAPES: dict[str, DecoderShape] = {
     "gemma-2-27b": family(
         "gemma2", 46, 4608, 36864, 32, 16, 256000, head_dim=128, context=8192, window=4096, sliding=every_other(46),
     ),
-    "gemma-3-1b": family(
-        "gemma3_text", 26, 1152, 6912, 4, 1, 262144, head_dim=256, context=32768, window=512,
-        sliding=tuple((index + 1) % 6 > 0 for index in range(26)),
-    ),
+    "gemma-3-270m": gemma_3(18, 640, 2048, 4, 1, 262144, head_dim=256, context=32768, window=512),
+    "gemma-3-1b": gemma_3(26, 1152, 6912, 4, 1, 262144, head_dim=256, context=32768, window=512),
+    "gemma-3-4b": gemma_3(34, 2560, 10240, 8, 4, 262208, head_dim=256, context=131072, window=1024),
+    "gemma-3-12b": gemma_3(48, 3840, 15360, 16, 8, 262208, head_dim=256, context=131072, window=1024),
+    "gemma-3-27b": gemma_3(62, 5376, 21504, 32, 16, 262208, head_dim=128, context=131072, window=1024),
+}  # fmt: skip
+# The id of the hub that a name stands for where weights are needed: the version that follows instructions
+HUB_IDS = {
+    **{f"smollm2-{size.lower()}": f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in ("135M", "360M", "1.7B")},
+    **{f"llama-2-{size}": f"meta-llama/Llama-2-{size}-chat-hf" for size in ("7b", "13b", "70b")},
+    **{f"llama-3-{size.lower()}": f"meta-llama/Meta-Llama-3-{size}-Instruct" for size in ("8B", "70B")},
+    **{
+        f"llama-{size.lower()}": f"meta-llama/Llama-{size}-Instruct"
+        for size in ("3.1-8B", "3.1-70B", "3.2-1B", "3.2-3B")
+    },
+    **{
+        f"qwen2.5-{size.lower()}": f"Qwen/Qwen2.5-{size}-Instruct"
+        for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B")
+    },
+    **{
+        f"qwen3-{size.lower()}": f"Qwen/Qwen3-{size}"
+        for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "30B-A3B")
+    },
+    **{f"olmo-2-{size.lower()}": f"allenai/OLMo-2-1124-{size}-Instruct" for size in ("7B", "13B")},
+    **{f"gemma-{size}": f"google/gemma-{size}-it" for size in ("2b", "7b", "2-2b", "2-9b", "2-27b")},
+    **{f"gemma-3-{size}": f"google/gemma-3-{size}-it" for size in ("270m", "1b", "4b", "12b", "27b")},
+    "smollm3-3b": "HuggingFaceTB/SmolLM3-3B", "tinyllama-1.1b": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.1", "mistral-7b-v0.3": "mistralai/Mistral-7B-Instruct-v0.3",
+    "ministral-8b-2410": "mistralai/Ministral-8B-Instruct-2410",
+    "mistral-small-24b": "mistralai/Mistral-Small-24B-Instruct-2501",
+    "mixtral-8x7b": "mistralai/Mixtral-8x7B-Instruct-v0.1", "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "phi-3-mini-128k": "microsoft/Phi-3-mini-128k-instruct", "phi-4-mini": "microsoft/Phi-4-mini-instruct",
+    "phi-4": "microsoft/phi-4",
 }  # fmt: skip
 ALIASES = {
+    "tinyllama-1.1b-v1.0": "tinyllama-1.1b", "phi-3-mini-4k": "phi-3-mini", "phi-3.5-mini": "phi-3-mini-128k",
+    "mistral-small-24b-2501": "mistral-small-24b",
     "llama-3.3-70b": "llama-3.1-70b", "mistral-7b-v0.1": "mistral-7b", "olmo-2-1124-7b": "olmo-2-7b",
     "olmo-2-1124-13b": "olmo-2-13b", "mixtral-8x7b-v0.1": "mixtral-8x7b",
 }  # fmt: skip

@@ -7,11 +7,16 @@ them at once, for each position and word, at the peak:
 - shifted (transformers 4.46 to 4.48): with several rows in forward the logits, in float32 once more, moved by one once
   more, and log-probabilities; a single row is moved in place;
 - held (transformers before 4.46, in a loop that has the model's output in hand): as whole, and the logits in float32;
+- loop (a loop of one's own, `cross_entropy(logits[:, :-1].reshape(…), …)`): in the model's dtype, the logits in hand,
+  with several rows moved by one, log-probabilities and two gradients of these;
+- in_place (Liger's cross-entropy in transformers 5's loss): the logits in float32, whose place their gradient takes;
 - narrow (LitGPT 0.5): logits and log-probabilities in the model's dtype; gradients of 128 positions at a time;
 - chunked (torchtune 0.7, `LinearCrossEntropyLoss`): log-probabilities in float32; all else of an eighth of the
   positions;
 - compiled (torchtune 0.7 with torch.compile): the logits in the model's dtype; gradients of an eighth;
 - tiled (TRL 1.16, `ChunkedLogProbFunction`): 4,096 positions and 32,768 words, computed again in backward;
+- liger (Liger 0.8, `LigerFusedLinearCrossEntropyFunction`): a part of the positions at a time, their gradient in
+  forward;
 - fused (cut cross-entropy, arXiv:2411.09009): none of them outside a kernel.
 """
 
@@ -37,8 +42,9 @@ def head(decoder: Decoder, x: Value) -> Value:
         with tape.at("loss"):
             x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
     ways = {
-        "whole": full_logits_loss, "shifted": shifted, "held": held, "narrow": undone_in_parts,
-        "compiled": undone_in_parts, "chunked": chunked, "tiled": recomputed, "fused": recomputed,
+        "whole": full_logits_loss, "shifted": shifted, "held": held, "loop": held, "in_place": in_place,
+        "narrow": undone_in_parts, "compiled": undone_in_parts, "chunked": chunked, "tiled": recomputed,
+        "liger": undone_in_forward, "fused": recomputed,
     }  # fmt: skip
     return ways[setup.logits](decoder, x)
 
@@ -83,13 +89,51 @@ def shifted(decoder: Decoder, x: Value) -> Value:
 
 
 def held(decoder: Decoder, x: Value) -> Value:
-    """All logits in float32, which stay in hand; what is moved by one for the labels is a copy."""
+    """All logits, which stay in hand; what is moved by one for the labels is a copy.
+
+    held: in float32.  loop: as they are, and under autocast in float32 for the loss.
+    """
+    logits, tape = logits_of(decoder, x), decoder.tape
+    with tape.at("loss"):
+        mine = logits if decoder.setup.logits == "loop" else tape.cast(logits, 4)
+        wide = 4 if tape.autocast else mine.bytes_each
+        if decoder.setup.batch == 1:
+            return cross_entropy(decoder, tape.cast(mine, wide), held=(mine,))
+        return cross_entropy(decoder, tape.cast(tape.apply(mine, held=[mine]), wide))
+
+
+def in_place(decoder: Decoder, x: Value) -> Value:
+    """All logits in float32, which are their own gradient from forward on; those as they are stay until the loss is
+    there."""
     logits, tape = logits_of(decoder, x), decoder.tape
     with tape.at("loss"):
         wide = tape.cast(logits, 4)
-        if decoder.setup.batch == 1:
-            return cross_entropy(decoder, wide, held=(wide,))
-        return cross_entropy(decoder, tape.apply(wide, held=[wide]))
+        loss = tape.apply(wide, shape=(), bytes_each=4, kept=[wide], undoing=product(-4.0, *wide.shape))
+        tape.touch(logits)
+        return loss
+
+
+def undone_in_forward(decoder: Decoder, x: Value) -> Value:
+    """Logits and their gradient of a part of the positions at a time, in forward, which keeps the gradients of x and of
+    a trained matrix alone."""
+    tape, trained, own = decoder.tape, decoder.trains("lm_head"), float(decoder.each("lm_head"))
+    with tape.at("loss"):
+        each = 2 if tape.autocast else x.bytes_each
+        kept = [tape.value(x.shape, x.bytes_each)] + [tape.value(("V", "h"), decoder.each("lm_head"))] * trained
+        working = product(float(each), "q", "V") + product(float(each), "q", "h")
+        wide = each + 4.0 * (each < 4)  # a product, brought to float32
+        working.add(product(wide if trained else float(each * (own != each)), "V", "h"))
+        forward, back = products_of(x, each, trained)
+        return tape.apply(
+            x,
+            shape=(),
+            bytes_each=4,
+            kept=kept,
+            trained=gradient_of(decoder),
+            working=working,
+            undoing=product(-float(x.bytes_each), *x.shape) + product(-own * trained, "V", "h"),
+            products=[forward, *back],
+        )
 
 
 def undone_in_parts(decoder: Decoder, x: Value) -> Value:

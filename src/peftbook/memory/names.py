@@ -21,6 +21,7 @@ __all__ = [
     "OPTIMISER_NAMES",
     "TARGET_WORDS",
     "cached_config",
+    "is_hub_id",
     "meant",
     "plain_name",
     "variant",
@@ -45,8 +46,8 @@ OPTIMISER_NAMES = {  # transformers' (`OptimizerNames`) and ours
 }
 ATTENTION = {  # fused kernels keep the same tensors: queries, keys, values, the result and a number a row and head
     "sdpa": "sdpa",
-    "flash_attention_2": "sdpa",
-    "flash_attention_3": "sdpa",
+    "flash_attention_2": "flash_attention_2",
+    "flash_attention_3": "flash_attention_2",
     "eager": "eager",
 }
 TARGET_WORDS = {
@@ -81,19 +82,25 @@ def plain_name(name: str) -> str:
 
     Llama's own ids say `Llama-3.1-8B`, `Meta-Llama-3-8B` and `Llama-2-7b-chat-hf`.
     """
-    plain = name.lower().rpartition("/")[2].replace("_", "-").removeprefix("meta-")
+    plain = name.lower().partition("@")[0].rpartition("/")[2].replace("_", "-").removeprefix("meta-")
     plain = re.sub(r"^(llama|gemma)(?=\d)", r"\1-", plain)
     return "-".join(part for part in plain.split("-") if part not in ENDINGS)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of an id of the hub: owner/model, with a revision after @ if it has one."""
+    return re.fullmatch(r"[a-zA-Z0-9_.-]+/[a-zA-Z0-9_.-]+(@[a-zA-Z0-9_.-]+)?", name) is not None
+
+
 def cached_config(name: str) -> Path | None:
     """The settings of a model of the hub that an earlier download left on this machine."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not is_hub_id(name):
         return None
     from huggingface_hub import try_to_load_from_cache
 
+    name, _, revision = name.partition("@")
     try:
-        found = try_to_load_from_cache(name, "config.json")
+        found = try_to_load_from_cache(name, "config.json", **({"revision": revision} if revision else {}))
     except ValueError:  # no id that the hub would take
         return None
     return Path(found) if isinstance(found, str) else None

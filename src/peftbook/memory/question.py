@@ -12,10 +12,21 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from peftbook.core.errors import InputError
+from peftbook.memory.architecture import NO_SDPA
 from peftbook.memory.configuration import Configuration
-from peftbook.memory.fit import GPU_RESERVE, Fit, as_numbers, bytes_of_text, conclusion, fit, verdict
+from peftbook.memory.fit import (
+    GPU_RESERVE,
+    Fit,
+    as_numbers,
+    bytes_of_card,
+    bytes_of_text,
+    card_note,
+    conclusion,
+    fit,
+    verdict,
+)
 from peftbook.memory.names import ATTENTION, METHOD_NAMES, OPTIMISER_NAMES, TARGET_WORDS, meant, variant
-from peftbook.memory.setup import Setup
+from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.shapes import SHAPES, DecoderShape, quantised_in, read_config, read_shape
 from peftbook.memory.stacks import STACKS, Assumption, setup_in
 
@@ -27,6 +38,7 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "wide_norms": "norms in float32 over a quantised base, and with them what layers hand on",
     "keeps_inputs": "4-bit matrices keep their inputs: bitsandbytes before 0.43.2",
     "in_backward": "full: the optimiser moves a weight when it has its gradient, which is then let go",
+    "host_weights": "the host holds weights and optimiser, the card a layer at a time: FSDP's and ZeRO-3's offload",
 }  # fmt: skip
 TAKEN = (
     "batch",
@@ -53,7 +65,7 @@ class Question:
     memory: str
     method: str = "lora"
     reserve: str | None = None
-    stack: str = "peft"
+    stack: str = "trl"
     batch: int | None = None
     seq: int | None = None
     labels: str = "0"
@@ -78,6 +90,7 @@ class Question:
     wide_norms: bool | None = None
     keeps_inputs: bool | None = None
     in_backward: bool | None = None
+    host_weights: bool | None = None
     optimiser: str | None = None
     device: str = "cuda"
     devices: int = 1
@@ -85,11 +98,12 @@ class Question:
 
 @dataclass(frozen=True)
 class FitAnswer:
-    """What fits. assumed: settings that the stack gave.  asked: those that the question gave."""
+    """What fits. assumed: settings that the stack gave.  asked: those that the question gave.  notes: what to mind."""
 
     fit: Fit
     assumed: tuple[Assumption, ...]
     asked: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def answered(question: Question) -> FitAnswer:
@@ -101,16 +115,28 @@ def answered(question: Question) -> FitAnswer:
         return in_stack(question, shape, asked | dict(fields))
 
     setup, assumed = derive({})
-    if shape.context and setup.seq > shape.context:
-        raise InputError(
-            f"--seq {setup.seq:,} is beyond the {shape.context:,} positions of {question.model}: choose at most those."
-        )
     configuration = Configuration(shape, with_labels(setup, question.labels))
     if (size := configuration.step.peak().total) >= EXACT:
         raise InputError(f"Such a step needs {size / 2**50:,.0f} PiB: choose a smaller model or fewer tokens.")
     reserve = bytes_of_text(question.reserve, least=0) if question.reserve else GPU_RESERVE
-    fitting = fit(configuration, bytes_of_text(question.memory), reserve, lambda fields: derive(fields)[0])
-    return FitAnswer(fitting, assumed, asked)
+    fitting = fit(configuration, bytes_of_card(question.memory), reserve, lambda fields: derive(fields)[0])
+    return FitAnswer(fitting, assumed, asked, notes_on(question, configuration))
+
+
+def notes_on(question: Question, configuration: Configuration) -> tuple[str, ...]:
+    """What the words of a question stand for here, and what its bytes do not say."""
+    shape, setup = configuration.shape, configuration.setup
+    notes = [card_note(question.memory)]
+    if 0 < shape.context < setup.seq:
+        notes.append(
+            f"Rows of {setup.seq:,} tokens go beyond the {shape.context:,} positions of {question.model}: their bytes "
+            "are counted, but it may not read them well."
+        )
+    if question.dtype == "fp16":
+        notes.append("fp16 is counted as bf16, which takes the same bytes.")
+    if question.stack == "unsloth" and shape.experts and setup.quantised:
+        notes.append("Unsloth packs experts too, by code of its own, and then takes far less: that is not counted.")
+    return tuple(filter(None, notes))
 
 
 def answer_fields(question: Question) -> dict[str, Any]:
@@ -118,7 +144,7 @@ def answer_fields(question: Question) -> dict[str, Any]:
     answer = answered(question)
     return as_numbers(answer.fit) | {
         "verdict": verdict(answer.fit),
-        "conclusion": conclusion(answer.fit, option),
+        "conclusion": [*conclusion(answer.fit, option), *answer.notes],
         "assumed": assumptions_text(question.stack, answer.assumed),
         "options": options_of(answer.fit.configuration.setup),
         "command": command(question),
@@ -142,15 +168,21 @@ def command(question: Question) -> str:
 
 
 def in_stack(question: Question, shape: DecoderShape, asked: dict[str, Any]) -> tuple[Setup, tuple[Assumption, ...]]:
-    """The set-up of the stack. Where a GPU has no fused attention and nobody asked for it, eager stands for its own."""
+    """The set-up of the stack. Unless the question says otherwise, attention is eager where a GPU has no fused one, and
+    LoRA on attention alone where there are experts."""
     setup, assumed = setup_in(question.stack, **asked)
     if question.attention == "auto" and setup.attention == "sdpa":
         try:
-            Configuration(shape, setup).step  # noqa: B018 — whether there is such a step
+            Configuration(shape, replace(setup, targets=TARGETS[:1])).step  # noqa: B018 — whether there is such a step
         except InputError:
             setup = replace(setup, attention="eager")
             why = "torch's math kernel, which keeps what eager attention does: no fused one here"
             assumed = (*assumed, Assumption("attention", "eager", why))
+    if shape.experts and setup.method == "lora" and "targets" not in asked:
+        setup = replace(setup, targets=tuple(name for name in setup.targets if name in TARGETS[:4]))
+        why = "experts are no linear layers: peft's all-linear adapts them as parameters, which is not counted"
+        others = [one for one in assumed if one.field != "targets"]
+        assumed = (*others, Assumption("targets", setup.targets, why))
     return setup, assumed
 
 
@@ -160,7 +192,11 @@ def asked_for(question: Question, shape: DecoderShape) -> dict[str, Any]:
     asked |= {"method": meant("Method", question.method, METHOD_NAMES), **variant(question.method)}
     if question.saved:
         asked["saved"] = question.saved
-    asked["attention"] = attention_named(question.attention, shape.capped_scores)
+    if question.dtype == "fp16":
+        if asked["method"] == "full":
+            raise InputError("A gradient scaler takes no trained weights in fp16: choose --dtype fp32 --autocast.")
+        asked["dtype"] = "bf16"
+    asked["attention"] = attention_named(question.attention, shape.family)
     if question.targets is not None:
         asked["targets"] = question.targets
     if question.optimiser is not None:
@@ -192,18 +228,6 @@ def option(field: str, value: Any) -> str:
     return "" if field in ("held", "dora", "freeze_a") else f"--{name} {value}"
 
 
-def elsewhere(answer: FitAnswer, labels: str) -> str:
-    """The same question as TRL's SFTTrainer would run it, in a line."""
-    configuration = answer.fit.configuration
-    mine = configuration.setup
-    try:
-        setup, _ = setup_in("trl", **{"batch": mine.batch, "seq": mine.seq, "dtype": mine.dtype} | answer.asked)
-        peak = Configuration(configuration.shape, with_labels(setup, labels)).step.peak().total
-    except InputError:
-        return ""
-    return f"As {STACKS['trl'].named} trains it (--stack trl --dtype {mine.dtype}): {peak / 2**30:.3f} GiB."
-
-
 def base_of(question: Question) -> dict[str, Any]:
     """The quantisation of the base: as asked for, by the method's name, or as the model's own settings have it."""
     known = {} if question.model.lower() in SHAPES else quantised_in(read_config(question.model))
@@ -220,15 +244,17 @@ def base_of(question: Question) -> dict[str, Any]:
     return known | ({"double": False} if question.single_quant else {})
 
 
-def attention_named(name: str, capped: bool) -> str:
-    """The attention that a word stands for; auto is transformers' own choice, see Gemma 2's `_supports_sdpa`.
+def attention_named(name: str, family: str) -> str:
+    """The attention that a word stands for; auto is transformers' own choice, see `_supports_sdpa` of its models.
 
-    Raises InputError for torch's fused kernel where scores are capped.
+    Raises InputError for torch's fused kernel where the family has none.
     """
     if name == "auto":
-        return "eager" if capped else "sdpa"
-    if name == "sdpa" and capped:
-        raise InputError("--attention sdpa caps no scores, which this model does: choose eager or flash_attention_2.")
+        return "eager" if family in NO_SDPA else "sdpa"
+    if name == "sdpa" and family in NO_SDPA:
+        raise InputError(
+            "--attention sdpa caps no scores, which models of this family do: choose eager or flash_attention_2."
+        )
     return meant("Attention", name, ATTENTION)
 
 

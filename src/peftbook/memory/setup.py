@@ -46,13 +46,15 @@ BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants t
 CHOICES = {
     "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
     "saved_dtype": ("", *BYTES), "magnitude_dtype": ("", *BYTES), "quantised": ("", "nf4", "fp4", "int8"),
-    "attention": ("sdpa", "eager"), "device": ("cpu", "cuda"),
-    "logits": ("whole", "shifted", "held", "narrow", "chunked", "compiled", "tiled", "fused"),
+    "attention": ("sdpa", "flash_attention_2", "eager"), "device": ("cpu", "cuda"),
+    "logits": (
+        "whole", "shifted", "held", "loop", "in_place", "narrow", "chunked", "compiled", "tiled", "liger", "fused",
+    ),
 }  # fmt: skip
 
 SWITCHES = (
     "dropout", "freeze_a", "dora", "double", "autocast", "held", "padding", "packed", "checkpointing", "keeps_inputs",
-    "wide_norms", "offloaded", "accumulated", "in_backward",
+    "wide_norms", "offloaded", "accumulated", "in_backward", "host_weights",
 )  # fmt: skip
 
 
@@ -69,14 +71,15 @@ class Setup:
     bfloat16, int8 for 8 bits (LLM.int8), empty for none; double: the constants of a quantisation to 4 bits are
     quantised too.
     autocast: matrix products in bfloat16.  held: frozen matrices are there in bfloat16 beside float32, so that autocast
-    need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused) or eager.
+    need not copy them in every forward pass (the book's own loop).  attention: sdpa (fused), eager, or
+    flash_attention_2, which keeps what sdpa does and caps scores too.
     padding: rows of different length, so that attention gets a mask.  packed: the products see no padding (the book's
     own loop, which then has no more bytes than are counted here, of padded rows).  checkpointing: only the input of
     each layer is kept and the rest computed again.  batch, seq: rows of a micro-batch and tokens of a row.
     accumulated: gradients of earlier micro-batches are there, and new ones are added to them.
     labels: positions of a micro-batch whose logits are computed, as in the book's own loop; 0: all.
     logits: how they become a loss, see `peftbook.memory.loss`: whole, as in transformers and the book's own loop;
-    shifted, held, narrow, chunked, compiled, tiled or fused, as elsewhere.  offloaded: what checkpoints keep is on the
+    the others as elsewhere.  offloaded: what checkpoints keep is on the
     host.  wide_norms: gains of norms are float32, and so what they and frozen 4-bit matrices after them hand on (what
     prepare_model_for_kbit_training leaves of a model whose embedding and head are brought back to bfloat16).
     keeps_inputs: a 4-bit matrix keeps its input (bitsandbytes before 0.43.2).
@@ -85,7 +88,8 @@ class Setup:
     galore_adamw, whose moments of a layer's matrices have no more than `rank` rows; or sgd.  in_backward: it moves a
     weight as soon as that has its gradient, which is then let go (torchtune's optimizer_in_bwd).
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
-    gradient and its moments, and decoder layers are whole only while they compute.
+    gradient and its moments, and decoder layers are whole only while they compute.  host_weights: the host holds all of
+    that, and a layer is on the card while it computes (FSDP's and ZeRO-3's offload).
     """
 
     method: str = "lora"
@@ -120,6 +124,7 @@ class Setup:
     in_backward: bool = False
     device: str = "cuda"
     devices: int = 1
+    host_weights: bool = False
 
     def __post_init__(self):
         for name, known in CHOICES.items():
@@ -160,6 +165,14 @@ class Setup:
             raise InputError(
                 f"DoRA is LoRA with magnitudes, counted on one device, not {self.method!r} on {self.devices}: choose "
                 "method 'lora' and devices 1, or no dora."
+            )
+        alone = self.saved or self.dora or self.in_backward or self.optimiser.startswith("galore")
+        if self.host_weights and (
+            alone or self.device == "cpu" or self.quantised == "int8" or self.method not in ("full", "lora")
+        ):
+            raise InputError(
+                "Weights on the host are counted for full fine-tuning and LoRA over 16 or 4 bits on a GPU, without "
+                "DoRA, trained copies, GaLore or in_backward: leave host_weights out."
             )
         if self.optimiser.startswith("galore") and (self.method != "full" or self.devices > 1):
             raise InputError(

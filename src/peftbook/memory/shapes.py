@@ -11,7 +11,7 @@ from peftbook.core.errors import InputError
 from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, DecoderShape
 from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES
-from peftbook.memory.names import cached_config, nearest, plain_name
+from peftbook.memory.names import cached_config, is_hub_id, nearest, plain_name
 
 __all__ = [
     "FAMILIES",
@@ -25,6 +25,13 @@ __all__ = [
 ]
 
 
+NOT_COVERED = {
+    "gpt_oss": (
+        "gpt-oss is not covered, as its experts come in MXFP4 and its attention has sinks: follow OpenAI's cookbook "
+        "(TRL, bfloat16, a card of 80 GB) or Unsloth's, which packs its experts, or take qwen3-30b-a3b, which is "
+        "covered."
+    ),
+}
 SEEING = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # models that see → the family of their text part
 # family → what of a shape stands under which name in its settings
 EXPERTS = {
@@ -45,6 +52,15 @@ def read_shape(source: str | Path) -> DecoderShape:
     plain = plain_name(str(source))
     if (plain := ALIASES.get(plain, plain)) in SHAPES:
         return SHAPES[plain]
+    if plain.startswith("gpt-oss"):
+        raise InputError(NOT_COVERED["gpt_oss"])
+    if is_hub_id(str(source)):
+        where = str(source).partition("@")[0]
+        raise InputError(
+            f"The settings of {str(source)!r} are not on this machine{nearest(plain, SHAPES)}: save its config.json "
+            f"(https://huggingface.co/{where}/raw/main/config.json) and pass that file, or run `hf download {where} "
+            "config.json` once."
+        )
     raise InputError(
         f"{str(source)!r} is neither a config.json, nor a folder with one, nor a known shape{nearest(plain, SHAPES)}: "
         f"choose one of {', '.join(SHAPES)}."
@@ -122,6 +138,8 @@ def shape_from_config(config: Mapping[str, Any]) -> DecoderShape:
     if isinstance(config.get("text_config"), Mapping) and isinstance(family, str) and family in SEEING:
         config = {"model_type": SEEING[family]} | dict(config["text_config"])
         family = config["model_type"]
+    if isinstance(family, str) and family in NOT_COVERED:
+        raise InputError(NOT_COVERED[family])
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"model_type {family!r} is not covered: choose a model of {', '.join(FAMILIES)}.")
     if family in EXPERTS and "num_local_experts" in config:  # either name stands for the other

@@ -37,7 +37,8 @@ class Declared:
     def value(self) -> Any:
         """The installed library's, or the table's where the library is not there or has no plain value."""
         owners = [declared_in(where) for where in self.classes]
-        found = next((owner[self.name] for owner in owners if self.name in owner), self.fallback)
+        known = (owner[self.name] for owner in owners if self.name in owner)
+        found = next(known, self.fallback) if owners[0] else self.fallback
         return self.if_none if found is None else found
 
     @property
@@ -102,6 +103,21 @@ PREPARED = "prepare_peft_model, peft_module_casting_to_bf16"
 TRL_CASTS = "SFTTrainer casts what is trained over a quantised base"
 HUB = "config_hub/finetune/llama-3.1-8b"
 KBIT = "peft.prepare_model_for_kbit_training"
+WHOLE = ("whole", "transformers' own loss, in float32 at every position")
+SFT_ALWAYS: Given = {
+    "batch": Declared(SFT, "per_device_train_batch_size", 8),
+    "seq": Declared(SFT, "max_length", 1024, if_none=1024),
+    "optimiser": Declared(SFT, "optim", "adamw_torch_fused"),
+    "checkpointing": Declared(SFT, "gradient_checkpointing", True),
+    "offloaded": Declared(SFT, "activation_offloading", False),
+    "autocast": Declared(SFT, "bf16", None, if_none=True), "padding": PADDED,
+    "dtype": ("fp32", 'a model given by name; bf16 is model_init_kwargs={"dtype": "bfloat16"}'),
+    "logits": ("tiled", "TRL's fused head, at positions with a label alone"),
+}  # fmt: skip
+SFT_QUANTISED: Given = {
+    "adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS),
+    "magnitude_dtype": ("fp32", f"{TRL_CASTS}, but for DoRA's magnitudes"),
+}  # fmt: skip
 
 
 def foreach_on_a_gpu(setting: Mapping[str, Any]) -> Known:
@@ -121,9 +137,11 @@ STACKS: dict[str, Stack] = {
         "a loop of your own over peft", "peft", "0.21.2",
         always={
             "batch": (1, "one row"), "seq": UNCUT,
-            "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
-            "logits": ("whole", "transformers' own loss, in float32 at every position"),
-            "optimiser": foreach_on_a_gpu,
+            "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER, "logits": WHOLE, "optimiser": foreach_on_a_gpu,
+        },
+        quantised={
+            "dtype": ("fp32", KBIT), "checkpointing": (True, KBIT), "padding": PADDED,
+            "logits": ("held", "as transformers' own loss, with the model's output in hand"),
         },
     ),
     "trainer": Stack(
@@ -132,34 +150,31 @@ STACKS: dict[str, Stack] = {
             "batch": ROWS, "seq": UNCUT, "optimiser": OPTIM, "padding": PADDED,
             "checkpointing": Declared(TRAINER, "gradient_checkpointing", None, if_none=False),
             "autocast": Declared(TRAINER, "bf16", False),
-            "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER,
-            "logits": ("whole", "transformers' own loss, in float32 at every position"),
+            "dtype": OF_CHECKPOINT, "adapter_dtype": PEFT_ADAPTER, "logits": WHOLE,
         },
         quantised={"dtype": ("fp32", KBIT), "checkpointing": (True, KBIT)},
     ),
     "trl": Stack(
-        "TRL's SFTTrainer", "trl", "1.16.0",
-        always={
-            "batch": Declared(SFT, "per_device_train_batch_size", 8),
-            "seq": Declared(SFT, "max_length", 1024, if_none=1024),
-            "optimiser": Declared(SFT, "optim", "adamw_torch_fused"),
-            "checkpointing": Declared(SFT, "gradient_checkpointing", True),
-            "offloaded": Declared(SFT, "activation_offloading", False),
-            "autocast": Declared(SFT, "bf16", None, if_none=True), "padding": PADDED,
-            "dtype": ("fp32", 'a model given by name; bf16 is model_init_kwargs={"dtype": "bfloat16"}'),
-            "logits": ("tiled", "TRL's fused head, at positions with a label alone"),
-        },
-        whole={"adapter_dtype": PEFT_ADAPTER},
-        quantised={"adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS),
-                   "magnitude_dtype": ("fp32", f"{TRL_CASTS}, but for DoRA's magnitudes")},
+        "TRL's SFTTrainer", "trl", "1.16.0", SFT_ALWAYS, whole={"adapter_dtype": PEFT_ADAPTER}, quantised=SFT_QUANTISED,
+    ),
+    "liger": Stack(
+        "TRL's SFTTrainer with use_liger_kernel", "liger_kernel", "0.8.2",
+        {**SFT_ALWAYS, "logits": ("liger", "use_liger_kernel; its plain cross-entropy is --logits in_place")},
+        whole={"adapter_dtype": PEFT_ADAPTER}, quantised=SFT_QUANTISED,
+        uncounted="Liger's norms and gates, which keep less where nothing is checkpointed",
+    ),
+    "trl1": Stack(
+        "TRL's SFTTrainer from 0.29 to 1.6", "", "1.6.0",
+        {**SFT_ALWAYS, "logits": ("whole", 'loss_type "nll", the default before 1.7 (TRL PR 5846)')},
+        whole={"adapter_dtype": PEFT_ADAPTER}, quantised=SFT_QUANTISED,
     ),
     "trl0": Stack(
-        "TRL's SFTTrainer before 1.0", "", "0.25.0",
+        "TRL's SFTTrainer before 0.29", "", "0.25.0",
         always={
             "batch": (8, "per_device_train_batch_size"), "seq": (1024, "max_length"),
             "optimiser": ("adamw", "optim"), "checkpointing": (True, "gradient_checkpointing"),
             "offloaded": (False, "activation_offloading"), "autocast": (True, "bf16"), "padding": PADDED,
-            "logits": ("whole", "transformers' own loss, in float32 at every position"),
+            "logits": WHOLE,
         },
         whole={"dtype": ("fp32", "a model given by name"), "adapter_dtype": PEFT_ADAPTER},
         quantised={
@@ -222,6 +237,30 @@ STACKS: dict[str, Stack] = {
             "logits": ("whole", "its CutCrossEntropyPlugin is --logits fused"),
         },
         uncounted="its LoRA kernels, on where there is no dropout, which keep less where nothing is checkpointed",
+    ),
+    "llamafactory": Stack(
+        "LLaMA-Factory", "llamafactory", "0.9.5",
+        always={
+            "batch": (1, "examples/train_lora"), "seq": (2048, "cutoff_len"), "padding": PADDED, "optimiser": OPTIM,
+            "accumulated": (True, "examples/train_lora, gradient_accumulation_steps 8"),
+            "checkpointing": (True, "disable_gradient_checkpointing false"),
+            "offloaded": (False, "use_unsloth_gc false"), "dtype": ("bf16", "examples/train_lora, bf16"),
+            "autocast": (True, "examples/train_lora, bf16"),
+            "adapter_dtype": ("fp32", "init_adapter, unless pure_bf16"),
+            "rank": (8, "lora_rank"), "targets": (TARGETS, "lora_target all"), "logits": WHOLE,
+        },
+        full={"dtype": ("fp32", "init_adapter, unless pure_bf16")},
+    ),
+    "swift": Stack(
+        "ms-swift", "ms_swift", "4.5.2",
+        always={
+            "batch": (1, "per_device_train_batch_size"), "seq": (1024, "max_length is the model's: give the longest"),
+            "padding": PADDED, "optimiser": OPTIM, "checkpointing": (True, "gradient_checkpointing"),
+            "offloaded": (False, "activation_cpu_offload"), "dtype": OF_CHECKPOINT, "autocast": (True, "bf16"),
+            "adapter_dtype": PEFT_ADAPTER, "rank": (8, "lora_rank"), "targets": (TARGETS, "target_modules all-linear"),
+            "dropout": (True, "lora_dropout 0.05"),
+            "logits": ("whole", "use_logits_to_keep: at positions with a label alone, --labels"),
+        },
     ),
     "unsloth": Stack(
         "Unsloth", "unsloth", "2026.8.19",

@@ -6,6 +6,7 @@ Every term is a sum of coefficient × product of symbols, so that the table of a
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ def training_step(shape: DecoderShape, setup: Setup) -> Step:
     Raises InputError where there is no fused attention: on a GPU in float32, with fewer key than query heads and no
     mask, and on a CPU for scores that are capped.
     """
-    if shape.capped_scores and setup.device == "cpu" and setup.attention == "sdpa":
+    if shape.capped_scores and setup.device == "cpu" and setup.attention != "eager":
         raise InputError("A CPU has no fused attention that caps its scores: choose eager attention.")
     if shape.experts and setup.optimiser.startswith("galore"):
         raise InputError(
@@ -100,14 +101,29 @@ def training_step(shape: DecoderShape, setup: Setup) -> Step:
         )
     grouped, masked = shape.heads != shape.kv_heads, setup.padding or setup.method == "prefix"
     wide = setup.dtype == "fp32" and not setup.autocast and setup.attention == "sdpa"
+    if setup.attention == "flash_attention_2" and setup.dtype == "fp32" and not setup.autocast:
+        raise InputError("flash_attention_2 takes 16 bits: choose autocast, dtype 'bf16', or eager attention.")
     if setup.device == "cuda" and wide and grouped and not masked:
         raise InputError(
             f"A GPU has no fused attention in float32 for {shape.heads} heads over {shape.kv_heads} key heads: "
             "choose autocast, dtype 'bf16', or eager attention."
         )
     step = structure(shape, alike(shape, setup))
-    words = {"W": TILE[1], "U": min(shape.vocab, TILE[1])}  # that a tile has room for, and those in it
-    return replace(step, symbols=shape.symbols | setup.symbols | (words if setup.logits == "tiled" else {}))
+    symbols = shape.symbols | setup.symbols
+    if setup.logits == "tiled":
+        symbols |= {"W": TILE[1], "U": min(shape.vocab, TILE[1])}  # words that a tile has room for, and those in it
+    if setup.logits == "liger":
+        symbols["q"] = liger_chunk(setup.labels or setup.batch * symbols["t"], shape)
+    return replace(step, symbols=symbols)
+
+
+def liger_chunk(positions: int, shape: DecoderShape) -> int:
+    """Positions whose logits are there at a time: a power of two (Liger, `fused_linear_cross_entropy_forward`)."""
+    least = math.ceil(positions / math.ceil(shape.vocab / shape.hidden))
+    chunk = 1
+    while chunk < least:
+        chunk *= 2
+    return chunk
 
 
 @functools.lru_cache(maxsize=1024)
@@ -117,28 +133,30 @@ def structure(shape: DecoderShape, setup: Setup) -> Step:
     kept: dict[str, Size] = {}
     for where, size in walked.kept(setup.checkpointing).items():
         kept.setdefault(kind_of(where), Size()).add(size, walked.copies_of(where))
-    gradients = multiple(gradients_of(shape, setup), 1 / setup.devices)
+    share = 0.0 if setup.host_weights else 1 / setup.devices
+    gradients = multiple(gradients_of(shape, setup), share)
     roots = gradients if setup.optimiser == "adamw_foreach" and not setup.in_backward else Size()
     stepped = (("lm_head",) if shape.tied else ()) if setup.in_backward else None
     held = moments(walked, setup.checkpointing, setup.accumulated, setup.offloaded, roots, stepped)
     return Step(
-        state(shape, setup) if setup.devices == 1 else shared(state(shape, setup), shape, setup),
+        state(shape, setup) if share == 1 else shared(state(shape, setup), shape, setup, share),
         kept,
         Size() if setup.in_backward else gradients,
-        held.scaled("gradients", 1 / setup.devices) if setup.devices > 1 else held,
+        held if share == 1 else held.scaled("gradients", share),
         walked.flops(setup.checkpointing),
         {},
     )
 
 
-def shared(terms: dict[str, Size], shape: DecoderShape, setup: Setup) -> dict[str, Size]:
-    """A device's share of the state, and what is whole on it for a while.
+def shared(terms: dict[str, Size], shape: DecoderShape, setup: Setup, share: float) -> dict[str, Size]:
+    """A device's share of the state, none where the host has it, and what is whole on it for a while.
 
     Whole are two decoder layers, the one that computes and the one that is fetched meanwhile, and all the time what
     belongs to no layer: embedding, head and last norm; what of these is trained is so twice, for its gradient. The
     constants of a quantisation are not cut (Zhao et al. 2023, arXiv:2304.11277; `peftbook.training.distributed.shard`).
     """
-    part = {name: multiple(size, 1 if "constants" in name else 1 / setup.devices) for name, size in terms.items()}
+    part = {name: size if "constants" in name else multiple(size, share) for name, size in terms.items()}
+    part = {name: size for name, size in part.items() if share or "constants" in name}
     each, others = BYTES[setup.dtype], rest(shape)
     layer = multiple(one_layer(others), each)
     for d_in, d_out in shape.widths.values():

@@ -31,7 +31,6 @@ long.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -49,7 +48,7 @@ from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
-__all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "cost", "extra"]
+__all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "cost", "extra", "paid_by"]
 
 BATCHES = (2, 8, 32)  # examples
 SMALLEST, LARGEST = BATCHES[0], BATCHES[-1]
@@ -58,17 +57,17 @@ TOKENS = 116_167  # of these examples by the small Llama's tokenizer: every run 
 MARGIN = margins.LOSS
 BEARABLE = MARGIN / 4  # shortfall of a grid
 ARMS = {"full": "Full fine-tuning", "r16": "LoRA, r = 16"}
-CONTRARY = "the control says the opposite: at equal steps LoRA pays surely less, so that it pays for few steps"
+CONTRARY = "the control says the opposite: at equal steps LoRA pays surely less"
 MIDDLES = {2: 3, 8: 4, 32: 5}  # batch → k of the middle rate of LoRA, 2e-4 · 2^k
 
 
-def comparison(batch: int, tokens: int, middle: int, *, untuned: bool = False) -> TunedComparison:
+def comparison(batch: int, tokens: int, middle: int, *, task: str = "e2e", untuned: bool = False) -> TunedComparison:
     """Both arms at one batch size; full fine-tuning's rates are an eighth of LoRA's."""
     grids = {"full": rates(middle - 4, middle - 2), "r16": rates(middle - 1, middle + 1)}
     methods = {"full": Full(), "r16": LoRA(rank=16)}
     arms = tuple(Arm(name, ARMS[name], methods[name], grids[name]) for name in ARMS)
     return TunedComparison(
-        task="e2e",
+        task=task,
         tokens=tokens,
         arms=(*arms, *([Arm("untuned", "Untuned", Untuned())] if untuned else [])),
         train_examples=EXAMPLES,
@@ -83,6 +82,9 @@ def comparison(batch: int, tokens: int, middle: int, *, untuned: bool = False) -
 COMPARISONS = {batch: comparison(batch, TOKENS, MIDDLES[batch], untuned=batch == SMALLEST) for batch in BATCHES}
 # As many steps of the smallest batch as the largest takes.
 FEW_STEPS = comparison(SMALLEST, TOKENS * SMALLEST // LARGEST, MIDDLES[SMALLEST])
+Pair = tuple[TunedComparison, TunedComparison]  # the smaller batch, then the larger
+EQUAL_TOKENS = (COMPARISONS[SMALLEST], COMPARISONS[LARGEST])
+EQUAL_STEPS = (FEW_STEPS, COMPARISONS[LARGEST])
 
 
 def runs(store: Store) -> list[Run]:
@@ -92,26 +94,27 @@ def runs(store: Store) -> list[Run]:
     return [run for one in order for run in one.runs(store)]
 
 
-def pair(name: str, small: TunedComparison, store: Store) -> tuple[list[Record], list[Record]]:
-    """An arm's final records at the largest batch and in `small`. Raises Missing, Unusable where one diverged."""
-    return COMPARISONS[LARGEST].finals(name, store), small.finals(name, store)
+def pair(name: str, plans: Pair, store: Store) -> tuple[list[Record], list[Record]]:
+    """An arm's final records at the larger and the smaller batch. Raises Missing, Unusable where one diverged."""
+    small, large = plans
+    return large.finals(name, store), small.finals(name, store)
 
 
-def cost(name: str, store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats.Interval:
-    """Test loss of an arm at the largest batch minus that in `small`, by seed and example. Raises Missing."""
-    one, two = pair(name, small, store)
-    found = paired(one, two, "loss_nats", small.groups(two[0]))
-    return stats.with_choice(found, *(plan.choice_error(name, store) for plan in (COMPARISONS[LARGEST], small)))
+def cost(name: str, store: Store, plans: Pair = EQUAL_TOKENS) -> stats.Interval:
+    """Test loss of an arm at the larger batch minus that at the smaller, by seed and example. Raises Missing."""
+    one, two = pair(name, plans, store)
+    found = paired(one, two, "loss_nats", plans[0].groups(two[0]))
+    return stats.with_choice(found, *(plan.choice_error(name, store) for plan in plans))
 
 
-def extra(store: Store, small: TunedComparison = COMPARISONS[SMALLEST]) -> stats.Interval:
+def extra(store: Store, plans: Pair = EQUAL_TOKENS) -> stats.Interval:
     """LoRA's `cost` minus that of full fine-tuning, by seed and example. Raises Missing."""
-    large, records = COMPARISONS[LARGEST], {name: pair(name, small, store) for name in ARMS}
+    records = {name: pair(name, plans, store) for name in ARMS}
     paid = {name: table(one, "loss_nats") - table(two, "loss_nats") for name, (one, two) in records.items()}
     weight = weights(records["r16"][0], "loss_nats") or ()
-    groups = small.groups(records["r16"][0][0])[: len(weight)]
+    groups = plans[0].groups(records["r16"][0][0])[: len(weight)]
     found = stats.paired_interval(paid["r16"], paid["full"], weight, groups)
-    return stats.with_choice(found, *(plan.choice_error(name, store) for plan in (large, small) for name in ARMS))
+    return stats.with_choice(found, *(plan.choice_error(name, store) for plan in plans for name in ARMS))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -119,16 +122,18 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out: dict[str, Quantity] = {}
     for prefix, plan in ({f"b{batch}_": plan for batch, plan in COMPARISONS.items()} | {"few_": FEW_STEPS}).items():
         out |= plan.quantities(store, (("r16", "full"),), prefix)
-    for prefix, small in {"": COMPARISONS[SMALLEST], "few_": FEW_STEPS}.items():
-        out |= gathered(functools.partial(paid_by, prefix, small, store), (*ARMS, "extra"))
-    return out
+    return out | paid_by("", EQUAL_TOKENS, store) | paid_by("few_", EQUAL_STEPS, store)
 
 
-def paid_by(prefix: str, small: TunedComparison, store: Store, name: str) -> dict[str, Quantity]:
-    """The cost of an arm, or of `extra`, as a quantity. Raises Missing."""
-    found = extra(store, small) if name == "extra" else cost(name, store, small)
-    keys = [keys_of(*pair(arm, small, store)) for arm in (ARMS if name == "extra" else (name,))]
-    return {f"{prefix}{name}_cost": Quantity.of(found, "nats per token", tuple(itertools.chain(*keys)))}
+def paid_by(prefix: str, plans: Pair, store: Store) -> dict[str, Quantity]:
+    """The cost of each arm and `extra`, as quantities, as far as their records are there."""
+
+    def of(name: str) -> dict[str, Quantity]:
+        found = extra(store, plans) if name == "extra" else cost(name, store, plans)
+        keys = [keys_of(*pair(arm, plans, store)) for arm in (ARMS if name == "extra" else (name,))]
+        return {f"{prefix}{name}_cost": Quantity.of(found, "nats per token", tuple(itertools.chain(*keys)))}
+
+    return gathered(of, (*ARMS, "extra"))
 
 
 @study("batch_size", runs, quantities)
@@ -145,7 +150,7 @@ def verdict(store: Store) -> Verdict:
     if all(one.low <= MARGIN for one in costs.values()):
         blunt = f"Neither is surely above {MARGIN}: there is nothing to tolerate."
         return Verdict("undecided", f"{sentence} {blunt}", named, found.judged, held=BLIND)
-    steps = extra(store, FEW_STEPS)
+    steps = extra(store, EQUAL_STEPS)
     sentence += f" At equal steps it is {steps.mean:+.3f} ({steps.low:+.3f} to {steps.high:+.3f})."
     if steps.high < 0 and found.outcome in ("reproduced", "direction only"):
         return Verdict("undecided", sentence, (*named, "few_extra_cost"), found.judged, held=CONTRARY)

@@ -183,8 +183,7 @@ def rerun_quantities(values: Values) -> dict[str, Quantity]:
     pairs = neighbours(values, JULY)
     sure = sum(stats.holm({two: stats.p_value(difference(values, *two, only=JULY)) for two in pairs}, LEVEL).values())
     note = "neighbours in the ranking of July 2026 that surely differ, after Holm's correction"
-    out["sure_orders"] = Quantity(sure, "pairs", (), n=len(pairs), digits=0, note=note)
-    out["ranked_pairs"] = Quantity(len(pairs), "", (), digits=0)
+    out["sure_orders"] = Quantity(sure, f"of {len(pairs)} pairs of neighbours", (), n=len(pairs), digits=0, note=note)
     share = turned_share(values)
     out["turned_share"] = Quantity.of(share, "", (), 2, "95 % interval over pairs", among=(0.0, 1.0))
     for label, two in zip(("pure", "july"), RANKINGS, strict=True):

@@ -9,7 +9,7 @@ A verdict holds if it comes out the same, or if what showed a direction alone is
 over if reproduced becomes refuted or the reverse, or if the intervals of a deciding difference lie on opposite sides of
 zero. The seeds are those of the first test, so what is new is the inputs alone. How alike the same seed's difference is
 on both sets of inputs is told beside the count: where seeds are most of the error, a verdict can hardly turn over. So
-this refutes where one does, and where none does it bears nothing out: it is measured.
+this refutes where one does, and decides nothing where none does.
 """
 
 from __future__ import annotations
@@ -159,5 +159,6 @@ def verdict(store: Store) -> Verdict:
         f"same trained seeds are asked, whose differences on both correlate by {alike.low:.3f} to {alike.high:.3f}: "
         "little could have turned over."
     )
-    outcome = "refuted" if "turns over" in became else "measured"
-    return Verdict(outcome, sentence, (*names, "seed_correlation"))
+    turned = "turns over" in became
+    held = "" if turned else "none turned over, and of the same trained seeds hardly one could"
+    return Verdict("refuted" if turned else "undecided", sentence, (*names, "seed_correlation"), held=held)

@@ -14,19 +14,23 @@ import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from peftbook.core import specs
-from peftbook.core.base_models import SMALL_FOLDERS, pinned
+from peftbook.core.base_models import SMALL_FOLDERS, in_folder, pinned
 from peftbook.core.errors import Conflict, InputError
-from peftbook.core.exchange import ZIP_DATE
+from peftbook.core.exchange import ZIP_DATE, files_of, receive_record
 from peftbook.core.options import words_of
-from peftbook.core.records import Record, write_atomically
+from peftbook.core.progress import duration
+from peftbook.core.records import Record, Store, write_atomically
+from peftbook.decision import MEASURES, Row, compare
+from peftbook.methods.untuned import Untuned
+from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio, keeps_trained
-from peftbook.studio.tabular import escape_cell
+from peftbook.studio.tabular import digits, ends, escape_cell
 
 LICENCES = {
     specs.EMBEDDED_MODEL: ("apache-2.0", "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)"),
@@ -36,7 +40,6 @@ ROUNDED = """\
 the adapter was trained beside those of that file, which are rounded to 4 bits. Those that a loader fetches by the \
 base's name are not, and with them it scores a little otherwise; the merged model has those of the file"""
 MERGED = "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
-SHOWN = ("loss_nats", "as_lora_loss_nats", "perplexity", "rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match")
 
 
 def adapter_zip(studio: Studio, job: Job) -> Path:
@@ -54,10 +57,7 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
         raise InputError("Full fine-tuning leaves no adapter, it changes every weight: download the merged model.")
     if folder is None:
         raise InputError(f"The adapter of job {job.id!r} is not at hand any more: retry the job.")
-    texts = {"README.md": model_card(studio, job, record), "run.json": job.run.canonical() + "\n"}
-    if (config := folder / "adapter_config.json").is_file():  # peft names the folder that the base was loaded from
-        known = json.loads(config.read_text()) | {"base_model_name_or_path": base_id(job.run.model)}
-        texts[config.name] = json.dumps(known, indent=2, sort_keys=True) + "\n"
+    texts = described(studio, job, record) | base_named(job.run.model, folder)
     files = [file for file in sorted(folder.iterdir()) if file.name not in texts]
     return pack(place(studio, job, "adapter.zip"), files, texts)
 
@@ -75,8 +75,55 @@ def merged_zip(studio: Studio, job: Job) -> Path:
         merged.model.save_pretrained(work)
         merged.tokenizer.save_pretrained(work)
         files = sorted(path for path in Path(work).iterdir() if path.name != "README.md")
-        texts = {"README.md": model_card(studio, job, record, merged=True), "run.json": job.run.canonical() + "\n"}
-        return pack(target, files, texts)
+        return pack(target, files, described(studio, job, record, merged=True))
+
+
+def fill_folder(studio: Studio, job: Job, work: Path) -> None:
+    """Fill a folder that peft, transformers and vLLM load as it is: what was trained, the tokenizer with its chat
+    template, a model card, `outputs.jsonl` where there are texts, and the record.
+    """
+    from peftbook.training.preflight import load_parts
+
+    record, trained = finished(studio, job), studio.adapter(job)
+    load_parts(job.run.model)[0].save_pretrained(work)
+    texts = described(studio, job, record, merged=job.run.method.saved == "model")
+    if trained is not None:
+        shutil.copytree(trained, work, dirs_exist_ok=True)
+        texts |= base_named(job.run.model, work)
+    if rows := list(output_rows(studio, job, record)):
+        texts["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if (told := studio.task(job.project).instruction) != "{input}":
+        texts["instruction.txt"] = told
+    for name, text in texts.items():
+        (work / name).write_text(text, encoding="utf-8")
+    receive_record(Store(work / "record"), job.key, files_of(studio.records(job.project), job.key))
+
+
+def described(studio: Studio, job: Job, record: Record, *, merged: bool = False) -> dict[str, str]:
+    """The model card and the run, by the names of their files."""
+    return {"README.md": model_card(studio, job, record, merged=merged), "run.json": job.run.canonical() + "\n"}
+
+
+def base_named(model: specs.Model, folder: Path) -> dict[str, str]:
+    """peft's configuration of an adapter with the base by its id and revision, not by the folder that it was loaded
+    from; nothing for a method that peft has no format for.
+    """
+    if not (config := folder / "adapter_config.json").is_file():
+        return {}
+    base = {"base_model_name_or_path": base_id(model), "revision": hub_revision(model)}
+    return {config.name: json.dumps(json.loads(config.read_text()) | base, indent=2, sort_keys=True) + "\n"}
+
+
+def hub_revision(model: specs.Model) -> str | None:
+    """The commit of a hub model, that of the cache where none was asked for; None for other models."""
+    if in_folder(model) or model.name in LICENCES:
+        return None
+    if model.revision:
+        return model.revision
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model.name, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def outputs_csv(studio: Studio, job: Job) -> Path:
@@ -84,21 +131,25 @@ def outputs_csv(studio: Studio, job: Job) -> Path:
 
     A cell that a spreadsheet would read as a formula starts with an apostrophe. Raises InputError without texts.
     """
-    record = finished(studio, job)
-    texts = studio.records(job.project).texts(record)
-    if not texts:
+    if not (rows := list(output_rows(studio, job, finished(studio, job)))):
         raise InputError(f"Job {job.id!r} generated no texts: submit it with test examples to generate.")
-    examples = studio.task(job.project).splits[job.run.evaluation.split]
-    names = [name for name, values in record.per_example.items() if len(values) == len(texts)]
     body = io.StringIO(newline="")
     writer = csv.writer(body)
-    writer.writerow(["row", "input", "target", "output", *names])
-    for at, (text, example) in enumerate(zip(texts, examples, strict=False)):
-        cells = map(escape_cell, (example.id, example.input, example.target, text))
-        writer.writerow([*cells, *(record.per_example[name][at] for name in names)])
+    writer.writerow(rows[0])
+    writer.writerows([escape_cell(cell) if isinstance(cell, str) else cell for cell in row.values()] for row in rows)
     path = place(studio, job, "outputs.csv")
     write_atomically(path, body.getvalue().encode("utf-8-sig"))  # with a byte order mark, or Excel reads it as Latin-1
     return path
+
+
+def output_rows(studio: Studio, job: Job, record: Record) -> Iterator[dict[str, str | float]]:
+    """Of each test example that was answered: row, input, target, output, and its scores by name."""
+    texts = studio.records(job.project).texts(record) or []
+    examples = studio.task(job.project).splits[job.run.evaluation.split]
+    names = [name for name, values in record.per_example.items() if len(values) == len(texts)]
+    for at, (text, example) in enumerate(zip(texts, examples, strict=False)):
+        scores = {name: record.per_example[name][at] for name in names}
+        yield {"row": example.id, "input": example.input, "target": example.target, "output": text, **scores}
 
 
 def command_line(studio: Studio, job: Job) -> str:
@@ -161,7 +212,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
         rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "",
         project=project,
         sizes=", ".join(f"{count:,} {name}" for name, count in sizes.items()),
-        measured=measured(record),
+        measured=measured(record, *scores_of(studio, job, record)),
         command=command_line(studio, job),
     )
     return f"{card}\n"
@@ -177,18 +228,41 @@ def inline(text: str) -> str:
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]()#+-.!|<>&" else sign for sign in text)
 
 
-def measured(record: Record) -> list[str]:
-    """The record's scores and costs, one a line, with what each depends on."""
+def scores_of(studio: Studio, job: Job, record: Record) -> tuple[Row, Row | None]:
+    """A job's scores with their intervals, and those of the untuned model that was scored alike, if there is one."""
+    store, run = studio.records(job.project), job.run
+    alike = [
+        one.run
+        for one in studio.jobs(job.project)
+        if (one.run.method, one.run.model, one.run.evaluation) == (Untuned(), run.model, run.evaluation)
+    ]
+    plain = [found for one in alike if one != run and (found := store.get(one)) is not None][:1]
+    examples = studio.task(job.project).splits[run.evaluation.split]
+    measure = next((one.name for one in MEASURES.values() if one.column in record.per_example), "perplexity")
+    rows = compare([record, *plain], {}, examples, measure=measure).rows
+    own = next(row for row in rows if record.key in row.runs)
+    return own, next((row for row in rows if row is not own), None)
+
+
+def measured(record: Record, row: Row, plain: Row | None) -> list[str]:
+    """The record's scores with intervals, the untuned model's, and costs, one a line, with what each depends on."""
     found, encoder = record.measurements, record.metrics_info.get("bertscore", {})
-    evaluation = record.spec.evaluation if isinstance(record.spec, specs.Run) else specs.Evaluation()
-    lines = [f"On the {evaluation.split} split, {found.get('generated_examples', 0)} texts generated greedily:", ""]
-    notes = dict.fromkeys(("loss_nats", "perplexity"), f" ({found.get('loss_examples')} examples, label tokens)")
+    evaluation = row.run.evaluation
+    count = found.get("generated_examples", 0)
+    lines = [f"On the {evaluation.split} split, {count} texts generated greedily; with 95 % intervals:", ""]
+    notes = {"perplexity": f" ({found.get('loss_examples')} examples, label tokens)"}
     if encoder:
         notes["bertscore_f1"] = f" (encoder {encoder.get('name')}, layer {encoder.get('layer')}, not rescaled)"
-    lines += [f"- {name}: {found[name]:.4g}{notes.get(name, '')}" for name in SHOWN if name in found]
-    lines += [
-        f"- {name}: {found[name]:,.4g}" if isinstance(found[name], float) else f"- {name}: {found[name]:,}"
-        for name in ("trainable_parameters", "train_seconds", "peak_memory_bytes")
-        if found.get(name) is not None
+    for name, score in row.scores.items():
+        untuned = f"; untuned {digits(plain.scores.get(name), name)}" if plain is not None else ""
+        lines.append(f"- {name}: {digits(score, name)} ({ends(score, name)}){untuned}{notes.get(name, '')}")
+    if (converted := found.get("as_lora_loss_nats")) is not None:
+        lines.append(f"- as_lora_loss_nats: {converted:.4g}")
+    costs = row.trainable_parameters, row.train_seconds, row.peak_memory_bytes
+    said = number(costs[0]), duration(costs[1]), size(costs[2])
+    names = ("trained parameters", "training", "peak memory")
+    return [
+        *lines,
+        *(f"- {name}: {text}" for name, text, cost in zip(names, said, costs, strict=True) if cost),
+        f"- on {record.hardware}",
     ]
-    return [*lines, f"- on {record.hardware}"]

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.core.folders import check_writable
 from peftbook.core.options import read_options, words_of
 from peftbook.core.records import write_atomically
 from peftbook.decision import check_choices
@@ -22,7 +23,7 @@ from peftbook.studio.decisions import project_comparison, whole_report
 from peftbook.studio.foreground import COMPARE, note, noted_failures
 from peftbook.studio.own_file import OwnFile, compute, dry_run
 from peftbook.studio.plan import plan
-from peftbook.studio.settings import Judging, Reading, Settings
+from peftbook.studio.settings import Guessed, Judging, Settings
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
@@ -37,7 +38,7 @@ def compare_file(args: argparse.Namespace) -> int:
     """
     judging = judging_of(args)
     settings = read_options(Settings, args)
-    file = OwnFile.read(args.file, read_options(Reading, args))
+    file = OwnFile.read(args.file, read_options(Guessed, args))
     runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
     studio = Studio(args.home)
     if args.dry_run:
@@ -79,6 +80,7 @@ def judging_of(args: argparse.Namespace) -> Judging:
             raise InputError(f"{str(path)!r} cannot be written: name a file in a folder that exists.")
         if path.absolute() == args.file.absolute():
             raise InputError(f"{str(path)!r} is the data itself: name another file for the result.")
+        check_writable(path)
     return judging
 
 
@@ -103,7 +105,7 @@ def given_run(text: str, task: TaskData) -> specs.Run:
 def command_of(args: argparse.Namespace) -> str:
     """The command as it would be typed, without where its results went."""
     words = ["peftbook", "compare", args.file.name]
-    for model in (Reading, Settings, Judging):
+    for model in (Guessed, Settings, Judging):
         words += words_of(model, args)
     for text in args.run or ():
         words += ["--run", text]

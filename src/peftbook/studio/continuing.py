@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError
@@ -95,19 +96,25 @@ def continue_job(
 
 
 def written(table: TextTable, columns: Columns) -> tuple[list[str], int]:
-    """The usable rows of a table as lines of JSON with the columns that are read, and how many are not usable."""
+    """The usable rows of a table as lines of JSON with the columns that are read, chats as chats, and how many are not
+    usable.
+    """
     usable, faults = usable_rows(table, columns)
     names = [one for one in table.columns if one in asdict(columns).values()]
     places, rows = [table.columns.index(name) for name in names], dict(zip(table.numbers, table.rows, strict=True))
-    kept = (rows[int(one.id.removeprefix("row-"))] for one in usable)
-    said = (dict(zip(names, (row[place] for place in places), strict=True)) for row in kept)
+    kept = [rows[int(one.id.removeprefix("row-"))] for one in usable]
+    said: list[dict[str, Any]] = [dict(zip(names, (row[place] for place in places), strict=True)) for row in kept]
+    if table.turns:
+        roles = [[*(one.turns or (("user", one.input),)), ("assistant", one.target)] for one in usable]
+        chats = ([{"role": role, "content": text} for role, text in turns] for turns in roles)
+        said = [{"messages": turns, **row} for turns, row in zip(chats, said, strict=True)]
     return [json.dumps(one) + "\n" for one in said], len(faults)
 
 
 def check_held_out(old: TaskData, new: TaskData) -> None:
     """Raises InputError unless validation and test are what they were."""
     for name in ("validation", "test"):
-        one, other = ([(row.input, row.target, row.group) for row in task.splits[name]] for task in (old, new))
+        one, other = ([(row.asked, row.target, row.group) for row in task.splits[name]] for task in (old, new))
         if one != other:
             raise InputError(f"The {name} rows would not stay the same with these: make a project of all rows instead.")
 

@@ -12,6 +12,7 @@ from peftbook.evidence.stats import quantile
 from peftbook.studio.settings import MOST_GENERATED, Reading
 from peftbook.studio.store import Project, Studio
 from peftbook.studio.uploads import UploadStore
+from peftbook.tasks.cautions import cautions
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, TableFindings, examine
 from peftbook.tasks.table import TextTable
@@ -40,27 +41,10 @@ def examined(found: TextTable, columns: Columns, split: Split) -> TableFindings:
     return examine(found, columns, split)
 
 
-def notes_of(seen: TableFindings) -> list[tuple[str, str]]:
-    """Repetition, conflict and leakage in words, each with its kind: info, good or warn."""
-    if not seen.splits:
-        return []
-    compared, test = seen.compared, seen.splits["test"]
-    leaks = (
-        f"Leakage: {{:,}} of {compared:,} test inputs are nearly those of a training row, so scores will flatter every "
-        "method. Choose a group column, or remove near copies."
-    )
-    conflicts = "{:,} rows have an input that occurs with another target too: no model can answer both rightly."
-    shared = f"{{:,}} of {test:,} test targets also occur in training: right for labels, a shortcut for free text."
-    said = [
-        (seen.duplicates, "{:,} rows repeat another's input and target; they always share a split.", "warn"),
-        (seen.conflicting, conflicts, "warn"),
-        (seen.near_duplicates, leaks, "warn"),
-        (compared if not seen.near_duplicates else 0,
-         "No leakage found: none of {:,} test inputs nearly repeats a training row.", "good"),
-        (seen.shared_targets, shared, "info"),
-    ]  # fmt: skip
-    words = [(sentence.format(count), kind) for count, sentence, kind in said if count]
-    if test < MOST_GENERATED:
+def notes_of(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
+    """What the rows do not carry, and what so few test rows can tell, each with its kind: info, good or warn."""
+    words = cautions(seen, instruction)
+    if seen.splits and (test := seen.splits["test"]) < MOST_GENERATED:
         words.append((say_power(seen.usable, test), "info"))
     return words
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.core.errors import InputError, Unknown
+from peftbook.core.folders import check_writable
 
 SCHEMA = 5  # 1 had no sessions, 2 neither phase_began nor whether a page waits for an answer, 3 no tokens, 4 no tuning
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
@@ -86,7 +87,7 @@ def clear_failures(home: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR):
             raise
         raise InputError(refusal(home, error.errno)) from None
     except sqlite3.OperationalError as error:
@@ -118,6 +119,8 @@ class Database:
         self.home = (Path(home) if home is not None else default_home()).expanduser().absolute()
         self.durable = durable
         self._local = threading.local()
+        if not self.home.exists():
+            check_writable(self.home)
         with clear_failures(self.home):
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._prepare()

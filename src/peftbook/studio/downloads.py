@@ -13,7 +13,8 @@ from pathlib import Path
 
 from peftbook.core.base_models import model_named
 from peftbook.core.errors import Conflict, InputError, Unknown
-from peftbook.memory import bytes_of_text
+from peftbook.memory.fit import bytes_of_card
+from peftbook.memory.known_shapes import hub_id
 from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
 from peftbook.studio.requests import Request
@@ -93,8 +94,8 @@ def ask_for(studio: Studio, job: Job, name: str) -> str:
 
 def ask_for_recipe(studio: Studio, project_id: str, model: str, memory: str, data_licence: str = "") -> str:
     """Request a recipe for a model and a card of so much memory; the request's id."""
-    model_named(model)
-    bytes_of_text(memory)
+    model_named(hub_id(model))
+    bytes_of_card(memory)
     asked = {"project": project_id, "model": model, "memory": memory, "data_licence": data_licence}
     return studio.ask("recipe", asked)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 from peftbook.studio.store import STARTED, Job, Studio, start_worker
-from peftbook.studio.terminal import Ticker
+from peftbook.studio.terminal import Ticker, one_line
 from peftbook.studio.tuning import is_trial
 
 COMMANDS = COMPARE, TRAIN = "peftbook compare", "peftbook train"  # names of plans that no page asked for
 POLL_SECONDS = 0.25
+LEAST_STEPS, RISEN = 6, 1.5  # that are looked at; above its first value by so much a loss has left it
 STOP_SECONDS = 15.0  # for a worker to end a job that was cancelled; it takes a fraction of one
 
 
@@ -39,11 +42,18 @@ def wait_for(studio: Studio, plan_id: str) -> bool:
 
     A worker that this process started ends when nothing is left to do, and on Ctrl-C.
     """
+    looked: set[str] = set()
     try:
         with ended_as_interrupted(), Ticker(sys.stderr) as ticker:
             while True:
                 jobs = studio.jobs(plan=plan_id)
                 ticker.show(jobs)
+                for job in jobs:
+                    early = job.steps and job.step >= early_steps(job.steps) and not is_trial(job.run)
+                    if early and job.id not in looked:
+                        looked.add(job.id)
+                        if words := loss_words(studio.curve(job.id), job.steps):
+                            ticker.line.end(f"{one_line(job.label)}: {words}")
                 if all(job.ended for job in jobs):
                     break
                 start_worker(studio.home)
@@ -53,6 +63,29 @@ def wait_for(studio: Studio, plan_id: str) -> bool:
         note(stop(studio, plan_id))
         return False
     return True
+
+
+def early_steps(steps: int) -> int:
+    """A twentieth of the training, after which its loss is looked at; of a short one, more."""
+    return min(steps, max(LEAST_STEPS, steps // 20))
+
+
+def loss_words(points: Sequence[tuple[int, float]], steps: int) -> str:
+    """That a loss leaves its start upwards, or does not move, in a sentence; empty where it falls.
+
+    points: step and loss from the first step on; of a training that goes on from a checkpoint nothing is said.
+    It does not move where the last third is lower than the first by less than the standard error of that difference.
+    """
+    seen = [loss for _, loss in points[: early_steps(steps)]]
+    if len(seen) < LEAST_STEPS or points[0][0] != 1:
+        return ""
+    first, last = seen[: len(seen) // 3], seen[-(len(seen) // 3) :]
+    before, now = statistics.fmean(first), statistics.fmean(last)
+    told = f"after {len(seen)} of {steps} steps the loss is {now:.3f}, at the first {seen[0]:.3f}"
+    if now > RISEN * seen[0]:
+        return f"{told}: it rises. Stop with Ctrl-C, and lower the learning rate."
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / len(first))
+    return f"{told}: it stands still so far." if before - now < error else ""
 
 
 @contextlib.contextmanager

@@ -11,32 +11,43 @@ from peftbook.core.errors import InputError
 from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
-from peftbook.studio.foreground import note, wait_for, worker_ahead
-from peftbook.studio.settings import Reading, Settings
+from peftbook.studio.foreground import TRAIN, note, wait_for, worker_ahead
+from peftbook.studio.settings import Guessed, Reading, Settings
 from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
 from peftbook.tasks import TaskData
-from peftbook.tasks.files import describe_reading, read_file, task_from_table
+from peftbook.tasks.cautions import cautions
+from peftbook.tasks.files import describe_reading, examine, read_file, task_from_table
 from peftbook.tasks.table import TextTable
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """A file, its bytes, the table in them, and the task that a reading makes of it."""
+    """A file, its bytes, the table in them, and the task that a reading makes of it. why: how its columns were guessed,
+    or nothing.
+    """
 
     path: Path
     reading: Reading
+    why: str
     content: bytes
     table: TextTable
     task: TaskData
 
     @classmethod
-    def read(cls, path: Path, reading: Reading) -> OwnFile:
+    def read(cls, path: Path, asked: Guessed) -> OwnFile:
         """Raises InputError for what is no file, no table, or no task."""
         content, table = read_file(path)
+        reading, why = asked.on(table)
         task = task_from_table(table, reading.columns, reading.split, reading.instruction)
-        return cls(path, reading, content, table, task)
+        return cls(path, reading, why, content, table, task)
+
+    def words(self) -> list[str]:
+        """How it was read, what was left out, and what its rows do not carry, a line each."""
+        seen = examine(self.table, self.reading.columns, self.reading.split)
+        said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
+        return [*describe_reading(self.path.name, seen), *filter(None, [self.why]), *said]
 
 
 def find_project(studio: Studio, file: OwnFile) -> Project | None:
@@ -49,7 +60,7 @@ def inspect_file(
     studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: Settings | None
 ) -> tuple[Project | None, Tuning | None, Sequence[specs.Run], list[specs.Run]]:
     """Say how a file was read; its project and tuning, if any, the runs as far as they are known, and the new ones."""
-    for line in describe_reading(file.path.name, file.table, file.reading.columns, file.task):
+    for line in file.words():
         note(line)
     project = find_project(studio, file)
     at_hand = (lambda run: None) if project is None else studio.records(project.id).get
@@ -75,8 +86,12 @@ def compute(
     project, tuning, likely, new = inspect_file(studio, file, runs, settings)
     if project is not None:
         note(f"Project {project.name!r} has this file already: finished runs are taken from it.")
+    if new and plan == TRAIN:
+        measure_machine(new[0].platform)
     with worker_ahead(studio, len(new)):
-        refuse_misfits(file.task, likely, new, settings, measure)
+        too_long = refuse_misfits(file.task, likely, new, settings, measure)
+    runs = [run for run in runs if run.key not in too_long]
+    tuning = Tuning.of(file.task, runs) if tuning is not None else None
     if project is None:
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
@@ -93,7 +108,16 @@ def dry_run(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: 
     _, _, likely, new = inspect_file(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
-    refuse_misfits(file.task, likely, new, settings, measure)
+    refuse_misfits(file.task, likely, new, settings, measure, anew=True)
+
+
+def measure_machine(platform: str) -> None:
+    """Measure how fast this machine is unless that is known, before a worker makes it busy; later plans have it."""
+    from peftbook.training.preflight import known_rates, rates_beside
+
+    if known_rates(platform) is None:
+        note("Measuring how fast this machine is, once.")
+        rates_beside(platform, 1)
 
 
 def refuse_misfits(
@@ -102,28 +126,43 @@ def refuse_misfits(
     new: Sequence[specs.Run],
     settings: Settings | None = None,
     measure: str = FIRST_MEASURE,
-) -> None:
+    anew: bool = False,
+) -> set[str]:
     """Raises InputError if a run that must be computed cannot be run on this machine; says how long they will take, and
-    where they do not pass over all rows.
+    where they do not pass over all rows. Returns the keys of runs without training that are left out, which is said:
+    their solved examples are too long.
 
     new: of the runs those that must be computed.  settings: of the runs; where all are new and take long, the options
-    of a smaller plan are said too.  measure: what will decide.
+    of a smaller plan are said too.  measure: what will decide.  anew: measure this machine, if it was not yet.
     """
     if not new:
-        return
+        return set()
     from peftbook.core.quiet import quieten_libraries
+    from peftbook.runtime.doctor import gib
     from peftbook.studio.assistant import memory_for
     from peftbook.studio.preflight import coverage_words, preflight
 
     quieten_libraries()
-    checks = preflight(task, new, memory_for(new), measure=False)  # it can take longer than the runs
+    checks = preflight(task, new, memory_for(new), measure=anew)  # it can take longer than the runs
+    shown = {run.key for run in new if run.method.examples_shown}
+    too_long = {check.key for check in checks if check.key in shown and not check.fits}
     for check in checks:
-        if not check.fits:
+        if not check.fits and (check.key not in shown or len(too_long) == len(runs)):
             raise InputError(f"{check.label or 'A run'} cannot be run here. {check.words}")
-    about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else ""
+        if not check.fits:
+            note(f"Left out: {check.label}. {check.words}")
+    checks = tuple(check for check in checks if check.key not in too_long)
+    runs, new = ([run for run in part if run.key not in too_long] for part in (runs, new))
+    if not new:
+        return too_long
+    unknown = ", for how long is not known: `peftbook doctor` measures this machine while it is idle"
+    about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else unknown
+    peak = max((check.peak_bytes for check in checks if check.peak_bytes is not None), default=None)
+    about += f", each in at most {gib(peak)} of memory" if peak is not None else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""
-    note(f"{len(new)} runs to compute{about}{cached}.")
+    note(f"{len(new)} run{'s' * (len(new) != 1)} to compute{about}{cached}.")
     for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task, measure), measure))):
         note(words)
     if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
         note(f"A smaller plan would take about {duration(less.seconds)}: {less.options}")
+    return too_long

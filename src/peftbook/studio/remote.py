@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -20,9 +19,9 @@ from peftbook.studio.client import Client, Refused
 from peftbook.studio.compare import judging_of
 from peftbook.studio.foreground import ended_as_interrupted, note, noted_failures
 from peftbook.studio.jobs import Job
-from peftbook.studio.settings import Judging, Reading, Settings, rates_named
+from peftbook.studio.own_file import OwnFile
+from peftbook.studio.settings import Guessed, Judging, Settings, rates_named
 from peftbook.studio.terminal import Ticker
-from peftbook.tasks.files import read_file
 
 JOB = TypeAdapter(Job)
 
@@ -35,9 +34,11 @@ def compare_on_server(args: argparse.Namespace) -> int:
         what, option = ("plans", "--run") if args.run else ("a home", "--home")
         raise InputError(f"--server has {what} of its own: leave out {option}.")
     judging = judging_of(args)
-    settings, reading = body_of(args), read_options(Reading, args)
+    settings, file = body_of(args), OwnFile.read(args.file, read_options(Guessed, args))
+    for line in file.words():
+        note(line)
     try:
-        return run_comparison(Client(args.server, args.token or ""), args, settings, reading, judging)
+        return run_comparison(Client(args.server, args.token or ""), args, settings, file, judging)
     except Refused as error:
         raise InputError(str(error)) from None
 
@@ -50,10 +51,10 @@ def body_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_comparison(
-    studio: Client, args: argparse.Namespace, settings: dict[str, Any], reading: Reading, judging: Judging
+    studio: Client, args: argparse.Namespace, settings: dict[str, Any], file: OwnFile, judging: Judging
 ) -> int:
     """Project, check, plan, decision."""
-    project, is_new = project_of(studio, args, reading)
+    project, is_new = project_of(studio, args, file)
     try:
         check = studio.answered("checks", studio.post(f"projects/{project}/checks", settings)["id"])
         refuse_misfits(check)
@@ -78,21 +79,15 @@ def run_comparison(
     return 1 if failed else 0
 
 
-def project_of(studio: Client, args: argparse.Namespace, reading: Reading) -> tuple[str, bool]:
+def project_of(studio: Client, args: argparse.Namespace, file: OwnFile) -> tuple[str, bool]:
     """The server's project of this file read in this way, and whether it was made for it."""
-    content, _ = read_file(args.file)
-    sha256, wanted = hashlib.sha256(content).hexdigest(), asdict(reading) | {"fractions": list(reading.fractions)}
+    sha256, wanted = file.table.sha256, asdict(file.reading) | {"fractions": list(file.reading.fractions)}
     for known in studio.get("projects"):
         if (known["sha256"], known["reading"]) == (sha256, wanted):
             note(f"Project {known['name']!r} has this file already: finished runs are taken from it.")
             return known["id"], False
     body = {"file": studio.send(args.file), "name": args.file.stem, **wanted}
-    project = studio.post("projects", body)["id"]
-    found = studio.get(f"projects/{project}/findings")
-    sizes = ", ".join(f"{name} {count:,}" for name, count in found["splits"].items())
-    left_out = f", {found['left_out']:,} rows left out" if found["left_out"] else ""
-    note(f"{args.file.name}: {found['usable']:,} rows ({sizes}){left_out}.")
-    return project, True
+    return studio.post("projects", body)["id"], True
 
 
 def refuse_misfits(check: dict[str, Any]) -> None:
@@ -101,7 +96,7 @@ def refuse_misfits(check: dict[str, Any]) -> None:
         if not one["fits"]:
             raise InputError(f"{one['label'] or 'A run'} cannot be run there. {one['words']}")
     about = f", about {duration(check['seconds'])}" if check["seconds"] else ""
-    note(f"{len(check['checks'])} runs to compute{about}.")
+    note(f"{len(check['checks'])} run{'s' * (len(check['checks']) != 1)} to compute{about}.")
     for words in check["words"]:
         note(words)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from peftbook.core import specs
@@ -13,8 +13,9 @@ from peftbook.core.options import Bound, Option, listed
 from peftbook.decision.own_metrics import Metric, read_metrics
 from peftbook.evidence.stats import FEWEST_SEEDS
 from peftbook.methods import presets
-from peftbook.tasks.columns import Columns
+from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Split
+from peftbook.tasks.table import TextTable
 
 NAMES = ", ".join(preset.name for preset in presets())
 MOST_GENERATED = 200  # test examples
@@ -67,6 +68,20 @@ class Guessed(Reading):
 
     input: Annotated[str, Option("column that the model reads", usual="guessed by names and lengths")] = ""
     target: Annotated[str, Option("column that it should write", usual="guessed by names and lengths")] = ""
+
+    def on(self, table: TextTable) -> tuple[Reading, str]:
+        """The reading of a table, and how the columns were guessed that are not named, in a sentence."""
+        columns, why = self.columns, ""
+        if not (self.input and self.target):
+            guess, why = guess_columns(table)
+            named = {name: value for name, value in asdict(columns).items() if value}
+            columns = replace(guess, **named)
+            if columns.instruction in (columns.input, columns.target):
+                columns = replace(columns, instruction=self.instruction_column)
+            why = f"{columns.input!r} is read, {columns.target!r} written. {why}"
+            if table.turns:
+                why = "The rows are chats: the turns are read, the last answer is written."
+        return Reading.of(columns, self.split, self.instruction), why
 
 
 @dataclass(frozen=True)
@@ -156,8 +171,8 @@ class Settings(Training):
         "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
     )] = (specs.Model(),)  # fmt: skip
     methods: Annotated[tuple[str, ...], Option(
-        f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,lora,prompt",
-    )] = ("untuned", "lora", "prompt")  # fmt: skip
+        f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,fewshot,lora,prompt",
+    )] = ("untuned", "fewshot", "lora", "prompt")  # fmt: skip
     learning_rates: Annotated[
         Mapping[str, float],
         Option(

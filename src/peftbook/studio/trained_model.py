@@ -18,10 +18,9 @@ from peftbook.studio.store import Job, Studio
 from peftbook.tasks import TaskData, TaskExample
 from peftbook.training.encode import encode_prompt
 from peftbook.training.execute import few_shots
-from peftbook.training.forward import apply_method
 from peftbook.training.generate import continuation, sampler
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.restored import restore, share_weights
+from peftbook.training.restored import load_run, share_weights
 
 MAX_PROMPT_TOKENS = 4096
 MODELS = 4  # cached; models on one base share its tensors
@@ -30,16 +29,12 @@ SPARE = 0.15  # of the memory: with less available no second model is cached
 
 def load_trained(studio: Studio, job: Job) -> Loaded:
     """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
-    run = job.run
-    check_model(run.model)
-    loaded = load_model(run.model, run.method, platform_here(run.platform), run.dtype, run.weights)
-    model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    run, folder = job.run, None
     if run.budget is not None:
         folder = studio.adapter(job)
         if job.state != "done" or folder is None:
             raise InputError(f"Job {job.id!r} is {job.state} and has nothing to try: run it, or retry it, first.")
-        restore(model, run.method, folder)
-    return Loaded(model.eval().requires_grad_(False), loaded.tokenizer)
+    return load_run(run, folder, platform_here(run.platform))
 
 
 def merge(studio: Studio, job: Job) -> Loaded:
@@ -83,12 +78,23 @@ def answer_ids(
     """
     pick = sampler(how.temperature, how.top_p, how.seed)
     shots, dtype = (few_shots(task, run), run.evaluation.generation_dtype) if run else ((), "fp32")
-    prompt = encode_prompt(loaded.tokenizer, task, TaskExample("typed", text, ""), shots)
+    prompt = encode_prompt(loaded.tokenizer, task, question(task, text), shots)
     positions = getattr(loaded.model.config, "max_position_embeddings", None) or MAX_PROMPT_TOKENS
     most = min(MAX_PROMPT_TOKENS, positions - how.max_new_tokens)
     if len(prompt) > most:
         raise InputError(f"The text has {len(prompt):,} tokens, and {most:,} fit before the answer: shorten it.")
     return continuation(loaded.model, prompt, pick, dtype=dtype, platform=platform)
+
+
+def question(task: TaskData, text: str) -> TaskExample:
+    """The test row whose input a text is, turns and all; another text after what the system says to all rows, if it
+    says the same to all.
+    """
+    if row := next((row for row in task.splits["test"] if row.input == text), None):
+        return row
+    systems = {row.turns[:1] if row.turns[:1] and row.turns[0][0] == "system" else () for row in task.splits["test"]}
+    system = systems.pop() if len(systems) == 1 else ()
+    return TaskExample("typed", text, "", turns=(*system, ("user", text)) if system else ())
 
 
 class ModelCache:

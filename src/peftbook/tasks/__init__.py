@@ -23,12 +23,22 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class TaskExample:
-    """One pair: what the model reads and what it should write. `group` is the unit that a split never divides."""
+    """One pair: what the model reads and what it should write. `group` is the unit that a split never divides.
+
+    turns: role and text of a chat's turns before the target, the last of them the user's; `input` then shows them as
+    one text, and no model reads it. Empty where the input alone is asked.
+    """
 
     id: str
     input: str
     target: str
     group: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """All that the model is asked, as one text: the same for rows that ask the same."""
+        return "\n\n".join([*(text for role, text in self.turns if role == "system"), self.input])
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,19 @@ class TaskData:
         return specs.Task(name=self.name, data_sha256=self.data_sha256, version=self.version)
 
     def messages(self, example: TaskExample, shots: Sequence[TaskExample] = ()) -> list[dict[str, str]]:
-        """The chat turns that end with the question: solved `shots` first, each a user and an assistant turn."""
-        turns: list[dict[str, str]] = []
-        for shot in shots:
-            turns.append({"role": "user", "content": self.instruction.replace("{input}", shot.input)})
-            turns.append({"role": "assistant", "content": shot.target})
-        turns.append({"role": "user", "content": self.instruction.replace("{input}", example.input)})
-        return turns
+        """The chat turns that end with the question: what the system says, solved `shots`, each with the turns before
+        its answer, then the example's own turns.
+        """
+        system, turns = self.turns_of(example)
+        for shot in reversed(shots):
+            turns = [*self.turns_of(shot)[1], ("assistant", shot.target), *turns]
+        return [{"role": role, "content": text} for role, text in system + turns]
+
+    def turns_of(self, example: TaskExample) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """What the system says to an example, and its turns after that, the last with the instruction."""
+        *earlier, (role, text) = example.turns or (("user", example.input),)
+        first = int(bool(earlier) and earlier[0][0] == "system")
+        return earlier[:first], [*earlier[first:], (role, self.instruction.replace("{input}", text))]
 
 
 def file_sha256(path: Path) -> str:
@@ -142,8 +158,8 @@ def groups_of(examples: Sequence[TaskExample]) -> list[str]:
 
     A split divides neither; an error over the rows of an input that comes again would be as if they were unrelated.
     """
-    often = Counter(example.input for example in examples if not example.group)
-    return [example.group or example.input * (often[example.input] > 1) for example in examples]
+    often = Counter(example.asked for example in examples if not example.group)
+    return [example.group or example.asked * (often[example.asked] > 1) for example in examples]
 
 
 @functools.cache

@@ -14,9 +14,10 @@ INPUT_NAMES = (
 )  # fmt: skip
 TARGET_NAMES = (
     "target", "output", "answer", "response", "completion", "label", "summary", "reference", "sql", "translation",
-    "docstring", "reply", "solution", "title", "highlights", "headline", "gold", "expected",
+    "docstring", "reply", "solution", "title", "highlights", "headline", "gold", "expected", "chosen", "ground_truth",
 )  # fmt: skip
-INSTRUCTION_NAMES = ("instruction", "instructions", "system", "system_prompt", "task")
+SYSTEM_NAMES = ("system", "system_prompt")
+INSTRUCTION_NAMES = ("instruction", "instructions", *SYSTEM_NAMES, "task")
 GROUP_NAMES = (
     "group", "author", "user", "user_id", "customer", "customer_id", "conversation_id", "thread_id", "thread",
     "session", "session_id", "document_id", "doc_id", "package", "repo", "project", "speaker",
@@ -25,8 +26,8 @@ GROUP_NAMES = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column is what. instruction: a column whose text is put before the input; group: whose values no split
-    divides (an author, a conversation).
+    """Which column is what. instruction: a column whose text is put before the input, as a turn of the system if it has
+    its name; group: whose values no split divides (an author, a conversation).
     """
 
     input: str

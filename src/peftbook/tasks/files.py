@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.core.errors import InputError
 from peftbook.core.specs import OWN_ROWS
 from peftbook.tasks import SPLITS, TaskData, TaskExample
-from peftbook.tasks.columns import Columns
+from peftbook.tasks.chats import MADE, Turn
+from peftbook.tasks.columns import SYSTEM_NAMES, Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
 from peftbook.tasks.similarity import count_near_duplicates
 from peftbook.tasks.splitting import check_fractions, split_examples
@@ -57,7 +59,9 @@ class TableFindings:
     """What is in a table, as these columns and this split make it a task.
 
     rows: of the file.  usable: without those in `faults`.  duplicates: rows that repeat the input and the target of one
-    before.  conflicting: rows whose input occurs with another target too.  splits: rows of each.
+    before.  conflicting: rows whose input occurs with another target too.  splits: rows of each.  told: whether rows
+    themselves say what to do, as chats and instructions do.  grouped: whether rows share a group.  several, cut: chats
+    of several turns, and those that go on after their last answer.  unused: column of answers that are not trained on.
     shared_targets: test rows whose target is that of a training row.  near_duplicates: of the `compared` test rows,
     those whose input is nearly that of a training row; that is leakage.  obstacle: why it is no task yet, or nothing.
     """
@@ -72,6 +76,11 @@ class TableFindings:
     near_duplicates: int
     compared: int = 0
     obstacle: str = ""
+    told: bool = False
+    grouped: bool = False
+    several: int = 0
+    cut: int = 0
+    unused: str = ""
 
 
 # --- a table as a task -----------------------------------------------------------------------------------------
@@ -84,25 +93,42 @@ def usable_rows(table: TextTable, columns: Columns) -> tuple[list[TaskExample], 
     """
     for name in (columns.input, columns.target, columns.instruction, columns.group):
         if name is not None and name not in table.columns:
-            raise InputError(f"There is no column {quoted_name(name)}: {describe_columns(table.columns)}.")
+            chats = "; of chats leave input and target out, or name these" if table.turns else ""
+            raise InputError(f"There is no column {quoted_name(name)}: {describe_columns(table.columns)}{chats}.")
     if columns.input == columns.target or columns.instruction in (columns.input, columns.target):
         twice = columns.target if columns.input == columns.target else columns.instruction
         raise InputError(
             f"Column {twice!r} is chosen twice among input, target and instruction: choose different ones."
         )
-    source, target = table.columns.index(columns.input), table.columns.index(columns.target)
-    before = None if columns.instruction is None else table.columns.index(columns.instruction)
+    target = table.columns.index(columns.target)
     group = None if columns.group is None else table.columns.index(columns.group)
     examples, faults = [], list(table.faults)
-    for number, row in zip(table.numbers, table.rows, strict=True):
-        parts = [row[source]] if before is None else [row[before], row[source]]
-        text = "\n\n".join(part for part in parts if part.strip())
+    for number, row, (text, turns) in zip(table.numbers, table.rows, asked_in(table, columns), strict=True):
         empty = columns.input if not text else columns.target if not row[target].strip() else ""
         if empty:
             faults.append(Fault(number, empty, "is empty: fill it, or remove the row"))
             continue
-        examples.append(TaskExample(f"row-{number:06d}", text, row[target], "" if group is None else row[group]))
+        belongs = "" if group is None else row[group]
+        examples.append(TaskExample(f"row-{number:06d}", text, row[target], belongs, turns))
     return examples, tuple(sorted(faults, key=lambda fault: fault.row))
+
+
+def asked_in(table: TextTable, columns: Columns) -> Iterator[tuple[str, tuple[Turn, ...]]]:
+    """What each row asks as one text, and its turns where they are more than what the user says once."""
+    source = table.columns.index(columns.input)
+    if table.turns and (columns.input, columns.target) == MADE[1:]:
+        yield from (
+            (row[source], said if len(said) > 1 else ()) for row, said in zip(table.rows, table.turns, strict=True)
+        )
+        return
+    before = None if columns.instruction is None else table.columns.index(columns.instruction)
+    system = columns.instruction is not None and re.sub(r"\W", "_", columns.instruction.lower()) in SYSTEM_NAMES
+    for row in table.rows:
+        told, text = "" if before is None else row[before], row[source]
+        if system and told.strip():
+            yield text, (("system", told), ("user", text))
+        else:
+            yield "\n\n".join(part for part in (told, text) if part.strip()), ()
 
 
 def describe_columns(columns: Sequence[str]) -> str:
@@ -122,13 +148,18 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
     examples, faults = usable_rows(table, columns)
     targets: dict[str, set[str]] = defaultdict(set)
     for example in examples:
-        targets[example.input].add(example.target)
+        targets[example.asked].add(example.target)
     counts = {
         "rows": len(table.rows) + len(table.faults),
         "usable": len(examples),
         "faults": faults,
-        "duplicates": len(examples) - len({(example.input, example.target) for example in examples}),
-        "conflicting": sum(len(targets[example.input]) > 1 for example in examples),
+        "duplicates": len(examples) - len({(example.asked, example.target) for example in examples}),
+        "conflicting": sum(len(targets[example.asked]) > 1 for example in examples),
+        "told": columns.instruction is not None or any(example.turns for example in examples) or bool(table.turns),
+        "grouped": columns.group is not None,
+        "several": sum(len(example.turns) > 1 for example in examples),
+        "cut": table.cut,
+        "unused": next((name for name in table.columns if name.lower() == "rejected" and name != columns.target), ""),
     }
     try:
         check_enough(examples, faults)
@@ -136,9 +167,7 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
     except InputError as error:
         return TableFindings(**counts, splits={}, shared_targets=0, near_duplicates=0, obstacle=str(error))  # type: ignore[arg-type]
     learned = {example.target for example in splits["train"]}
-    near, compared = count_near_duplicates(
-        [example.input for example in splits["test"]], [example.input for example in splits["train"]]
-    )
+    near, compared = count_near_duplicates(*(compared_texts(splits[name], examples) for name in ("test", "train")))
     return TableFindings(
         **counts,  # type: ignore[arg-type]
         splits={name: len(splits[name]) for name in SPLITS},
@@ -146,6 +175,12 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
         near_duplicates=near,
         compared=compared,
     )
+
+
+def compared_texts(rows: Sequence[TaskExample], examples: Sequence[TaskExample]) -> list[str]:
+    """The texts by which rows resemble each other: what the system says too, unless it is the same in all examples."""
+    systems = {text for example in examples for role, text in example.turns if role == "system"}
+    return [row.input if len(systems) < 2 else row.asked for row in rows]
 
 
 def check_enough(examples: Sequence[TaskExample], faults: Sequence[Fault]) -> None:
@@ -172,7 +207,8 @@ def task_from_table(
     if split.first:
         digest.update(json.dumps({"first": split.first}).encode())
     for example in examples:
-        digest.update(json.dumps([example.id, example.input, example.target, example.group]).encode())
+        turns = [example.turns] if example.turns else []
+        digest.update(json.dumps([example.id, example.input, example.target, example.group, *turns]).encode())
     return TaskData(OWN_ROWS, 1, instruction, split_rows(examples, split), METRICS, digest.hexdigest())
 
 
@@ -188,8 +224,8 @@ def split_rows(examples: Sequence[TaskExample], split: Split) -> dict[str, tuple
     first, later = (examples[: split.first], examples[split.first :]) if split.first else (examples, ())
     splits = split_examples(first, seed=split.seed, fractions=split.fractions)
     held = (*splits["validation"], *splits["test"])
-    known = {one.input for one in held} | {(one.group,) for one in held if one.group}
-    more = (one for one in later if one.input not in known and (one.group,) not in known)
+    known = {one.asked for one in held} | {(one.group,) for one in held if one.group}
+    more = (one for one in later if one.asked not in known and (one.group,) not in known)
     return splits | {"train": (*splits["train"], *more)}
 
 
@@ -215,12 +251,11 @@ def read_file(path: Path, caps: Caps = Caps()) -> tuple[bytes, TextTable]:  # no
     return content, read_table(content, path.name, caps)
 
 
-def describe_reading(name: str, table: TextTable, columns: Columns, task: TaskData) -> list[str]:
+def describe_reading(name: str, seen: TableFindings) -> list[str]:
     """What was read of a file and what was left out, a line each."""
-    counts = ", ".join(f"{split} {len(examples):,}" for split, examples in task.splits.items())
-    examples, faults = usable_rows(table, columns)
+    faults, counts = seen.faults, ", ".join(f"{split} {rows:,}" for split, rows in seen.splits.items())
     left_out = f", {len(faults):,} rows left out" if faults else ""
-    lines = [f"{name}: {len(examples):,} rows ({counts}){left_out}."]
+    lines = [f"{name}: {seen.usable:,} rows ({counts}){left_out}."]
     for fault in faults[:FAULTS_SHOWN]:
         lines.append(f"  row {fault.row}: {f'column {fault.column!r} ' if fault.column else ''}{fault.problem}")
     return [*lines, "  …"] if len(faults) > FAULTS_SHOWN else lines

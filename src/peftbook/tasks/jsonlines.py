@@ -1,4 +1,4 @@
-"""JSON lines, or a JSON array, as objects: one fault a row that is none. Chats become instruction, input and target."""
+"""JSON lines, or a JSON array, as objects: one fault a row that is none."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from peftbook.tasks.rows import Caps, RowError
+from peftbook.tasks.rows import Caps
 
 LINE = re.compile(r"\S[^\n]*")
 BETWEEN = re.compile(r"[ \t\r\n,]*")
-ROLES = {"system": "", "developer": "", "user": "User", "assistant": "Assistant"}
 Row = tuple[int, dict[str, Any] | str]
 
 
@@ -89,49 +88,3 @@ def several_lines(text: str, caps: Caps) -> Iterator[Row]:
 def as_object(value: object) -> dict[str, Any] | str:
     """A row, or why it is none."""
     return value if isinstance(value, dict) else f"is a JSON {type(value).__name__}, not an object: use {{...}} rows"
-
-
-# --- chats -----------------------------------------------------------------------------------------------------
-
-
-def is_chat(row: dict[str, Any]) -> bool:
-    """Whether a row has turns."""
-    return isinstance(row.get("messages"), list)
-
-
-def chat_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """instruction, input and target of a chat, beside its other fields.
-
-    The target is the last assistant turn, the input what the user said before it: his words alone where it is one
-    turn, otherwise all turns with their speakers. The instruction is what the system says. Turns after the last answer
-    are left out. Raises RowError.
-    """
-    if not is_chat(row):
-        raise RowError("has no list of `messages`: give each chat one")
-    turns = [turn_of(message) for message in row["messages"]]
-    places = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
-    if not places:
-        raise RowError("has no assistant turn: the last one is what the model learns to write")
-    earlier = [(ROLES[role], text) for role, text in turns[: places[-1]] if ROLES[role]]
-    if not any(speaker == "User" for speaker, _ in earlier):
-        raise RowError("has no user turn before its last assistant turn: give the model something to answer")
-    plain = earlier[0][1] if len(earlier) == 1 else "\n\n".join(f"{speaker}: {text}" for speaker, text in earlier)
-    others = {name: value for name, value in row.items() if name not in ("messages", "instruction", "input", "target")}
-    system = "\n\n".join(text for role, text in turns if not ROLES[role])
-    return {"instruction": system, "input": plain, "target": turns[places[-1]][1], **others}
-
-
-def turn_of(turn: object) -> tuple[str, str]:
-    """Role and text of a turn. Raises RowError."""
-    if not isinstance(turn, dict):
-        raise RowError('has a turn that is no object: write {"role": …, "content": …}')
-    role, content = turn.get("role"), turn.get("content")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError(f"has a turn of role {str(role)[:40]!r}: use system, user and assistant")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        content = "\n".join(texts) if texts and len(texts) == len(parts) else None
-    if not isinstance(content, str):
-        raise RowError(f"has a turn of the {role} without text: give its content as text")
-    return role, content

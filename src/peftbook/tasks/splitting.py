@@ -40,7 +40,7 @@ def split_examples(
         split = SPLITS[-1 - place] if place < len(SPLITS) else max(SPLITS, key=lambda each: lacking[each])
         splits[split].extend(units[name])
     return {
-        split: tuple(sorted(rows, key=lambda row: (_rank(seed, row.input), _rank(seed, row.target), row.id)))
+        split: tuple(sorted(rows, key=lambda row: (_rank(seed, row.asked), _rank(seed, row.target), row.id)))
         for split, rows in splits.items()
     }
 
@@ -61,10 +61,10 @@ def _units(examples: Sequence[TaskExample]) -> dict[str, list[TaskExample]]:
         return key
 
     for example in examples:
-        by_input = root(f"input {example.input}")
+        by_input = root(f"input {example.asked}")
         by_group = root(f"group {example.group}") if example.group else by_input
         parent[max(by_input, by_group)] = min(by_input, by_group)
     units: dict[str, list[TaskExample]] = defaultdict(list)
     for example in examples:
-        units[root(f"input {example.input}")].append(example)
+        units[root(f"input {example.asked}")].append(example)
     return dict(units)

@@ -1,6 +1,6 @@
 """Table: bytes of a reader's file, or pasted text, as named columns of text. What is in it decides, not its name.
 
-CSV, TSV, JSON lines (flat, or chats with `messages`), a JSON array, or Parquet. Rows that cannot be read become
+CSV, TSV, JSON lines (flat, or chats, see `chats`), a JSON array, or Parquet. Rows that cannot be read become
 faults with their row number; only where no table can be had at all there is an InputError, one sentence. Nothing in a
 file is ever run, and no archive is unpacked.
 """
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftbook.core.errors import InputError
+from peftbook.tasks.chats import Chat, Turn, chat_of, shape_of
 from peftbook.tasks.content import FIX, decode, display_name, is_markup, what_it_is
 from peftbook.tasks.delimited import DELIMITERS, find_delimiter, records
-from peftbook.tasks.jsonlines import chat_fields, is_chat, looks_like_json, objects
+from peftbook.tasks.jsonlines import looks_like_json, objects
 from peftbook.tasks.parquet import parquet_lines
 from peftbook.tasks.rows import QUOTE_CELLS, Caps, Fault, RowError, cell_fault, cell_text
 
@@ -30,7 +31,8 @@ class TextTable:
 
     format: what the file was; encoding and delimiter: of its text, empty where it has none.
     sha256: of the file's bytes.  faults: rows left out, numbered as in the file.  numbers: row number in the file of
-    each row that is kept.
+    each row that is kept.  turns: of chats, before the answer of each of these rows.  cut: how many of the chats go on
+    after their last answer.
     """
 
     columns: tuple[str, ...]
@@ -41,6 +43,8 @@ class TextTable:
     sha256: str
     faults: tuple[Fault, ...] = ()
     numbers: tuple[int, ...] = ()
+    turns: tuple[tuple[Turn, ...], ...] = ()
+    cut: int = 0
 
 
 def read_table(content: bytes, name: str = "", caps: Caps = Caps()) -> TextTable:  # noqa: B008
@@ -81,6 +85,8 @@ class Builder:
         self.rows: list[tuple[str, ...]] = []
         self.numbers: list[int] = []
         self.faults: list[Fault] = []
+        self.turns: list[tuple[Turn, ...]] = []
+        self.cut = 0
         self.number = self.chars = self.cells = 0
 
     def count(self) -> None:
@@ -93,7 +99,7 @@ class Builder:
         """The row is left out."""
         self.faults.append(Fault(self.number, column, problem, line))
 
-    def add(self, names: Iterable[str], row: tuple[str, ...], line: int = 0) -> None:
+    def add(self, names: Iterable[str], row: tuple[str, ...], line: int = 0, chat: Chat | None = None) -> None:
         """A row, unless one of its cells is at fault."""
         for name, cell in zip(names, row, strict=False):
             if problem := cell_fault(cell, self.caps):
@@ -105,6 +111,9 @@ class Builder:
         self.check_size(self.chars, self.cells)
         self.rows.append(row)
         self.numbers.append(self.number)
+        if chat is not None:
+            self.turns.append(chat.turns)
+            self.cut += chat.cut
         return None
 
     def check_size(self, chars: int, cells: int) -> None:
@@ -126,8 +135,8 @@ class Builder:
             first = self.faults[0]
             where = f"column {first.column!r} " if first.column else ""
             raise InputError(f"{self.what} has no row that is whole; row {first.row}: {where}{first.problem}.")
-        faults, numbers = tuple(self.faults), tuple(self.numbers)
-        return TextTable(tuple(names), tuple(self.rows), form, encoding, delimiter, sha256, faults, numbers)
+        kept = tuple(self.faults), tuple(self.numbers), tuple(self.turns), self.cut
+        return TextTable(tuple(names), tuple(self.rows), form, encoding, delimiter, sha256, *kept)
 
 
 def check_width(what: str, count: int, caps: Caps) -> None:
@@ -199,17 +208,18 @@ def table_of_rows(
     A cell that a row lacks is empty.
     """
     built = Builder(what, caps)
-    rows: list[tuple[int, int, dict[str, str]]] = []
+    rows: list[tuple[int, int, dict[str, str], Chat | None]] = []
     names: dict[str, None] = {}
-    is_chats: bool | None = None
+    shape: str | None = None
     chars = 0
     for line, row in found:
         built.count()
         try:
             if isinstance(row, str):
                 raise RowError(row)
-            is_chats = is_chat(row) if is_chats is None else is_chats
-            cells = {name: cell_text(value) for name, value in (chat_fields(row) if is_chats else row).items()}
+            shape = shape_of(row) if shape is None else shape
+            chat = chat_of(row, shape) if shape else None
+            cells = {name: cell_text(value) for name, value in (chat.fields if chat else row).items()}
         except RowError as fault:
             built.fault(str(fault), line)
             continue
@@ -217,14 +227,14 @@ def table_of_rows(
             built.fault(f"brings more than {caps.columns:,} columns, the cap: use the same names in all rows", line)
             continue
         names.update(dict.fromkeys(cells))
-        rows.append((built.number, line, cells))
+        rows.append((built.number, line, cells, chat))
         chars += sum(map(len, cells.values()))
         built.check_size(chars, len(rows) * len(names))
-    used = [name for name in names if not (is_chats and name == "instruction") or any(row[name] for _, _, row in rows)]
+    used = [name for name in names if not (shape and name == "instruction") or any(row[2][name] for row in rows)]
     shown_names, count = header_names(used), built.number
-    for number, line, row in rows:
+    for number, line, row, chat in rows:
         built.number = number
-        built.add(shown_names, tuple(row.get(name, "") for name in used), line)
+        built.add(shown_names, tuple(row.get(name, "") for name in used), line, chat)
     built.number = count
     built.faults.sort(key=lambda fault: fault.row)
-    return built.table(shown_names, "chat" if is_chats else form, encoding, "", sha256)
+    return built.table(shown_names, "chat" if shape else form, encoding, "", sha256)

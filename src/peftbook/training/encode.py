@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from jinja2 import TemplateError
 
 from peftbook.core.errors import InputError
 from peftbook.core.specs import Budget
@@ -71,7 +72,13 @@ def template_pieces(tokenizer, roles: tuple[str, ...]) -> list[list[int]]:
     if key not in kept:
         marks = [f"\x00{index}\x00" for index in range(len(roles))]
         marked = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+        try:
+            rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise InputError(
+                f"The chat template of this tokenizer refuses turns of {', '.join(roles)} ({error}): leave such chats "
+                "out, or use another model."
+            ) from None
         pieces = []
         for mark in marks:
             head, placed, rest = rest.partition(mark)
@@ -104,9 +111,13 @@ def encode_example(
     if excess > 0:
         question = pieces[-2]
         if excess >= len(question):
+            what, remedy = "its target alone", "raise max_length or shorten the target"
+            if shots:
+                what, remedy = "the solved examples before it", "leave this method out, or shorten the rows"
+            elif example.turns:
+                what, remedy = "its target and the turns before its last question", "raise max_length or shorten them"
             raise InputError(
-                f"Example {example.id!r} needs more than max_length = {max_length} tokens for its target alone: "
-                "raise max_length or shorten the target."
+                f"Example {example.id!r} needs more than max_length = {max_length} tokens for {what}: {remedy}."
             )
         pieces[-2] = question[: len(question) - excess]
     prompt = [token for piece in pieces for token in piece]

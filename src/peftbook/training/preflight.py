@@ -102,9 +102,10 @@ class TokenizedTask:
         self.encoded[max_length] = sample
 
     def check_target(self, one: TaskExample, max_length: int) -> None:
-        """Raises InputError for a row whose target alone is too long."""
-        half = max_length // 2  # a token is at least a byte: few targets need to be counted
-        if len(one.target.encode()) > half and self.tokenizer.count(one.target) > half:
+        """Raises InputError for a row whose target, with the turns before its last question, is too long."""
+        half = max_length // 2  # a token is at least a byte: few texts need to be counted
+        whole = "".join((*(text for _, text in one.turns[:-1]), one.target))
+        if len(whole.encode()) > half and self.tokenizer.count(whole) > half:
             encode_example(self.tokenizer, self.task, one, max_length)
 
     def reading_tests(self, run: specs.Run, max_length: int) -> Iterator[None]:

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftbook.core import specs
+from peftbook.core.base_models import check_model
 from peftbook.core.errors import InputError
 from peftbook.methods import Method
-from peftbook.training.forward import trainable_state
+from peftbook.training.forward import apply_method, trainable_state
+from peftbook.training.models import Loaded, load_model
 
 TENSORS = "trainable.safetensors"  # what methods trained that peft has no format for
 
@@ -27,6 +30,16 @@ def save_trained(model: Any, method: Method, folder: Path) -> None:
     else:
         model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card: artefacts writes one that says something
+
+
+def load_run(run: specs.Run, folder: Path | None, platform: str) -> Loaded:
+    """The model of a run as it was evaluated, with what it trained from a folder, ready to generate."""
+    check_model(run.model)
+    loaded = load_model(run.model, run.method, platform, run.dtype, run.weights)
+    model: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    if folder is not None:
+        restore(model, run.method, folder)
+    return Loaded(model.eval().requires_grad_(False), loaded.tokenizer)
 
 
 @torch.no_grad()

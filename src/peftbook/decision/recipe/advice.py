@@ -11,7 +11,9 @@ from peftbook.core.base_models import model_named
 from peftbook.decision.recipe.choice import TrainingRecipe, choose
 from peftbook.decision.recipe.folder import at_once, write_folder
 from peftbook.decision.recipe.rows import Counted, count_rows, source_of
-from peftbook.memory import bytes_of_text, read_shape
+from peftbook.memory import read_shape
+from peftbook.memory.fit import bytes_of_card
+from peftbook.memory.known_shapes import hub_id
 from peftbook.tasks import TaskData
 
 
@@ -35,7 +37,7 @@ class Advice:
 
 def advise(task: TaskData, model: str, memory: str) -> Advice:
     """How to tune a model on a card and these rows. Raises InputError for a model, a size or a fit that is none."""
-    named, room = model_named(model), bytes_of_text(memory)
+    named, room = model_named(hub_id(model)), bytes_of_card(memory)
     source = source_of(named)
     shape = read_shape(source if Path(source).is_dir() else named.name)
     counted = count_rows(task, named)
@@ -54,6 +56,7 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
         ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
         ("length", f"{recipe.max_length} tokens, counted with {counted.tokenizer}'s tokenizer"
          + ("." if counted.own else f", and a quarter more: {model}'s is not here. train.py counts again.")),
+        *([("loss", loss_words(counted))] if recipe.every_answer else []),
         ("epochs", f"up to {recipe.epochs:g}, {recipe.steps:,} steps; the best by validation loss is kept"),
         ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
          f"takes beside them, of {recipe.memory / gib:.1f}"),
@@ -64,6 +67,18 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
     if recipe.cautions:
         lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
     return "\n".join(lines)
+
+
+def loss_words(counted: Counted) -> str:
+    """Of chats with several answers: what the loss is taken of, and how the script finds it."""
+    every = "on every answer of a chat, not on the last alone."
+    if counted.own and counted.marked:
+        return f"{every} The template has generation marks."
+    lacking = "The template has no generation marks:" if counted.own else "If the template has no generation marks,"
+    return (
+        f"{every} {lacking} train.py takes TRL's training template where TRL has one for this model, else it finds the "
+        "answers by rendering turn by turn, or refuses; it says which."
+    )
 
 
 def wrapped(text: str) -> str:

@@ -31,7 +31,6 @@ EPOCHS = 3.0  # at most: the checkpoint with the lowest validation loss is kept
 KEPT = 0.99  # of the rows that a length must hold, where the longest are far longer
 STEP = 64  # tokens to which a length is rounded up
 SPARE = 1.25  # tokens that may be written for one of the longest target, and of another tokenizer for one of ours
-FEW_ROWS = 200  # of training; below, a few examples in the prompt are the thing to try first
 IN_OUR_RUNS = "In our runs (SmolLM2-135M, docstrings)"
 FEW_TESTS = 100  # of validation and of test
 SWEEP = 3.0  # between the rates that are worth trying
@@ -41,10 +40,14 @@ PLANS = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))  # 
 
 @dataclass(frozen=True)
 class RowTokens:
-    """Tokens of an example: what stands before the answer, template included, and the answer with its end of turn."""
+    """Tokens of an example: what stands before the answer, template included, and the answer with its end of turn.
+
+    earlier: of the first, those of earlier answers of a chat, which are trained on too.
+    """
 
     before: int
     answer: int
+    earlier: int = 0
 
     @property
     def tokens(self) -> int:
@@ -75,6 +78,7 @@ class TrainingRecipe:
     """What is advised.
 
     max_length: tokens of a training row; longer rows, of which there are `left_out`, are not trained on.
+    every_answer: whether rows are chats of several answers, all of which have a loss.
     micro_batch × accumulation: rows of a step.  rate_reason: what the learning rate rests on.
     modules: names of the matrices that get an adapter.  parameters, context: of the model,
     0 positions if that is unknown.
@@ -90,6 +94,7 @@ class TrainingRecipe:
     context: int
     max_length: int
     left_out: int
+    every_answer: bool
     micro_batch: int
     accumulation: int
     epochs: float
@@ -123,7 +128,7 @@ def choose(
             f"No training row has at most the {max_length:,} tokens of {name}'s context: shorten the rows, or choose a "
             "model with a longer one."
         )
-    answer = max(row.answer for row in kept)
+    answer = max(row.answer + row.earlier for row in kept)
     plans = [plan_for(shape, method, checkpointing, max_length, answer, memory) for method, checkpointing in PLANS]
     chosen = chosen_of(plans)
     if chosen is None:
@@ -141,6 +146,7 @@ def choose(
         context=shape.context,
         max_length=max_length,
         left_out=left_out,
+        every_answer=any(row.earlier for row in training),
         micro_batch=chosen.micro_batch,
         accumulation=BATCH // chosen.micro_batch,
         epochs=EPOCHS,
@@ -328,8 +334,6 @@ def cautions(counts: Mapping[str, int], left_out: int, max_length: int) -> tuple
     found = []
     if left_out:
         found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
-    if counts["train"] < FEW_ROWS:
-        found.append(f"{counts['train']} training rows are few: solved examples in the prompt may do as well")
     if counts["validation"] < FEW_TESTS:
         found.append(f"{counts['validation']} validation rows choose rate and epoch roughly: near losses are equal")
     if counts["test"] < FEW_TESTS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from string import Template
 
 from peftbook.core import specs
 from peftbook.core.base_models import in_folder
-from peftbook.core.errors import InputError
+from peftbook.core.folders import check_free
 from peftbook.decision.recipe.choice import LORA, WARMUP, TrainingRecipe
 from peftbook.tasks import TaskData, TaskExample
 
@@ -23,15 +22,6 @@ PAGES = ("README.md", "serve.md")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
 QUANTISING = "bitsandbytes"
 MARGIN = 0.02  # of a share, below which a difference does not matter: the book's own
-
-
-def check_free(out: Path) -> None:
-    """Raises InputError for a folder that is there, and for one that cannot be made."""
-    if out.exists():
-        raise InputError(f"Output folder {str(out)!r} exists: name a new one, nothing is overwritten.")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise InputError(f"Output folder {str(out)!r} cannot be made: {str(above)!r} is no folder to write in.")
 
 
 def settings_of(recipe: TrainingRecipe, source: str, revision: str) -> dict[str, object]:
@@ -49,6 +39,7 @@ def settings_of(recipe: TrainingRecipe, source: str, revision: str) -> dict[str,
         "accumulation": recipe.accumulation,
         "checkpointing": setup.checkpointing,
         "max_length": recipe.max_length,
+        "every_answer": recipe.every_answer,
         "epochs": recipe.epochs,
         "learning_rate": recipe.learning_rate,
         "warmup": WARMUP,
@@ -137,6 +128,7 @@ def words_of(
         "rate_reason": recipe.rate_reason,
         "batch": f"{recipe.micro_batch} rows{at_once(recipe)}",
         "max_length": str(recipe.max_length),
+        "loss": "every answer of a chat" if recipe.every_answer else "the answer",
         "epochs": f"{recipe.epochs:g}",
         "steps": f"{recipe.steps:,}",
         "peak": f"{recipe.peak / 2**30:.1f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,20 @@ from peftbook.core.errors import InputError
 from peftbook.decision.recipe.choice import RowTokens
 from peftbook.tasks import TaskData, TaskExample
 
+END = 2  # tokens that a template writes after an answer
 TEMPLATE = {"enable_thinking": False}  # as in the scripts
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The rows of each split. tokenizer: whose it was.  own: whether that is the model's."""
+    """The rows of each split. tokenizer: whose it was.  own: whether that is the model's.  marked: whether its chat
+    template marks what an assistant says.
+    """
 
     splits: dict[str, list[RowTokens]]
     tokenizer: str
     own: bool
+    marked: bool
 
 
 def source_of(model: specs.Model) -> str:
@@ -31,6 +36,7 @@ def source_of(model: specs.Model) -> str:
 
 def count_rows(task: TaskData, model: specs.Model) -> Counted:
     """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached."""
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     from peftbook.core.quiet import quieten_libraries
@@ -44,8 +50,15 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
         tokenizer, own = AutoTokenizer.from_pretrained(prepare_embedded()), False
     if not tokenizer.chat_template:
         raise InputError(f"{model.name} has no chat template: take its instruct or chat version.")
-    splits = {name: [row_of(tokenizer, task, one) for one in examples] for name, examples in task.splits.items()}
-    return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own)
+    try:
+        splits = {name: [row_of(tokenizer, task, one) for one in examples] for name, examples in task.splits.items()}
+    except TemplateError as error:
+        raise InputError(
+            f"The chat template of {model.name} refuses the turns of a row ({error}): leave such rows out, or use "
+            "another model."
+        ) from None
+    marked = re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
+    return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own, marked)
 
 
 def row_of(tokenizer: Any, task: TaskData, example: TaskExample) -> RowTokens:
@@ -54,4 +67,6 @@ def row_of(tokenizer: Any, task: TaskData, example: TaskExample) -> RowTokens:
     before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)
     whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False, **TEMPLATE)
     first, both = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, whole))
-    return RowTokens(first, max(1, both - first))
+    answers = (turn["content"] for turn in prompt if turn["role"] == "assistant")
+    earlier = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + END for text in answers)
+    return RowTokens(first, max(1, both - first), earlier)

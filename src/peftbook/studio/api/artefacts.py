@@ -22,7 +22,7 @@ class ArtefactShape(BaseModel):
 
 class RecipeBody(Body):
     model: str = Field(description="an id of the hub, a folder, or an embedded model")
-    memory: str = Field(description="of the card as torch sees it, like 23.6GiB")
+    memory: str = Field(description="of the card by its name, like 24GB, or 23.6GiB")
     data_licence: str = Field("", description="for the model card")
 
 

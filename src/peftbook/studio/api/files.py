@@ -85,7 +85,8 @@ def show_table(file: str, here: Here) -> TableShape:
 def examine_file(file: str, body: ReadingBody, here: Here) -> FindingsShape:  # type: ignore[valid-type]
     """What would be wrong, repeated or leaking if the file were read in this way."""
     reading = reading_of(body)
-    return FindingsShape.of_file(examined(here.uploads.table(file), reading.columns, reading.split))
+    seen = examined(here.uploads.table(file), reading.columns, reading.split)
+    return FindingsShape.of_file(seen, reading.instruction)
 
 
 @routes.delete("/{file}", status_code=204)

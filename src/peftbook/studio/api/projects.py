@@ -94,7 +94,8 @@ def load_archive(body: ArchiveBody, here: Here) -> ProjectShape:
 def show_findings(project: str, here: Here) -> FindingsShape:
     """What is wrong, repeated or leaking in a project's file."""
     found = here.studio.project(project)
-    return FindingsShape.of_file(examined(here.studio.table(project), found.columns, found.split))
+    seen = examined(here.studio.table(project), found.columns, found.split)
+    return FindingsShape.of_file(seen, found.instruction)
 
 
 @routes.get("/{project}/rows")

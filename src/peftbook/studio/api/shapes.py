@@ -156,8 +156,8 @@ class FindingsShape(Shape):
     obstacle: str
 
     @classmethod
-    def of_file(cls, seen: TableFindings) -> FindingsShape:
-        notes = [Note(kind=kind, words=words) for words, kind in notes_of(seen)]
+    def of_file(cls, seen: TableFindings, instruction: str) -> FindingsShape:
+        notes = [Note(kind=kind, words=words) for words, kind in notes_of(seen, instruction)]
         return cls.about(seen, left_out=len(seen.faults), faults=seen.faults[:FAULTS], notes=notes)
 
 

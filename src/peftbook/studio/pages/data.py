@@ -23,8 +23,7 @@ PREVIEWED = 5
 FAULTS = 20
 NONE = "none"
 NAME_CHARS = 120
-CHATS = "chats (JSON lines with messages)"
-FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "chat": CHATS, "parquet": "Parquet"}
+FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "chat": "chats", "parquet": "Parquet"}
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
@@ -53,10 +52,10 @@ def preview(found: TextTable, columns: Columns | None = None) -> Markup:
     return fill("preview.html", header=["Row", *heads], rows=rows, places=places, caption=caption)
 
 
-def findings(seen: TableFindings) -> Markup:
+def findings(seen: TableFindings, instruction: str) -> Markup:
     """What was counted, in the order of what it may cost."""
     faults = [(number(one.row), one.column or "whole row", one.problem) for one in seen.faults[:FAULTS]]
-    return fill("findings.html", seen=seen, faults=faults, notes=notes_of(seen))
+    return fill("findings.html", seen=seen, faults=faults, notes=notes_of(seen, instruction))
 
 
 def settings_of(project: Project) -> Markup:
@@ -133,7 +132,8 @@ def show_reading(visit: Visit) -> dict[str, Any]:
     try:
         columns, seen = form.columns, form.findings()
         told = seen if visit.form is None else replace(seen, obstacle="")  # which stands on top
-        shown = {"preview": preview(form.table, columns), "findings": findings(told), "ready": not seen.obstacle}
+        found = findings(told, form.fields["instruction"])
+        shown = {"preview": preview(form.table, columns), "findings": found, "ready": not seen.obstacle}
     except InputError as error:
         shown = {"preview": preview(form.table), "error": error if visit.form is None else "", "ready": False}
     body = fill("reading_live.html", **{"error": "", "findings": ""} | shown)
@@ -181,7 +181,7 @@ def show_data(visit: Visit) -> dict[str, Any]:
         **frame(visit),
         "about": about(whole, project.filename),
         "settings": settings_of(project),
-        "findings": findings(seen),
+        "findings": findings(seen, project.instruction),
         "preview": preview(whole, project.columns),
     }
 

@@ -28,13 +28,13 @@ EMBEDDED = {
     specs.EMBEDDED_MODEL: "SmolLM2 135M Instruct — the embedded model, Apache-2.0; minutes a run on two cores.",
     specs.SMALL_MODEL: "Small Llama, 5M — trained for this book on plain prose; seconds a run, to try the studio out.",
 }
-ALL = ("untuned", "lora", "qlora", "prompt", "full")
+ALL = ("untuned", "fewshot", "lora", "qlora", "prompt", "full")
 # name → (what it is called, what it is, methods, seeds, tokens)
 PLANS: dict[str, tuple[str, str, tuple[str, ...], str, str]] = {
-    "quick": ("Quick look", "LoRA against the untuned model, one seed, 10,000 tokens", ("untuned", "lora"), "1",
-              "10000"),
-    "compare": ("Side by side", "LoRA, QLoRA, prompt tuning and full fine-tuning, one seed, 50,000 tokens", ALL, "1",
-                "50000"),
+    "quick": ("Quick look", "LoRA against the untuned model, with and without five examples, one seed, 10,000 tokens",
+              ("untuned", "fewshot", "lora"), "1", "10000"),
+    "compare": ("Side by side", "LoRA, QLoRA, prompt tuning, full fine-tuning and five examples, one seed, "
+                "50,000 tokens", ALL, "1", "50000"),
     "decide": ("To decide", "the same with three seeds, so that the intervals cover the luck of training", ALL, "3",
                "50000"),
 }  # fmt: skip

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from peftbook.core import specs
-from peftbook.core.base_models import model_named
+from peftbook.core.base_models import check_model, model_named
 from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training.models import Loaded
@@ -75,8 +75,15 @@ def read_config(folder: Path) -> Any:
 
 
 def base_of(folder: Path) -> specs.Model:
-    """The model that an adapter names as its base. Raises InputError where it is not here."""
-    named = read_config(folder).base_model_name_or_path
+    """The model that an adapter names as its base, or the run that trained it. Raises InputError where it is not here
+    or was changed since.
+    """
+    if (run := folder / "run.json").is_file():
+        check_model(model := specs.Run.model_validate_json(run.read_text(encoding="utf-8")).model)
+        return model
+    config = read_config(folder)
+    named = config.base_model_name_or_path
+    named = f"{named}@{config.revision}" if named and config.revision else named
     if named:
         with contextlib.suppress(InputError):
             return model_named(named)

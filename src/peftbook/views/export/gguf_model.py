@@ -23,7 +23,8 @@ from transformers import AutoConfig
 from peftbook.core import specs
 from peftbook.core.base_models import in_folder
 from peftbook.core.errors import InputError
-from peftbook.training.models import Loaded, load_model, resolve
+from peftbook.core.folders import check_free
+from peftbook.training.models import Loaded, check_reachable, load_model, resolve
 from peftbook.training.products import TORCH_DTYPES
 from peftbook.views.export.gguf_tokenizer import add_tokenizer
 
@@ -31,7 +32,6 @@ __all__ = [
     "FILE_TYPES",
     "Written",
     "base_config",
-    "check_new",
     "gguf_name",
     "in_order",
     "load_base",
@@ -65,6 +65,7 @@ class Written(NamedTuple):
 def base_config(model: specs.Model) -> Any:
     """A model's configuration, read alone. Raises InputError if there is none, or if it cannot be written here."""
     source, revision = resolve(model)
+    check_reachable(model)
     try:
         config = AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
     except (OSError, ValueError) as error:
@@ -194,16 +195,10 @@ def as_array(name: str, value: Tensor, dtype: str) -> np.ndarray:
     return (cast.view(torch.int16) if dtype == "bf16" else cast).numpy()
 
 
-def check_new(target: Path) -> None:
-    """Raises InputError for a file that exists, before anything is loaded for it."""
-    if target.exists():
-        raise InputError(f"File {str(target)!r} exists: name a new one, results are never overwritten.")
-
-
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """A file beside the target, which becomes it at the end. Raises InputError if there is one already."""
-    check_new(target)
+    check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:

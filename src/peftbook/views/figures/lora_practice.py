@@ -102,10 +102,7 @@ def batch_costs(store: Store) -> Figure:
 
 def seed_costs(name: str, store: Store) -> list[float]:
     """What the largest batch costs an arm, seed by seed."""
-    one, two = (
-        per_seed(records, "loss")
-        for records in batch_size.pair(name, batch_size.COMPARISONS[batch_size.SMALLEST], store)
-    )
+    one, two = (per_seed(records, "loss") for records in batch_size.pair(name, batch_size.EQUAL_TOKENS, store))
     return np.subtract(one, two).tolist()
 
 

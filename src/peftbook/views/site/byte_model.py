@@ -20,6 +20,7 @@ from peftbook.core.folders import PACKAGE
 from peftbook.memory import SHAPES
 from peftbook.memory.architecture import FAMILIES
 from peftbook.memory.defaults import OMITTED, declared_in, defaults_of
+from peftbook.memory.fit import CARDS
 from peftbook.memory.names import TARGET_WORDS
 from peftbook.memory.question import ON_OFF
 from peftbook.memory.setup import CHOICES, OPTIMISERS
@@ -50,13 +51,12 @@ METHODS = {
     "full": "full", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "lora_fa": "LoRA-FA", "prompt": "soft prompt",
     "prefix": "prefix", "ia3": "(IA)³",
 }  # fmt: skip
-CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141, 192, 288)  # GiB
 SWITCHES = {
     "autocast": "Autocast", "dropout": "Dropout", "padding": "Padding", "offloaded": "Offloaded",
     "accumulated": "Accumulated", "wide_norms": "Wide norms", "keeps_inputs": "Keeps inputs",
-    "in_backward": "In backward",
+    "in_backward": "In backward", "host_weights": "Host weights",
 }  # fmt: skip
-START = {"model": "llama-3.1-8b", "method": "qlora", "memory": "24GiB", "stack": "trl", "batch": 1, "seq": 2048}
+START = {"model": "llama-3.1-8b", "method": "qlora", "memory": "24GB", "stack": "trl", "batch": 1, "seq": 2048}
 
 
 def fit_here(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: str) -> Shown:
@@ -74,7 +74,7 @@ def offered() -> dict[str, Any]:
         "first": [
             ["model", "Model", [[name, name] for name in SHAPES]],
             ["method", "Method", [*map(list, METHODS.items())]],
-            ["memory", "Card", [[f"{size}GiB", f"{size} GiB"] for size in CARDS]],
+            ["memory", "Card", [[f"{size}GB", f"{size} GB"] for size in CARDS] + BIGGER],
             ["stack", "Library", [[name, stack.title] for name, stack in STACKS.items()]],
             ["batch", "Rows", []],
             ["seq", "Tokens a row", []],
@@ -97,6 +97,7 @@ def offered() -> dict[str, Any]:
     }
 
 
+BIGGER = [["180GiB", "180 GiB"], ["288GiB", "288 GiB"]]
 ON = [[True, "on"], [False, "off"]]
 
 

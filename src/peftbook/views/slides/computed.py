@@ -54,7 +54,7 @@ COMPUTED: dict[str, Callable[[], str]] = {
     "shard_full_1": lambda: device_peak("Full", 1),
     "shard_lora_1": lambda: device_peak("LoRA", 1),
     "shard_qlora_1": lambda: device_peak("QLoRA", 1),
-    "stack_own_qlora": lambda: stack_peak("Own loop, peft"),
+    "stack_litgpt_qlora": lambda: stack_peak("LitGPT"),
     "stack_trl_qlora": lambda: stack_peak("TRL, bf16 weights"),
     "shard_full_16": lambda: device_peak("Full", 16),
     "shard_lora_16": lambda: device_peak("LoRA", 16),

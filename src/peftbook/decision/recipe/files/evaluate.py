@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.adapter / "adapter_config.json").is_file():
         raise SystemExit(f"{args.adapter} holds no adapter: run train.py first, or name one with --adapter.")
     rows = read_rows("test")[: args.rows]
-    shots = [turn for row in read_rows("train")[: args.examples] for turn in row["prompt"] + row["completion"]]
+    solved = [row["prompt"] + row["completion"] for row in read_rows("train")[: args.examples]]
+    shots = [turn for turns in solved for turn in turns if turn["role"] != "system"]
     tokenizer = load_tokenizer()
     tokenizer.padding_side = "left"
     model = PeftModel.from_pretrained(load_model(), str(args.adapter)).eval()
@@ -88,7 +89,7 @@ def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
 def answers(model: PeftModel, tokenizer, rows: list[dict], before: list[dict], batch: int) -> Iterator[str]:
     """The likeliest continuation of each prompt, token by token. before: turns that stand before each."""
     for at in range(0, len(rows), batch):
-        prompts = [before + row["prompt"] for row in rows[at : at + batch]]
+        prompts = [with_examples(row["prompt"], before) for row in rows[at : at + batch]]
         given = tokenizer.apply_chat_template(
             prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True, **TEMPLATE
         ).to(model.device)
@@ -101,6 +102,12 @@ def answers(model: PeftModel, tokenizer, rows: list[dict], before: list[dict], b
         )
         yield from tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         print(f"{min(at + batch, len(rows))} of {len(rows)} answers", file=sys.stderr)
+
+
+def with_examples(prompt: list[dict], examples: list[dict]) -> list[dict]:
+    """The turns of a prompt with solved examples before them, after what the system says."""
+    first = int(prompt[0]["role"] == "system")
+    return prompt[:first] + examples + prompt[first:]
 
 
 def ends(model: PeftModel, tokenizer) -> list[int]:

@@ -22,6 +22,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 HERE = Path(__file__).resolve().parent
 RECIPE = json.loads((HERE / "recipe.json").read_text(encoding="utf-8"))
@@ -107,15 +108,22 @@ def read_rows(split: str) -> list[dict]:
 
 
 def rows_of(split: str, tokenizer: AutoTokenizer) -> Dataset:
-    """Prompt and completion of each row. Longer rows are left out: an answer that is cut teaches to stop midway."""
+    """Each row as the trainer reads it. Longer rows are left out: an answer that is cut teaches to stop midway."""
+    template = marking_template(tokenizer)
 
     def fits(row: dict) -> bool:
-        turns = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False, **TEMPLATE)
-        return len(tokenizer(turns, add_special_tokens=False)["input_ids"]) <= RECIPE["max_length"]
+        turns = row["prompt"] + row["completion"]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template, **TEMPLATE)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= RECIPE["max_length"]
+
+    def given(row: dict) -> dict:
+        if not RECIPE["every_answer"]:
+            return {name: row[name] for name in ("prompt", "completion")} | {"chat_template_kwargs": TEMPLATE}
+        turns = row["prompt"] + row["completion"]
+        return {"messages": turns, "chat_template_kwargs": TEMPLATE} if template else labelled(turns, tokenizer)
 
     rows = read_rows(split)
-    columns = ("prompt", "completion")
-    kept = [{name: row[name] for name in columns} | {"chat_template_kwargs": TEMPLATE} for row in rows if fits(row)]
+    kept = [given(row) for row in rows if fits(row)]
     print(f"{split}: {len(kept):,} rows, {len(rows) - len(kept):,} longer than {RECIPE['max_length']} tokens left out")
     if not kept:
         raise SystemExit(
@@ -124,8 +132,46 @@ def rows_of(split: str, tokenizer: AutoTokenizer) -> Dataset:
     return Dataset.from_list(kept)
 
 
+def marking_template(tokenizer: AutoTokenizer) -> str | None:
+    """The template that marks the answers of a chat for the loss: the model's own, or TRL's for it; None for neither.
+
+    Where rows have one answer it is the model's own, and needs no marks.
+    """
+    if not RECIPE["every_answer"] or has_generation_markers(tokenizer.chat_template):
+        return tokenizer.chat_template
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError:
+        return None
+
+
+def labelled(turns: list[dict], tokenizer: AutoTokenizer) -> dict:
+    """Token ids of a chat, and labels on each answer with its end of turn, found by rendering turn by turn."""
+
+    def render(count: int, asking: bool = False) -> str:
+        return tokenizer.apply_chat_template(turns[:count], add_generation_prompt=asking, tokenize=False, **TEMPLATE)
+
+    whole, spans = render(len(turns)), []
+    for at in (place for place, turn in enumerate(turns) if turn["role"] == "assistant"):
+        before, after = render(at, asking=True) if at else "", render(at + 1)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise SystemExit(
+                f"The chat template of {RECIPE['model']} has no generation marks, TRL has none for it, and it writes "
+                "an answer otherwise when turns follow: put {% generation %} around it, or give rows of one answer."
+            )
+        spans.append((len(before), len(after)))
+    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    graded = [any(low <= start < high for low, high in spans) for start, _ in found["offset_mapping"]]
+    labels = [token if yes else -100 for token, yes in zip(found["input_ids"], graded, strict=True)]
+    return {"input_ids": found["input_ids"], "labels": labels}
+
+
 def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argparse.Namespace) -> SFTTrainer:
     """LoRA on the matrices that recipe.json names, with the loss on the answers alone."""
+    marked = RECIPE["every_answer"] and marking_template(tokenizer) is not None
+    if RECIPE["every_answer"]:
+        how = "marks of the chat template, or of TRL's for it" if marked else "rendering turn by turn, without marks"
+        print(f"The loss is on every answer of a chat, found by {how}")
     adapter = LoraConfig(
         r=RECIPE["rank"],
         lora_alpha=RECIPE["alpha"],
@@ -142,7 +188,8 @@ def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argp
         gradient_accumulation_steps=RECIPE["accumulation"],
         gradient_checkpointing=RECIPE["checkpointing"],
         max_length=RECIPE["max_length"],
-        completion_only_loss=True,
+        completion_only_loss=not RECIPE["every_answer"],
+        assistant_only_loss=marked,
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=RECIPE["warmup"],

@@ -1,0 +1,40 @@
+"""Cautions: what the reader's rows do not carry, in words; `recipe`, `train`, `compare` and the studio say the same."""
+
+from __future__ import annotations
+
+from peftbook.tasks.files import TableFindings
+
+FEW_ROWS = 200  # of training; below, a few examples in the prompt are the thing to try first
+
+
+def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
+    """Sentences about rows, each with its kind: info, good or warn. instruction: the user turn, with `{input}`."""
+    if not seen.splits:
+        return []
+    compared, test, train = seen.compared, seen.splits["test"], seen.splits["train"]
+    remedy = ": name what they share as the group (--group), or "
+    if seen.grouped:
+        remedy = ", although rows that share a group stay together: "
+    said = [
+        (instruction == "{input}" and not seen.told,
+         "The model is told nothing but the input, so that a tuned model is compared with one that does not know the "
+         "task: say what to do (--instruction; in the studio the prompt), as in “Summarise this: {{input}}”.", "warn"),
+        (seen.unused, "“{}” is not used: this trains on the chosen answers alone (SFT). The stage that learns from "
+         "both is DPO, for which there is no script here yet (TRL has one: DPOTrainer).", "warn"),
+        (seen.cut, "{:,} chats go on after their last answer: what follows it is left out.", "warn"),
+        (seen.several, "{:,} rows are chats of several turns, kept as turns: the last answer is the target, the turns "
+         "before it are the prompt.", "info"),
+        (train < FEW_ROWS and train, "{:,} training rows are few: solved examples in the prompt may do as well.",
+         "warn"),
+        (seen.duplicates, "{:,} rows repeat another's input and target; they always share a split.", "warn"),
+        (seen.conflicting,
+         "{:,} rows have an input that occurs with another target too: no model can answer both rightly.", "warn"),
+        (seen.near_duplicates, f"Leakage: {{:,}} of {compared:,} test inputs are nearly those of a training row, so "
+         f"scores will flatter every method{remedy}remove near copies.", "warn"),
+        (compared if not seen.near_duplicates else 0,
+         "No leakage found: none of {:,} test inputs nearly repeats a training row.", "good"),
+        (seen.shared_targets,
+         f"{{:,}} of {test:,} test targets also occur in training: right for labels, a shortcut for free text.",
+         "info"),
+    ]  # fmt: skip
+    return [(sentence.format(count), kind) for count, sentence, kind in said if count]
