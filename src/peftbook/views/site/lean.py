@@ -90,7 +90,7 @@ def name_one_sheet(app: Any, page: str, template: str, context: dict[str, Any], 
 
 def join_sheets(app: Any, error: Exception | None) -> None:
     """At the end of a build: write that sheet, unless it was made from the same."""
-    if error is not None or app.builder.name != "html":
+    if error is not None or not hasattr(app, "peftbook_sheets"):  # no page was written: the sheet stands
         return
     site, static = Path(app.outdir), Path(app.outdir) / "_static"
     known = known_classes(site)
