@@ -645,7 +645,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "bertscore_negation": (bertscore_negation, "+.3f", 1e-9),
     "qlora_7b_memory": (qlora_7b_memory, ".2f", 1e-9),
     "averaging": (averaging, ".0f", 1e-9),
-    "joint_adapter": (joint_adapter, "+.0f", 1e-9),
+    "joint_adapter": (joint_adapter, "+.0f", 0.01),
     "reward_rank": (reward_rank, "+.3f", 1e-9),
     "expressiveness": (expressiveness, "", 1e-9),
     "frontier": (lambda: frontier((LORA, OFT), {"lora_minus_oft": (LORA, OFT)}), "+.3f", 1e-9),

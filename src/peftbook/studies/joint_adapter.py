@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -100,7 +101,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         keys = keys_of(averaging.records_of(store), trained)
         for task in TASKS:
             out[f"{task}_kept"] = merging.percent(averaging.share(records, task, "joint"), keys, 0)
-            out[f"{task}_lead"] = merging.percent(lead(records, task), keys, 0, "percentage points")
+            out[f"{task}_lead"] = replace(merging.percent(lead(records, task), keys, 0), unit="percentage points")
         means = np.mean([averaging.share_replicates(records, task, "joint")[0] for task in TASKS], axis=0)
         out["mean_kept"] = merging.percent(stats.seed_interval(means), keys, 0, "interval over seeds alone")
         tokens = [float(record.measurements["train_tokens"] or 0) for record in trained]
