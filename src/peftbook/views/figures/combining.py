@@ -66,7 +66,7 @@ def joint_row(task: str, store: Store) -> ForestRow:
     """The share that one adapter trained on all rows has, hollow, with its seeds."""
     seeds = 100 * averaging.share_replicates(joint_adapter.records_of(store), task, "joint")[0]
     tone, marker, _ = LOOKS[task]
-    label = f"{LABELS[task]}, one on all rows"
+    label = f"{LABELS[task]}, jointly"
     return as_row(label, quantity(f"joint_adapter.{task}_kept", store), seeds.tolist(), tone, marker)._replace(
         hollow=True
     )
