@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.comparison import measured
-from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, preset_method
@@ -67,18 +66,6 @@ def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> Non
     axes.barh(row, middle, 0.62, color=shade(arm, 0.4))
     axes.plot(values, [row] * len(values), **look(arm, line=False))
     tag(axes, f"{middle:.2f}", (max(values), row), (9, 0), va="center")
-
-
-def cost_bars(cost: str, store: Store) -> Chart:
-    """Bars of one cost by method with the range of its repeats."""
-    field, unit, axis = COSTS[cost]
-    values = [quantity(f"costs.{arm}_{cost}", store).value / unit for arm in ARMS]
-    runs = [repeats(arm, store, field) for arm in ARMS]
-    series = Series(axis, values, spread=[(min(one) / unit, max(one) / unit) for one in runs])
-    labels = [arm_looks()[arm].label for arm in ARMS]
-    return Chart(
-        [series], "", axis, labels, y_range=(0, None), number_format="0.0", label_format="0.00", point_looks=list(ARMS)
-    )
 
 
 def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:
