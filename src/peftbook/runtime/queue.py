@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from peftbook.core.errors import InputError
 from peftbook.core.exchange import export_records
@@ -36,14 +35,7 @@ WORKER = ("-m", "peftbook.runtime.worker")
 
 Compute = Callable[[Spec, int], tuple[bool, str]]
 
-
-class Running(Protocol):
-    """What an interrupted queue ends: a process, or a task on another machine."""
-
-    def terminate(self) -> None: ...
-
-
-RUNNING: set[Running] = set()
+RUNNING: set[Callable[[], object]] = set()  # each ends a run that is under way
 
 
 @dataclass(frozen=True)
@@ -97,12 +89,12 @@ def run_subprocess(
         show=show,
         start=fork_server.start if forked and fork_server else subprocess.Popen,
     ) as child:
-        RUNNING.add(child)
+        RUNNING.add(child.terminate)
         try:
             child.write(f"{run.canonical()}\n")
             child.wait()
         finally:
-            RUNNING.discard(child)
+            RUNNING.discard(child.terminate)
         return child.status == 0, child.failure()
 
 
@@ -294,8 +286,8 @@ def ending_workers() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in list(RUNNING):
-            process.terminate()
+        for terminate in list(RUNNING):
+            terminate()
         raise
 
 

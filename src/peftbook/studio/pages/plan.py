@@ -37,7 +37,7 @@ def show(visit: Visit) -> dict[str, Any]:
         **shown_fields(fields),
         "live": live,
         "check": request,
-        "machine": machine_words(visit.studio.home),
+        "machine": machine_words(),
         "measures": measures_of(visit.studio, visit.project.id),
     }
 
