@@ -17,9 +17,8 @@ from peftbook.core import specs
 from peftbook.core.records import Record
 from peftbook.methods import usual
 from peftbook.methods.untuned import Untuned
-from peftbook.runtime import doctor, durations, hardware, precision, threads
+from peftbook.runtime import doctor, durations, hardware, threads
 from peftbook.runtime.precision import Products
-from peftbook.studio import machine
 from peftbook.views.site.machines import HEADS, cells, machines_table
 
 
@@ -114,9 +113,8 @@ def test_measuring_threads_leaves_their_number_as_it_was():
 
 
 @pytest.fixture
-def examined(monkeypatch, tmp_path) -> doctor.Examination:
+def examined(monkeypatch) -> doctor.Examination:
     """This machine, its speed left out."""
-    monkeypatch.setattr(doctor, "kept_examination", lambda: tmp_path / "doctor" / "kept.json")
     monkeypatch.setattr(doctor, "tokens_per_second", lambda: {"lora": 321.0, "full": 123.0})
     return doctor.examine()
 
@@ -202,20 +200,3 @@ def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu,
     provenance = {"cpu": cpu} | ({"bf16_products": how} if how else {})
     record = Record(key=run.key, spec=run, measurements={}, provenance=provenance)
     assert durations.made_here(record) is here
-
-
-def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):
-    """In a process of its own; its page says what was found, or that it is under way."""
-    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
-    started: list[list[str]] = []
-    monkeypatch.setattr(machine.subprocess, "Popen", lambda command, **options: started.append(command))
-    machine.start_examination()
-    assert "being examined" in machine.machine_words()
-    path = doctor.kept_examination()
-    precision.write_cache(path, asdict(doctor.book_machines()[0]))
-    assert doctor.book_machines()[0].why in machine.machine_words()
-    machine.start_examination()
-    assert len(started) == 1
-    os.utime(path, (0, 0))
-    machine.start_examination()
-    assert len(started) == 2

@@ -17,7 +17,6 @@ from peftbook.core.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import AccessMiddleware, host_of
 from peftbook.studio.html import own_file
-from peftbook.studio.machine import start_examination
 from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.studio.uploads import UploadStore
@@ -66,7 +65,6 @@ def serve(
 
     from peftbook.studio.pages import warm
 
-    start_examination()
     PeftMethod.told_later = True  # by the assistant, which checks a plan
     sessions = SessionStore(studio.home) if token else None
     shown = f"[{host}]" if ":" in host else host
