@@ -24,7 +24,7 @@ from peftbook.studio.decisions import project_comparison, whole_report
 from peftbook.studio.store import Job, Studio
 from peftbook.studio.terminal import as_json, show
 from peftbook.studio.trained_model import question
-from peftbook.studio.work import keep_trained, start_of
+from peftbook.studio.work import keep_trained
 from peftbook.tasks import TaskExample
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, split_rows, task_from_table, usable_rows
@@ -147,7 +147,7 @@ def test_a_job_goes_on_in_a_project_of_its_own(tmp_path):
     plain, onward = (one.run for one in studio.jobs(plan=made.plan))
     assert plain.method == Untuned() and onward.start == job.key and onward.task == task.spec
     assert onward.budget.tokens == made.tokens and onward.evaluation == job.run.evaluation
-    start = start_of(studio.folder(made.project.id), onward)
+    start = studio.folder(made.project.id) / "starts" / onward.start[:12]
     assert (start / "adapter_model.safetensors").is_file()
     studio.delete_project(job.project)
     assert (start / "adapter_model.safetensors").is_file(), "the first project may be deleted"

@@ -17,9 +17,8 @@ from peftbook.core import specs
 from peftbook.core.records import Record
 from peftbook.methods import usual
 from peftbook.methods.untuned import Untuned
-from peftbook.runtime import doctor, durations, hardware, precision, threads
+from peftbook.runtime import doctor, durations, hardware, threads
 from peftbook.runtime.precision import Products
-from peftbook.studio import machine
 from peftbook.views.site.machines import HEADS, cells, machines_table
 
 
@@ -114,9 +113,8 @@ def test_measuring_threads_leaves_their_number_as_it_was():
 
 
 @pytest.fixture
-def examined(monkeypatch, tmp_path) -> doctor.Examination:
+def examined(monkeypatch) -> doctor.Examination:
     """This machine, its speed left out."""
-    monkeypatch.setattr(doctor, "kept_examination", lambda: tmp_path / "doctor" / "kept.json")
     monkeypatch.setattr(doctor, "tokens_per_second", lambda: {"lora": 321.0, "full": 123.0})
     return doctor.examine()
 
@@ -175,20 +173,7 @@ def test_the_books_machines_tell_methods_and_no_path():
     assert "–" in cells(replace(found[0], tokens_per_second={"lora": 1.0}))
 
 
-# --- a run that takes far longer here --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("here", "said"), [(1000.0, True), (499.0, False), (None, False)])
-def test_a_run_that_takes_ten_times_as_long_says_so(here, said):
-    """With both times, and where to look; where the time here is not known nothing is said."""
-    run = specs.Run(task=specs.Task(name="docstrings", data_sha256="0" * 64), method=Untuned())
-    estimates = durations.Estimates()
-    estimates.note(run, 50.0, here=False)
-    estimates.foresee([run], lambda specs: [here])
-    words = estimates.slow_words(run)
-    assert bool(words) is said
-    if said:
-        assert "16 min 40 s" in words and "50 s" in words and "peftbook doctor" in words
+# --- how long a run takes --------------------------------------------------------------------------------------
 
 
 def test_records_of_another_machine_say_nothing_of_this_one(monkeypatch):
@@ -199,9 +184,8 @@ def test_records_of_another_machine_say_nothing_of_this_one(monkeypatch):
     assert estimates.of(run) == 10.0
     estimates.foresee([run], lambda specs: [200.0])
     assert estimates.of(run) == 200.0
-    assert "took 10 s" in estimates.slow_words(run)
     estimates.note(run, 20.0)
-    assert estimates.of(run) == 20.0 and estimates.slow_words(run) == ""
+    assert estimates.of(run) == 20.0
 
 
 @pytest.mark.parametrize(("cpu", "how", "native", "here"), [
@@ -216,20 +200,3 @@ def test_a_record_is_of_this_machine_by_processor_and_products(monkeypatch, cpu,
     provenance = {"cpu": cpu} | ({"bf16_products": how} if how else {})
     record = Record(key=run.key, spec=run, measurements={}, provenance=provenance)
     assert durations.made_here(record) is here
-
-
-def test_the_studio_examines_the_machine_once_a_day(monkeypatch, tmp_path):
-    """In a process of its own; its page says what was found, or that it is under way."""
-    monkeypatch.setenv("PEFTBOOK_CACHE", str(tmp_path))
-    started: list[list[str]] = []
-    monkeypatch.setattr(machine.subprocess, "Popen", lambda command, **options: started.append(command))
-    machine.start_examination()
-    assert "being examined" in machine.machine_words()
-    path = doctor.kept_examination()
-    precision.write_cache(path, asdict(doctor.book_machines()[0]))
-    assert doctor.book_machines()[0].why in machine.machine_words()
-    machine.start_examination()
-    assert len(started) == 1
-    os.utime(path, (0, 0))
-    machine.start_examination()
-    assert len(started) == 2

@@ -29,7 +29,7 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.runtime import precision
-from peftbook.runtime.resources import request_for, shape_of, side_by_side, training_setup
+from peftbook.runtime.resources import memory_bytes, shape_of, side_by_side, training_setup
 from peftbook.studies import get_study
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.api.shapes import SettingsBody
@@ -462,7 +462,7 @@ def test_runs_at_once_end_sooner_and_each_takes_longer(monkeypatch):
     monkeypatch.setattr(measuring, "threads_beside", lambda jobs: 1)
     monkeypatch.setattr(measuring, "slower_with", lambda threads: 1.5)
     runs = plan(TASK, dataclasses.replace(LONG, tokens=5000))
-    room = 2 * max(request_for(run).memory_bytes for run in runs)
+    room = 2 * max(memory_bytes(run) for run in runs)
     apart, beside = (preflight(TASK, runs, memory) for memory in (0.9 * room, room))
     assert {check.beside for check in apart} == {1} and {check.beside for check in beside} == {2}
     for one, two in zip(apart, beside, strict=True):

@@ -44,7 +44,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
-from peftbook.runtime.resources import request_for
+from peftbook.runtime.resources import memory_bytes
 from peftbook.studio import artefacts, assistant, preflight, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
@@ -839,7 +839,7 @@ def crew(tmp_path, monkeypatch):
     studio, worker = Studio(tmp_path), Worker(tmp_path)
     monkeypatch.setattr(worker, "load", lambda threads: None)
     project = colours_project(studio)
-    one = request_for(small_run(studio, project, LoRA())).memory_bytes
+    one = memory_bytes(small_run(studio, project, LoRA()))
     monkeypatch.setattr(studio_worker, "free_memory", lambda family: 2.5 * one)
     return studio, project, worker
 

@@ -42,7 +42,6 @@ import studio_api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peftbook.runtime.doctor import kept_examination
 from peftbook.studio import access
 from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
@@ -289,7 +288,6 @@ def watched(there: Served) -> Iterator[None]:
     ears.allowed = (
         home,
         *roots,
-        str(kept_examination().parent),
         "/proc",
         "/sys",
         "/dev",

@@ -1,7 +1,6 @@
 """Queue many tiny jobs, kill web, worker and jobs' processes at random, and check that each job finished exactly once.
 
     PYTHONPATH=tests python tests/tools/kills_studio.py --jobs 50 --kills 20
-    PYTHONPATH=tests python tests/tools/kills_studio.py --jobs 8 --kills 6 --ray HOST:PORT    # on its nodes
 
 Not collected by pytest: it takes minutes. It prints what it killed and found, and ends with status 1 if a law is
 broken: every job is done, a job becomes done once, a record is written once and stays as it is, records and jobs have
@@ -43,14 +42,14 @@ BEGIN INSERT INTO ends VALUES (new.id, new.state, unixepoch('subsec')); END;
 class Web:
     """The web service, started again whenever it has died, as an init system would."""
 
-    def __init__(self, home: Path, ray: str):
-        self.home, self.ray = home, ray
+    def __init__(self, home: Path):
+        self.home = home
         self.port = free_port()
         self.process: subprocess.Popen | None = None
 
     def keep(self) -> None:
         if self.process is None or self.process.poll() is not None:
-            given = f"Path({str(self.home)!r}), port={self.port}, ray={self.ray!r}"
+            given = f"Path({str(self.home)!r}), port={self.port}"
             serve = f"from peftbook.studio.app import serve; serve({given})"
             command = [sys.executable, "-c", f"from pathlib import Path; {serve}"]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -113,7 +112,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--ray", default="", metavar="HOST:PORT")
     args = parser.parse_args()
     os.environ["PEFTBOOK_CHECKPOINT_SECONDS"] = "0"
     rng = random.Random(args.seed)
@@ -122,7 +120,7 @@ def main() -> int:
     project = colours_project(studio)
     runs = tiny_runs(studio, project.id, args.jobs)
     studio._connection().executescript(ENDS)
-    web, killed, files, changed = Web(home, args.ray), Counter(), {}, []
+    web, killed, files, changed = Web(home), Counter(), {}, []
     print(f"the web service answered after {web.wait():.0f} s", flush=True)
     studio.submit(project.id, runs)
     kinds = rng.sample(["web", "worker", "job"] * -(-args.kills // 3), args.kills)  # each about as often, any order

@@ -76,8 +76,6 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--load-project", type=Path, metavar="FILE", help="take in a project that was saved, and end")
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
-    words = "compute the jobs on the nodes of the Ray cluster with this head, not on this machine"
-    web.add_argument("--ray", default="", metavar="HOST:PORT", help=words)
     add_options(web, Caps)
 
 
@@ -191,7 +189,6 @@ def command_studio(args: argparse.Namespace) -> int:
         caps=caps,
         token=not args.no_token,
         names=args.name,
-        ray=args.ray,
     )
 
 
@@ -209,7 +206,6 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.save_project or args.load_project:
         return move_project(args, home)
     options = [word for name in args.name for word in ("--name", name)]
-    options += ["--ray", args.ray] if args.ray else []
     return unit(home, args.port, options)
 
 

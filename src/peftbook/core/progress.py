@@ -18,7 +18,6 @@ LOG_SECONDS = 30.0  # between two lines of a log about one thing
 WAIT_SECONDS = 7.0  # the same where somebody waits for a build
 LIVE_SECONDS = 0.1  # between two updates of a line on a terminal
 WORDS = {  # of the phases of a run that say more than their names
-    "placing": "waiting for a node with room",
     "loading": "loading the model",
     "encoding": "encoding the examples",
     "scoring loss": "scoring the loss",

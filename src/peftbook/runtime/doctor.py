@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,14 +18,7 @@ from peftbook.core import specs
 from peftbook.core.folders import DATA, cache_folder
 from peftbook.methods import usual
 from peftbook.runtime.hardware import cores, cpu_model, is_idle
-from peftbook.runtime.precision import (
-    Products,
-    chosen_dtype,
-    instruction_limits,
-    machine_file,
-    products_here,
-    write_cache,
-)
+from peftbook.runtime.precision import Products, chosen_dtype, instruction_limits, products_here
 from peftbook.runtime.threads import best_threads
 from peftbook.tasks import task_spec
 
@@ -67,12 +60,12 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Examine this machine and cache the result. Its rates are measured once, while it is idle, in 20 seconds."""
+    """Examine this machine. Its rates are measured once, while it is idle, in 20 seconds."""
     import torch
 
     memory, folder, threads, products = psutil.virtual_memory(), cache_folder(), best_threads(), products_here()
     torch.set_num_threads(threads)
-    result = Examination(
+    return Examination(
         version=peftbook.__version__,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -92,8 +85,6 @@ def examine() -> Examination:
         missing=missing_extras() | missing_programs(),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES if is_installed(name)},
     )
-    write_cache(kept_examination(), asdict(result))
-    return result
 
 
 def existing(folder: Path) -> Path:
@@ -173,19 +164,6 @@ def missing_extras() -> dict[str, str]:
 def missing_programs() -> dict[str, str]:
     """Program → what needs it, for those that are not on the path."""
     return {name: f"needed by {use}" for name, use in PROGRAMS.items() if shutil.which(name) is None}
-
-
-def kept_examination() -> Path:
-    """The cache file of this machine's last examination."""
-    return machine_file("doctor")
-
-
-def last_examination() -> Examination | None:
-    """The last examination; None if there is none, or another version wrote it."""
-    try:
-        return Examination(**json.loads(kept_examination().read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 # --- the machines of the book ----------------------------------------------------------------------------------

@@ -85,13 +85,7 @@ def products_here() -> Products:
 
 @functools.cache
 def gpu_capability() -> tuple[int, int]:
-    """Compute capability of the GPU, or the one in `PEFTBOOK_GPU_CAPABILITY`, which a studio sets for a cluster's GPUs.
-
-    Raises InputError if there is neither.
-    """
-    if said := os.environ.get("PEFTBOOK_GPU_CAPABILITY"):
-        major, minor = map(int, said.split("."))
-        return major, minor
+    """Compute capability of the GPU. Raises InputError if there is none."""
     if (found := capability() if "torch" in sys.modules else call_in_child(capability)) is None:
         raise InputError("Platform 'cuda' needs a CUDA GPU and a CUDA build of torch: use platform 'cpu' here.")
     return found[0], found[1]

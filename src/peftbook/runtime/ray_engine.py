@@ -1,437 +1,244 @@
-"""The Ray engine: a process on a node of a Ray cluster computes a run of the queue or a job of the studio.
+"""The Ray engine: a run of the queue is a task of a Ray cluster, and its record comes back.
 
     with connect("head:6379", store) as engine:
         run_studies(studies, store, compute=engine.compute, refuse=engine.refuse, workers=engine.slots("cpu"))
 
-A task is a process of this Python in a new folder of a node. Its input files go there first, its request is the first
-line of its standard input. Lines of `progress.jsonl` and checkpoints come back while it runs, its records and adapters
-when it has ended well. So a record is the file that a local run writes, with the node's hardware in its provenance.
+A task starts the process that the local engine starts, on a node with a free core or GPU and enough memory. So a record
+is the file that a local run writes, with the node's hardware in its provenance. Ray repeats the task if its node dies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
-import math
+import functools
+import hashlib
+import logging
 import os
-import shutil
+import platform
+import re
+import socket
+import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import peftbook
 from peftbook.core import specs
-from peftbook.core.errors import InputError
-from peftbook.core.exchange import paths_of, receive_record
+from peftbook.core.errors import InputError, need
+from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.records import Store
 from peftbook.runtime import queue
-from peftbook.runtime.processes import Child, lock_file
-from peftbook.runtime.ray_nodes import NodeMonitor, Nodes, code_mismatch, code_version, connected, error_line, this_node
-from peftbook.runtime.resources import ResourceRequest, request_for
+from peftbook.runtime.hardware import cores
+from peftbook.runtime.resources import memory_bytes
 
 RETRIES = 5  # of a run whose node died
 LOCK_SECONDS = 120  # that a run waits for the orphan of a dead node to release a shared checkpoint
-POLL_SECONDS = 0.25
-LOOK_SECONDS = 5.0  # between two looks at which nodes are alive
-NEW_NODE_SECONDS = 60.0  # that a retry waits for what new nodes run
-CHUNK_BYTES = 8_000_000  # chunks of several tasks are in memory at a time
-CHUNKS_AHEAD = 4  # that a node makes before they are taken: they lie in its memory
-CHECKPOINT_SHARE = 0.1  # of the time, at most, in which checkpoints are sent
-FOLDER = "peftbook-ray-"  # prefix of a task's folder
-FOLDER_VARIABLE = "PEFTBOOK_TASK"  # names that folder to the task's process
-PROGRESS = "progress.jsonl"
-
-
-class NodeLost(Exception):  # noqa: N818 — no error of the task
-    """The node that computed a task is gone; the message follows the task's name."""
-
-
-@dataclass(frozen=True)
-class NodeTask:
-    """A process for a node to run.
-
-    words: its command after the interpreter.  request: one line for its standard input.  variables: of its environment.
-    code: the peftbook that the node must have.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    request: str
-    threads: int = 1
-    variables: Mapping[str, str] = field(default_factory=dict)
-    code: str = field(default_factory=code_version)
-
-
-@dataclass(frozen=True)
-class Started:
-    """The node that computes the task, by its name."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class ProgressLines:
-    """Objects that the process has written to PROGRESS, a line each."""
-
-    lines: tuple[Mapping[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Part of a file of the task's folder, in order."""
-
-    name: str
-    data: bytes
-    last: bool
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The exit status of the process, negative the signal that ended it, and why if it ended badly."""
-
-    status: int
-    why: str
-
-
-Event = Started | ProgressLines | Chunk | Ended
+ANSWER_SECONDS = 120  # for a node to start a process and import peftbook
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+STORE_BYTES = 200_000_000  # of Ray's object store on this machine: records are small
 
 
 # ---- on a node
 
 
-def run_task(task: NodeTask, files: Mapping[str, Sequence[Any]]) -> Iterator[Event]:
-    """The Ray task: run a process on this node in a new folder; yield its output as it is written, then its end.
+def compute_on_node(
+    spec: queue.Spec, records: Mapping[str, bytes], checkpoints: str, code: str
+) -> tuple[bool, str, dict[str, bytes]]:
+    """The Ray task: compute a run in a process of this node.
 
-    files: references to the chunks of each input, by its name.
+    records: files that a probe reads, by name.  checkpoints: a folder that all nodes see, or empty.  code: the peftbook
+    that the node must have. Returns success, where or why not, and the files of the run's record.
     """
-    import ray
-
-    node = this_node()
-    yield Started(node)
-    if why := code_mismatch(node, code_version(), task.code):
-        yield Ended(2, why)
-        return
-    shared = task.variables.get("PEFTBOOK_CHECKPOINTS")
-    if shared and not Path(shared).is_dir():
-        yield Ended(2, f"There is no folder {shared!r}: mount the shared storage there on every node.")
-        return
-    with task_folder() as folder:
-        for name, chunks in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with (folder / name).open("wb") as stream:
-                stream.writelines(map(ray.get, chunks))
-        own = {FOLDER_VARIABLE: str(folder), "PEFTBOOK_RECORDS": str(folder / "records")}
-        with Child(*task.words, threads=task.threads, variables={**task.variables, **own}) as child:
-            child.write(f"{task.request}\n")
-            outbox = Outbox(folder, files.keys())
-            while not child.wait(POLL_SECONDS):
-                yield from outbox.changes()
-            yield from outbox.changes(last=True)
-            if child.status == 0:
-                yield from outbox.results()
-            yield Ended(child.status, child.failure())
+    node = platform.node()
+    if code_version() != code:
+        return False, other_code(node, code_version(), code), {}
+    if checkpoints and not Path(checkpoints).is_dir():
+        return False, f"on {node}: There is no folder {checkpoints!r}: mount the shared storage on every node.", {}
+    variables = {"PEFTBOOK_PATIENCE": str(LOCK_SECONDS)}
+    variables |= {"PEFTBOOK_CHECKPOINTS": checkpoints} if checkpoints else {}
+    with tempfile.TemporaryDirectory(prefix="peftbook-ray-") as folder:
+        for name, data in records.items():
+            Path(folder, name).write_bytes(data)
+        ok, why = queue.run_subprocess(spec, 1, folder=Path(folder), variables=variables)
+        return ok, f"on {node}{f': {why}' if why else ''}", files_of(Store(Path(folder)), spec.key)
 
 
-@contextlib.contextmanager
-def task_folder() -> Iterator[Path]:
-    """A new folder that is removed at the end, or, if this process is killed, by the next task on this machine."""
-    temporary = Path(tempfile.gettempdir())
-    for left in temporary.glob(f"{FOLDER}*"):
-        if left.is_dir():
-            with contextlib.suppress(InputError, OSError), lock_file(lock_of(left), "its process lives"):
-                shutil.rmtree(left)
-    folder = temporary / f"{FOLDER}{os.getpid()}-{time.time_ns():x}"
-    with lock_file(lock_of(folder), "taken"):
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+def code_version() -> str:
+    """The version of peftbook and the first digits of a SHA-256 over its modules."""
+    package, digest = Path(peftbook.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(b"\0".join((path.relative_to(package).as_posix().encode(), path.read_bytes(), b"")))
+    return f"{peftbook.__version__} ({digest.hexdigest()[:12]})"
 
 
-def lock_of(folder: Path) -> Path:
-    """The lock of a task's folder; beside it, so that it is held before the folder exists."""
-    return folder.with_name(f"{folder.name}.lock")
-
-
-@dataclass
-class Outbox:
-    """What a task's process has written and this node has not sent yet.
-
-    inputs: names of files that were there before.  offset: in PROGRESS.  sent: the checkpoint, as inode and time.
-    next_checkpoint: no checkpoint is sent before.
-    """
-
-    folder: Path
-    inputs: Collection[str] = ()
-    offset: int = 0
-    sent: tuple[int, int] = (0, 0)
-    next_checkpoint: float = -math.inf
-
-    def changes(self, *, last: bool = False) -> Iterator[Event]:
-        """New progress, and the last checkpoint unless one was sent lately; if `last`, in any case."""
-        if lines := self.lines():
-            yield ProgressLines(tuple(map(json.loads, lines)))
-        if last or time.monotonic() >= self.next_checkpoint:
-            began = time.monotonic()
-            yield from self.checkpoint()
-            took = time.monotonic() - began
-            self.next_checkpoint = time.monotonic() + took / CHECKPOINT_SHARE
-
-    def results(self) -> Iterator[Chunk]:
-        """The adapters and records that the process has made."""
-        for path in sorted((*self.folder.glob("adapters/*/*"), *self.folder.glob("records/*"))):
-            if (name := path.relative_to(self.folder).as_posix()) not in self.inputs:
-                with path.open("rb") as stream:
-                    yield from chunks_of(name, stream)
-
-    def lines(self) -> list[str]:
-        """Whole lines of PROGRESS that were not read yet."""
-        try:
-            with (self.folder / PROGRESS).open("rb") as stream:
-                stream.seek(self.offset)
-                text = stream.read()
-        except OSError:
-            return []
-        text = text[: text.rfind(b"\n") + 1]
-        self.offset += len(text)
-        return text.decode().splitlines()
-
-    def checkpoint(self) -> Iterator[Chunk]:
-        """The last checkpoint, if it is new: its tensors, then the file that names them; as they were when opened."""
-        try:
-            with contextlib.ExitStack() as stack:
-                path = next(self.folder.glob("checkpoints/*/progress.json"))
-                progress = stack.enter_context(path.open("rb"))
-                state = path.with_name(f"state-{json.loads(progress.read())['step']}.safetensors")
-                progress.seek(0)
-                tensors = stack.enter_context(state.open("rb"))
-                status = os.fstat(progress.fileno())
-                before, self.sent = self.sent, (status.st_ino, status.st_mtime_ns)
-                if self.sent != before:
-                    yield from chunks_of(state.relative_to(self.folder).as_posix(), tensors)
-                    yield from chunks_of(path.relative_to(self.folder).as_posix(), progress)
-        except (StopIteration, FileNotFoundError):  # none yet, or the next one came between the two
-            return
-
-
-def chunks_of(name: str, stream: BinaryIO) -> Iterator[Chunk]:
-    """A file in chunks, at least one."""
-    data = stream.read(CHUNK_BYTES)
-    while True:
-        following = stream.read(CHUNK_BYTES)
-        yield Chunk(name, data, last=not following)
-        if not following:
-            return
-        data = following
+def other_code(node: str, code: str, required: str) -> str:
+    """The sentence that refuses a node with other code."""
+    return f"Node {node} has peftbook {code}, the command runs {required}: install the same on every node."
 
 
 # ---- the driver
-
-
-def obstacle(spec: queue.Spec, nodes: Nodes, threads: int = 1) -> str:
-    """Why no node can compute a run, in a sentence; empty if one can. Without nodes the run waits for one."""
-    if spec.purpose == "timing":
-        return "timings need a machine of their own: make them there, with `peftbook run` and no --engine."
-    try:
-        needs = request_for(spec, threads)
-    except InputError as error:
-        return str(error)
-    for node in nodes.fit:
-        if node.cpus >= needs.cpus and node.gpus >= needs.gpus and node.memory_bytes >= needs.memory_bytes:
-            return ""
-    if not nodes.fit:
-        return ""
-    largest = max(node.memory_bytes for node in nodes.fit) / 1e9
-    wanted = f"{needs.memory_bytes / 1e9:.1f} GB of memory" + " and a GPU" * needs.gpus
-    return f"one needs {wanted}, and no node has that (the largest has {largest:.1f} GB): add a node that has."
-
-
-class Submission:
-    """A task that was handed to Ray, which finds a fit node with room for it.
-
-    files: its inputs by name.  needs: what it takes of the node.  staging: the folder where its files are assembled.
-    node, ended: known once it has started and ended.  cancelled: by `terminate`.
-    """
-
-    def __init__(self, task: NodeTask, files: Mapping[str, Path], needs: ResourceRequest, nodes: Nodes, staging: Path):
-        import ray
-
-        self.staging, self.node, self.cancelled = staging, "", False
-        self.unfinished = ""  # the file whose next chunk follows
-        self.ended = Ended(-1, "ended")
-        unfit = ",".join(node.id for node in nodes.unfit)
-        selector = {"label_selector": {"ray.io/node-id": f"!in({unfit})"}} if unfit else {}
-        remote = ray.remote(run_task).options(
-            name=task.name,
-            num_cpus=needs.cpus,
-            num_gpus=needs.gpus,
-            memory=needs.memory_bytes,
-            max_retries=0,
-            num_returns="streaming",
-            _generator_backpressure_num_objects=CHUNKS_AHEAD,
-            **selector,
-        )
-        self.generator = remote.remote(task, {name: put_file(path) for name, path in files.items()})
-
-    @property
-    def where(self) -> str:
-        """The node in words."""
-        return f"node {self.node}" if self.node else "a node"
-
-    def events(self, wait: Callable[[], object] = lambda: None) -> Iterator[ProgressLines | str]:
-        """Progress, and the name of each file in `staging` once it is whole, until the process has ended.
-
-        wait: called every LOOK_SECONDS in which nothing comes.
-        Raises NodeLost if the node died, InputError if the task could not run there.
-        """
-        import ray
-
-        try:
-            while True:
-                while not ray.wait([self.generator], timeout=LOOK_SECONDS)[0]:
-                    wait()
-                match event := ray.get(next(self.generator)):
-                    case Started():
-                        self.node = event.node
-                    case ProgressLines():
-                        yield event
-                    case Chunk():
-                        self.write(event)
-                        if event.last:
-                            yield event.name
-                    case Ended():
-                        self.ended = event
-                        return
-        except ray.exceptions.RayTaskError as error:
-            why = f"On {self.where} this run cannot be computed ({error_line(error)}): mend that, then start it again."
-            raise InputError(why) from None
-        except (ray.exceptions.RayError, StopIteration):
-            raise NodeLost(f"was lost with {self.where}") from None
-
-    def write(self, chunk: Chunk) -> None:
-        """Add a chunk to its file."""
-        path = self.staging / chunk.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab" if chunk.name == self.unfinished else "wb") as stream:
-            stream.write(chunk.data)
-        self.unfinished = "" if chunk.last else chunk.name
-
-    def records(self) -> dict[str, bytes]:
-        """The files of records that came back, by name."""
-        return {path.name: path.read_bytes() for path in (self.staging / "records").glob("*")}
-
-    def terminate(self) -> None:
-        """Kill the task's process, whose child ends with it."""
-        import ray
-
-        self.cancelled = True
-        ray.cancel(self.generator, force=True)
-
-
-def put_file(path: Path) -> list[Any]:
-    """References to the chunks of a file in Ray's object store."""
-    import ray
-
-    with path.open("rb") as stream:
-        return [ray.put(chunk.data) for chunk in chunks_of(path.name, stream)]
 
 
 @dataclass
 class RayEngine:
     """A Ray cluster that this process is connected to, which computes runs of the queue into a store.
 
-    find_nodes: lists the nodes anew.  checkpoints: a folder that every node sees, or None.
+    nodes: the resources of each node that computes, in Ray's names.  checkpoints: a folder that every node sees, or
+    empty.
     """
 
     store: Store
-    nodes: Nodes
-    find_nodes: Callable[[float], Nodes]
-    checkpoints: Path | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    nodes: Sequence[Mapping[str, float]]
+    checkpoints: str = ""
 
     def slots(self, platform: str) -> int:
         """How many runs have room at a time by cores or GPUs, at least one."""
-        return max(1, self.nodes.slots(platform))
+        return max(1, int(sum(node.get("GPU" if platform == "cuda" else "CPU", 0) for node in self.nodes)))
 
     def refuse(self, spec: queue.Spec) -> str:
-        """Why the cluster cannot make a run, in a sentence; empty if it can."""
-        return obstacle(spec, self.nodes)
+        """Why no node can compute a run, in a sentence; empty if one can. Without nodes the run waits for one."""
+        if spec.purpose == "timing":
+            return "timings need a machine of their own: make them there, with `peftbook run` and no --engine."
+        try:
+            needs = resources_of(spec)
+        except InputError as error:
+            return str(error)
+        if not self.nodes or any(all(node.get(name, 0) >= needs[name] for name in needs) for node in self.nodes):
+            return ""
+        largest = max(node.get("memory", 0) for node in self.nodes) / 1e9
+        wanted = f"{needs['memory'] / 1e9:.1f} GB of memory" + " and a GPU" * needs["GPU"]
+        return f"one needs {wanted}, and no node has that (the largest has {largest:.1f} GB): add a node that has."
 
     def compute(self, spec: queue.Spec, threads: int = 0) -> tuple[bool, str]:
-        """Compute a run on a node and save its record; again on another one if the node dies, RETRIES times.
+        """Compute a run on a node and save its record here. Returns success and where, or why not.
 
-        Returns success and where, or why not. `threads` is for this machine; a node uses one.
+        `threads` is for this machine; a node uses one.
         """
-        why = ""
-        for _ in range(RETRIES + 1):
-            with tempfile.TemporaryDirectory(prefix="peftbook-") as staging:
-                submission = self.submit(spec, Path(staging))
-                queue.RUNNING.add(submission)
-                try:
-                    for _ in submission.events(self.look):
-                        pass
-                    return self.receive(spec, submission)
-                except InputError as error:
-                    return False, str(error)
-                except NodeLost as error:
-                    why = str(error)
-                    if submission.cancelled:
-                        break
-                    self.look(NEW_NODE_SECONDS)
-                finally:
-                    queue.RUNNING.discard(submission)
-        return False, why
+        import ray
 
-    def submit(self, spec: queue.Spec, staging: Path) -> Submission:
-        """Hand a run to Ray, with the records that a probe reads."""
-        reads = spec.runs if isinstance(spec, specs.Probe) else ()
-        paths = [path for run in reads for path in paths_of(self.store, self.store.spec(run).key)]
-        variables = {"PEFTBOOK_PATIENCE": str(LOCK_SECONDS)}
-        if self.checkpoints is not None:
-            variables["PEFTBOOK_CHECKPOINTS"] = str(self.checkpoints)
-        task = NodeTask(spec.key[:12], queue.WORKER, spec.canonical(), variables=variables)
-        files = {f"records/{path.name}": path for path in paths}
-        return Submission(task, files, request_for(spec), self.nodes, staging)
-
-    def receive(self, spec: queue.Spec, submission: Submission) -> tuple[bool, str]:
-        """Check the record that came back and save it."""
-        if submission.ended.status:
-            return False, f"on {submission.node}: {submission.ended.why}"
+        needs = resources_of(spec)
+        read = [self.store.spec(run).key for run in spec.runs] if isinstance(spec, specs.Probe) else []
+        records = {name: data for key in read for name, data in files_of(self.store, key).items()}
+        options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
+        task = ray.remote(compute_on_node).options(name=spec.key[:12], max_retries=RETRIES, **options)
+        result = task.remote(spec, records, self.checkpoints, code_version())
+        cancel = functools.partial(ray.cancel, result, force=True)
+        queue.RUNNING.add(cancel)
         try:
-            record = receive_record(self.store, spec.key, submission.records())
-        except InputError as error:
-            return False, f"on {submission.node}: {error}"
-        step = record.provenance.get("resumed_from_step")
-        return True, f"on {submission.node}" + (f", from the checkpoint of step {step}" if step else "")
+            ok, where, files = ray.get(result)
+            if not ok:
+                return False, where
+            step = receive_record(self.store, spec.key, files).provenance.get("resumed_from_step")
+            return True, where + (f", from the checkpoint of step {step}" if step else "")
+        except (InputError, ray.exceptions.RayError) as error:
+            return False, error_line(error)
+        finally:
+            queue.RUNNING.discard(cancel)
 
-    def look(self, seconds: float = 0.0) -> None:
-        """Ask which nodes are alive, waiting so long for new ones to answer; report which are lost or new."""
-        with self.lock:
-            before = {node.id: node.name for node in self.nodes.nodes}
-            self.nodes = self.find_nodes(seconds)
-            now = {node.id: node.name for node in self.nodes.nodes}
-        clock = f"{datetime.datetime.now():%H:%M:%S}"
-        for identifier in before.keys() - now.keys():
-            lost = f"node {before[identifier]}: what it computed starts again elsewhere ({len(now)} left)"
-            queue.print_line(f"{clock} LOST  {lost}")
-        for identifier in now.keys() - before.keys():
-            queue.print_line(f"{clock} NEW   node {now[identifier]}")
+
+def resources_of(spec: queue.Spec) -> dict[str, int]:
+    """What a run takes of a node, in Ray's names. Raises InputError where a model's shape is unknown."""
+    return {"CPU": 1, "GPU": int(spec.platform == "cuda"), "memory": memory_bytes(spec)}
 
 
 @contextlib.contextmanager
 def connect(address: str, store: Store, *, checkpoints: Path | None = None) -> Iterator[RayEngine]:
     """Connect to the Ray cluster whose head is at `address`, HOST:PORT, or start Ray on this machine if it is empty.
 
-    Raises InputError as `connected` does, and for nodes that cannot compute or have other code than this process.
+    Tokens are required and usage is not reported unless the environment says otherwise (ENVIRONMENT).
+    Raises InputError without Ray, for an address where no head answers, a missing or wrong token, another Ray, and
+    nodes that cannot compute or have other code than this process.
     """
-    with connected(address):
-        monitor = NodeMonitor(address)
-        nodes = monitor.look()
-        if nodes.unfit:
-            raise InputError(nodes.unfit[0].unfit)
-        yield RayEngine(store, nodes, monitor.look, checkpoints)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    need("ray", "Engine 'ray'")
+    options: dict[str, Any] = {"address": address}
+    if address:
+        check_address(address)
+    else:
+        local = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        options = {"address": "local", **local}
+    try:
+        with silent_stderr():
+            import ray
+
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray has no one class for what goes wrong here
+        raise connection_error(address, error) from None
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        check_nodes(nodes)
+        yield RayEngine(store, [node["Resources"] for node in nodes], str(checkpoints or ""))
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str, seconds: float = 10) -> None:
+    """Raises InputError unless something listens at HOST:PORT; Ray itself would try for half a minute."""
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[\w.\-\[\]:]+", host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise InputError(f"Address {address!r} is not HOST:PORT: give that of the head, like 10.0.0.1:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except OSError as error:
+        raise InputError(
+            f"No Ray head answers at {address!r} ({error}): start one with `ray start --head`, or correct the address."
+        ) from None
+
+
+def check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError for a node that does not answer or has other code than this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = []
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ask = ray.remote(code_version).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        asked.append((node["NodeManagerHostname"], ask.remote()))
+    required = code_version()
+    for name, answer in asked:
+        try:
+            code = ray.get(answer, timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError as error:
+            why = f"Node {name} cannot compute ({error_line(error)[:160]})"
+            raise InputError(f"{why}: install peftbook {required} there.") from None
+        if code != required:
+            raise InputError(other_code(name, code, required))
+
+
+def connection_error(address: str, error: Exception) -> InputError:
+    """A failed `ray.init` as a sentence."""
+    cause = error.__cause__ or error
+    words = " ".join(f"{type(cause).__name__}: {cause}".split())
+    if "authentication" in words.lower():
+        return InputError(
+            f"The cluster at {address!r} gets no token or a wrong one: put that of its nodes into RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token, or set RAY_AUTH_MODE=disabled if they have none."
+        )
+    where = f"The cluster at {address!r}" if address else "Ray on this machine"
+    return InputError(f"{where} cannot be used ({words[:200]}): run the command on one of its nodes, with its Ray.")
+
+
+def error_line(error: Exception) -> str:
+    """An error in one line: of an exception on the node the last one, else the first."""
+    import ray
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if isinstance(error, ray.exceptions.RayTaskError) else 0]
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Discard standard error: Ray's native part repeats there what it raises as an exception."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,11 +1,11 @@
-"""Resources of a run by the byte model: memory, cores, GPUs; how many runs fit together, how many rows on a GPU."""
+"""Memory of a run by the byte model: what it needs, how many runs fit together, how many rows fit on a GPU."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from peftbook.core import specs
@@ -31,17 +31,8 @@ STATE = ("weights", "quantisation constants", "adapter", "moments")  # terms of 
 CUDA_RESERVED_BYTES, CUDA_EXAMPLE_BYTES = 6e9, 1e9
 
 
-@dataclass(frozen=True)
-class ResourceRequest:
-    """What a run asks a node for: cores, GPUs, bytes of memory."""
-
-    cpus: int
-    gpus: int
-    memory_bytes: int
-
-
-def request_for(spec: specs.Run | specs.Probe, threads: int = 1) -> ResourceRequest:
-    """The resources of a run: `threads` cores, a GPU on that platform, and memory in bytes by the byte model.
+def memory_bytes(spec: specs.Run | specs.Probe) -> int:
+    """The memory of a run on its host in bytes, by the byte model.
 
     On a CPU: the peak of a process whose largest step is `setup_of`; a test holds it against the measured peak of every
     shipped record. Generation keeps no activations and takes less. On a GPU the run has the GPU to itself, and the host
@@ -49,14 +40,12 @@ def request_for(spec: specs.Run | specs.Probe, threads: int = 1) -> ResourceRequ
     A probe is counted as the largest of its runs, and at least as the queue counts any run.
     Raises InputError where a model's shape is unknown.
     """
-    gpus = int(spec.platform == "cuda")
     if isinstance(spec, specs.Probe):
-        inner = [request_for(run, threads).memory_bytes for run in spec.runs]
-        return ResourceRequest(threads, gpus, max([int(WORKER_BYTES), *inner]))
+        return max([int(WORKER_BYTES), *map(memory_bytes, spec.runs)])
     shape = shape_of(spec.model)
-    if gpus:
-        return ResourceRequest(threads, gpus, int(HOST_BYTES + BYTES[spec.weights] * shape.parameters))
-    return ResourceRequest(threads, gpus, int(cpu_peak(shape, setup_of(spec, shape))))
+    if spec.platform == "cuda":
+        return int(HOST_BYTES + BYTES[spec.weights] * shape.parameters)
+    return int(cpu_peak(shape, setup_of(spec, shape)))
 
 
 def side_by_side(runs: Sequence[specs.Run], room: float) -> int:
@@ -70,7 +59,7 @@ def side_by_side(runs: Sequence[specs.Run], room: float) -> int:
 def fit_together(runs: Sequence[specs.Run], room: float) -> bool:
     """Whether all runs are on a CPU and fit into `room` bytes of memory together, by the byte model."""
     try:
-        return all(run.platform == "cpu" for run in runs) and sum(request_for(run).memory_bytes for run in runs) <= room
+        return all(run.platform == "cpu" for run in runs) and sum(map(memory_bytes, runs)) <= room
     except InputError:  # a model whose shape is not known
         return False
 

@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from peftbook.core.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
-from peftbook.runtime.processes import call_in_child
-from peftbook.runtime.ray_nodes import Nodes, list_nodes
 from peftbook.studio.access import AccessMiddleware, host_of
 from peftbook.studio.html import own_file
-from peftbook.studio.machine import start_examination
 from peftbook.studio.sessions import SessionStore
-from peftbook.studio.store import Studio, ray_nodes, say_open, start_worker
+from peftbook.studio.store import Studio, say_open, start_worker
 from peftbook.studio.uploads import UploadStore
 from peftbook.tasks.table import Caps
 
@@ -46,12 +43,11 @@ def serve(
     caps: Caps | None = None,
     token: bool = True,
     names: Sequence[str] = (),
-    ray: str = "",
 ) -> int:
     """Serve until interrupted. Raises InputError for a host that others reach without a token, and a port in use.
 
     token: let in only who has a token, like the one in the address that is printed.  names: under which a proxy reaches
-    it.  ray: the head of a cluster whose nodes compute the jobs; InputError where it cannot.
+    it.
     """
     if not token and host not in ("127.0.0.1", "localhost", "::1"):
         raise InputError(f"Host {host!r} opens the studio to others: leave out --no-token, or leave out --host.")
@@ -60,21 +56,15 @@ def serve(
     for module in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
         need(module, "The studio")
     studio = Studio(home)
-    if ray and not worker:
-        raise InputError(f"The cluster at {ray!r} is looked after by the studio's own worker: leave out --no-worker.")
-    cluster = Nodes.of(call_in_child(list_nodes, ray)) if ray else Nodes()
-    if ray and cluster.troubles:
-        raise InputError(cluster.troubles[0])
     listening = listen(host, port)
     stop = threading.Event()
-    keeper = threading.Thread(target=keep_worker, args=(studio.home, stop, ray), daemon=True)
+    keeper = threading.Thread(target=keep_worker, args=(studio.home, stop), daemon=True)
     if worker:
         keeper.start()
     import uvicorn
 
     from peftbook.studio.pages import warm
 
-    start_examination()
     PeftMethod.told_later = True  # by the assistant, which checks a plan
     sessions = SessionStore(studio.home) if token else None
     shown = f"[{host}]" if ":" in host else host
@@ -86,8 +76,6 @@ def serve(
         print(
             "Names and passwords are gone: send people an address with a token of their own, see /api/v1/.", flush=True
         )
-    for node in cluster.nodes:
-        print(f"Jobs are computed on node {node.words}.", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
     )
@@ -112,14 +100,12 @@ def listen(host: str, port: int) -> Any:
         raise InputError(f"Port {port} of {host!r} cannot be used ({error.strerror}): give another --port.") from None
 
 
-def keep_worker(home: Path, stop: threading.Event, ray: str = "") -> None:
+def keep_worker(home: Path, stop: threading.Event) -> None:
     """Start a worker whenever none is alive, and keep it from ending while the studio is open."""
     while not stop.is_set():
         with contextlib.suppress(Exception):
-            say_open(home, ray)
+            say_open(home)
             start_worker(home)
-            if nodes := ray_nodes(home):
-                nodes.export_gpu_capability()
         stop.wait(KEEPER_SECONDS)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from peftbook.core import specs
 from peftbook.core.base_models import SMALL_FOLDERS, in_folder, pinned
 from peftbook.core.errors import Conflict, InputError
-from peftbook.core.exchange import ZIP_DATE, files_of, receive_record
+from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.options import words_of
 from peftbook.core.progress import duration
 from peftbook.core.records import Record, Store, write_atomically
@@ -181,11 +181,11 @@ def pack(target: Path, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
         with aside.open("wb") as stream:
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
                 for file in files:
-                    entry = zipfile.ZipInfo(file.name, ZIP_DATE)
+                    entry = zipfile.ZipInfo(file.name)
                     with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as into:
                         shutil.copyfileobj(source, into, 1 << 20)
                 for title, text in texts.items():
-                    archive.writestr(zipfile.ZipInfo(title, ZIP_DATE), text)
+                    archive.writestr(zipfile.ZipInfo(title), text)
             stream.flush()
             os.fsync(stream.fileno())
         return aside.replace(target)

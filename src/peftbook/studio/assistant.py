@@ -25,7 +25,7 @@ from peftbook.runtime.processes import die_with_parent
 from peftbook.runtime.threads import best_threads
 from peftbook.studio.playground import sampling_of
 from peftbook.studio.requests import KINDS, Request
-from peftbook.studio.store import Studio, ray_nodes
+from peftbook.studio.store import Studio
 from peftbook.studio.work import sentence_for
 
 if TYPE_CHECKING:
@@ -193,9 +193,7 @@ class Assistant:
         parent = psutil.Process().parent()
         family = [] if parent is None else parent.children()
         measure = not self.trains()  # beside a training, it takes many minutes
-        nodes = ray_nodes(self.studio.home)
-        room = nodes.largest_room(runs) if nodes else 0.0
-        return preflight_steps(task, runs, room or memory_for(runs, family), measure=measure)
+        return preflight_steps(task, runs, memory_for(runs, family), measure=measure)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

@@ -25,7 +25,6 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError, TooLarge, Unknown
 from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.records import Store, write_atomically
-from peftbook.runtime.ray_nodes import Nodes
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.requests import Requests
@@ -43,7 +42,6 @@ ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left b
 KEPT_SECONDS = 24 * 3600.0  # downloads
 NAME_CHARS = 200
 LOG_BYTES = 1_000_000
-NODES = "nodes.json"  # of the home: the nodes of its Ray cluster
 OPEN_SECONDS = 30.0  # a studio that is open says so more often
 STARTED: list[subprocess.Popen] = []  # the workers that this process started; the home is their last argument
 
@@ -278,9 +276,9 @@ def task_of(folder: Path, project: Project) -> TaskData:
     return task_from_table(table_of(folder, project), project.columns, project.split, project.instruction)
 
 
-def say_open(home: Path, ray: str = "") -> None:
-    """Record that a studio of this home is open, so that its worker stays, and the address of its Ray cluster."""
-    write_atomically(home / "open", ray.encode(), lasting=False)
+def say_open(home: Path) -> None:
+    """Record that a studio of this home is open, so that its worker stays."""
+    (home / "open").touch()
 
 
 def is_open(home: Path) -> bool:
@@ -289,18 +287,6 @@ def is_open(home: Path) -> bool:
         return time.time() - (home / "open").stat().st_mtime < OPEN_SECONDS
     except OSError:
         return False
-
-
-def ray_address(home: Path) -> str:
-    """The cluster that computes the jobs of the open studio; empty where none is open, or this machine computes."""
-    with contextlib.suppress(OSError):
-        return (home / "open").read_text().strip() if is_open(home) else ""
-    return ""
-
-
-def ray_nodes(home: Path) -> Nodes | None:
-    """The nodes that compute the jobs of the open studio, as last seen; None where this machine does."""
-    return Nodes.read(home / NODES, address) if (address := ray_address(home)) else None
 
 
 def start_worker(home: Path | str | None = None, *more: str) -> bool:

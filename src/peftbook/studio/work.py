@@ -34,23 +34,20 @@ from peftbook.studio.store import Job, Studio, keeps_trained
 from peftbook.studio.tuning import is_trial
 
 if TYPE_CHECKING:
-    from peftbook.tasks import TaskData
     from peftbook.training.execute import Trainee
     from peftbook.training.loop import Progress
 
 NOT_MINE = 3  # exit status: the job was another's, or was cancelled, before this process began
-LOST = 4  # exit status: the node that computed the job is lost, as a sentence on standard output says
 PAUSE_SECONDS = 0.25  # between writes of progress
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compute the job, or let a node of a Ray cluster compute it, unless another process has it."""
+    """Compute the job, unless another process has it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--ray", default="", metavar="HOST:PORT", help="the cluster whose nodes compute the job")
     args = parser.parse_args(argv)
     die_with_parent()
     go_first()
@@ -59,13 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if anew is None:
         raise SystemExit(NOT_MINE)
     with in_a_sentence(studio.home):
-        job = studio.job(args.job)
-        if args.ray:
-            from peftbook.studio import ray_jobs
-
-            ray_jobs.compute(studio, job, anew=anew, address=args.ray, threads=args.threads)
-        else:
-            compute(studio, job, anew=anew, threads=args.threads)
+        compute(studio, studio.job(args.job), anew=anew, threads=args.threads)
 
 
 def go_first() -> None:
@@ -91,35 +82,23 @@ def compute(studio: Studio, job: Job, *, anew: bool = False, threads: int = 0) -
 
     threads: as many, whatever the process that this one was forked from has; 0: as many as that.
     """
-    if begin(studio, job, anew=anew):
-        if threads:
-            import torch
-
-            torch.set_num_threads(threads)
-        reporter = Reporter(lambda **fields: studio.progress(job.id, job.attempt, **fields))
-        compute_in(studio.folder(job.project), job.run, lambda: studio.task(job.project), reporter)
-
-
-def begin(studio: Studio, job: Job, *, anew: bool) -> bool:
-    """Delete unusable files of earlier attempts; whether there is anything to compute."""
-    folder, store = studio.folder(job.project), studio.records(job.project)
-    checkpoint = folder / "checkpoints" / job.run.checkpoint
-    tidy(folder, job.run)
-    if anew or not is_whole(checkpoint):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    run, folder, store = job.run, studio.folder(job.project), studio.records(job.project)
+    tidy(folder, run)
+    if anew or not is_whole(folder / "checkpoints" / run.checkpoint):
+        shutil.rmtree(folder / "checkpoints" / run.checkpoint, ignore_errors=True)
     studio.begun(job.id, job.attempt)
-    return job.run not in store  # else its last process died between the record and the word that it is done
-
-
-def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], reporter: Reporter) -> None:
-    """Compute a run in a project's folder, which holds its checkpoint, its adapter and its record."""
+    if run in store:  # its last process died between the record and the word that it is done
+        return
     check_model(run.model)
     with gc_paused():
         quieten_libraries()
         from peftbook.training.execute import Watch, execute
+    if threads:
+        import torch
 
+        torch.set_num_threads(threads)
     os.environ["PEFTBOOK_CHECKPOINTS"] = str(folder / "checkpoints")
-    store = Store(folder / "records")
+    reporter = Reporter(lambda **fields: studio.progress(job.id, job.attempt, **fields))
 
     def keep(trainee: Trainee) -> None:
         keep_trained(folder, trainee)
@@ -128,24 +107,13 @@ def compute_in(folder: Path, run: specs.Run, task: Callable[[], TaskData], repor
             record_prose_loss(store, trainee)
 
     watch = Watch(reporter.phase, reporter.step, keep)
+    start = folder / "starts" / run.start[:12] if run.start else None
+    task, micro_batch = studio.task(job.project), free_micro_batch(run)
     try:
-        execute(
-            run,
-            store,
-            task=task(),
-            quiet=True,
-            micro_batch=free_micro_batch(run),
-            watch=watch,
-            start=start_of(folder, run),
-        )
+        execute(run, store, task=task, quiet=True, micro_batch=micro_batch, watch=watch, start=start)
     except BaseException:
         tidy(folder, run)
         raise
-
-
-def start_of(folder: Path, run: specs.Run) -> Path | None:
-    """Where the weights are that a run starts from; None for one that starts anew."""
-    return folder / "starts" / run.start[:12] if run.start else None
 
 
 def record_prose_loss(store: Store, trainee: Trainee) -> None:

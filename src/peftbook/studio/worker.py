@@ -1,10 +1,9 @@
 """The worker of a home: `python -m peftbook.studio.worker --home H`. It computes the queued jobs, several side by side.
 
 Each job is a process of its own (`work`) with its share of the cores: as many at once as there are cores that add
-speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. Where
-the open studio names a Ray cluster, the process has a node of it compute the job. A worker that is killed takes all
-with it and loses nothing: the next one finds the jobs in the store, and they go on from their checkpoints. Only one
-worker serves a home.
+speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. A
+worker that is killed takes all with it and loses nothing: the next one finds the jobs in the store, and they go on from
+their checkpoints. Only one worker serves a home.
 """
 
 from __future__ import annotations
@@ -30,12 +29,11 @@ from peftbook.core.errors import InputError
 from peftbook.runtime.fork_server import ForkServer
 from peftbook.runtime.hardware import free_memory
 from peftbook.runtime.processes import Child, environment_of, lock_file
-from peftbook.runtime.ray_nodes import MonitorProcess
 from peftbook.runtime.resources import side_by_side
 from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
-from peftbook.studio.store import NODES, Job, Studio, is_open, ray_address
-from peftbook.studio.work import LOST, NOT_MINE, tidy
+from peftbook.studio.store import Job, Studio, is_open
+from peftbook.studio.work import NOT_MINE, tidy
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
@@ -54,8 +52,6 @@ def sentence_of(child: Child) -> str:
     """Why the process of a job failed, in a sentence."""
     if child.status < 0:
         return f"was {child.failure()}"
-    if child.status == LOST:
-        return child.output_lines()[-1]
     if child.status == 2:
         return child.failure()
     return f"The job stopped with an error that nobody foresaw: {child.failure()}"
@@ -82,7 +78,6 @@ class Worker:
         self.slots: list[Slot] = []
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
         self.assistant: Child | None = None
-        self.cluster = MonitorProcess(self.studio.home / NODES)
         self.fork_server = ForkServer()
         self.threads = 0  # in the environment of what is forked from it
         self.last_beat = -1e9
@@ -121,11 +116,7 @@ class Worker:
         for slot in list(self.slots):
             self.supervise(slot)
         self.studio.purge()
-        self.cluster.follow(ray_address(self.studio.home) if is_open(self.studio.home) else self.cluster.address)
-        if self.cluster.address:
-            self.submit_next()
-        else:
-            self.start_next()
+        self.start_next()
         if self.slots or self.fork_server.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
@@ -146,30 +137,16 @@ class Worker:
                 self.load(threads)
         if self.fork_server.is_loading() or len(self.slots) >= many:
             return
-        self.start_job(waiting[0], "--threads", str(threads), threads=self.threads, by=self.fork_server.start)
-
-    def submit_next(self) -> None:
-        """Claim the first job for whose kind a node may have room, and start the process that has it computed there."""
-        if not (waiting := self.studio.waiting()):
-            return
-        nodes, beside = self.cluster.nodes, [slot.job.run for slot in self.slots]
-        if (job := next((job for job in waiting if nodes.has_room(job.run, beside)), None)) is None:
-            return
-        share = nodes.threads(len(waiting) + len(beside)) if job.run.platform == "cpu" else 1
-        more = ("--ray", self.cluster.address, "--threads", str(share))
-        self.start_job(job, *more, threads=1, by=subprocess.Popen)
-
-    def start_job(self, waiting: Job, *more: str, threads: int, by: Callable[..., Any]) -> None:
-        """Claim a job and start its process."""
         taken = {slot.id for slot in self.slots}
         names = (f"{self.id}{f'-{at}' * (at > 0)}" for at in itertools.count())
         name = next(name for name in names if name not in taken)
-        job = self.studio.claim(name, os.getpid(), waiting.id)
+        job = self.studio.claim(name, os.getpid(), waiting[0].id)
         if job is None:  # it was cancelled meanwhile
             return
-        arguments = ("--home", str(self.studio.home), "--job", job.id, "--attempt", str(job.attempt))
+        home, attempt = str(self.studio.home), str(job.attempt)
+        arguments = ("--home", home, "--job", job.id, "--attempt", attempt, "--threads", str(threads))
         try:
-            child = start("work", *arguments, *more, threads=threads, by=by)
+            child = start("work", *arguments, threads=self.threads, by=self.fork_server.start)
         except OSError as error:
             self.studio.fail(job.id, job.attempt, f"No process could be started ({error.strerror}): resume the job.")
             return
@@ -201,9 +178,9 @@ class Worker:
         elif not wanted:
             studio.stopped(job.id, job.attempt)
             outcome = "stopped"
-        elif child.status < 0 or child.status in (NOT_MINE, LOST):
+        elif child.status < 0 or child.status == NOT_MINE:
             outcome = sentence_of(child)
-            if child.status < 0 and len(self.slots) > 1 and not self.cluster.address:
+            if child.status < 0 and len(self.slots) > 1:
                 self.alone.add(job.id)
             studio.died(job.id, job.attempt, outcome)
         else:
@@ -240,7 +217,6 @@ class Worker:
             self.assistant.end()
             self.assistant.close()
         self.assistant = None
-        self.cluster.end()
         self.fork_server.close()
         self.studio.leave(self.id)
         self.studio.release()

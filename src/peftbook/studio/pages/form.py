@@ -16,7 +16,6 @@ from peftbook.core.base_models import model_named
 from peftbook.core.errors import InputError
 from peftbook.core.options import options_of
 from peftbook.methods import presets
-from peftbook.runtime.ray_nodes import GPU_VARIABLE
 from peftbook.studies.chosen_rates import learning_rate_for
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.pages.site import lines, typed_number
@@ -116,9 +115,8 @@ def number_of(name: str, text: str) -> Any:
 
 
 def devices() -> dict[str, str]:
-    """Where runs can run: the GPU first if there is one, here or on a node that computes the jobs."""
-    here = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    has_gpu = here or bool(os.environ.get(GPU_VARIABLE))
+    """Where runs can run: the GPU first if there is one."""
+    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
     return ({"cuda": "GPU"} if has_gpu else {}) | {"cpu": f"CPU, {os.cpu_count()} cores"}
 
 

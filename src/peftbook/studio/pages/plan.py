@@ -17,7 +17,6 @@ from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words
 from peftbook.studio import plan_checks
 from peftbook.studio.html import fill, part
-from peftbook.studio.machine import machine_words
 from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.site import Live, View, Visit, frame
@@ -37,7 +36,6 @@ def show(visit: Visit) -> dict[str, Any]:
         **shown_fields(fields),
         "live": live,
         "check": request,
-        "machine": machine_words(visit.studio.home),
         "measures": measures_of(visit.studio, visit.project.id),
     }
 
