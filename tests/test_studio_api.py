@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -135,12 +134,8 @@ def test_a_check_says_what_the_test_rows_of_its_plan_can_see(ask, known):
     assert any(words.startswith("4 test rows and 1 seed decide nothing") for words in body["words"])
 
 
-def test_progress_is_told_as_events_until_all_have_ended(ask, known):
-    """One event a job, and the end; what is no number is null."""
-    answer = ask("GET", f"/api/v1/plans/{known['plan']}/events")
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    jobs = [json.loads(one) for one in re.findall(r"^data: (.+)$", answer.text, re.MULTILINE)]
-    assert [job.get("state") for job in jobs] == ["done", "done", None] and answer.text.endswith("data: {}\n\n")
+def test_a_loss_that_is_no_number_is_null(ask, known):
+    """JSON has no other word for it."""
     assert ask("GET", f"/api/v1/jobs/{known['job']}/curve").json()[-1]["loss"] is None
 
 

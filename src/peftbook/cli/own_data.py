@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from peftbook.cli.arguments import Add
@@ -51,10 +50,6 @@ def compare_options(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
     compare.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")
-    words = "have a studio there compute it: its address, as it printed it"
-    compare.add_argument("--server", metavar="URL", help=words)
-    words = "of that studio, if it is not in the address (default: $PEFTBOOK_TOKEN)"
-    compare.add_argument("--token", default=os.environ.get("PEFTBOOK_TOKEN"), help=words)
 
 
 def studio_options(web: argparse.ArgumentParser) -> None:
@@ -115,10 +110,6 @@ def command_train(args: argparse.Namespace) -> int:
 
 def command_compare(args: argparse.Namespace) -> int:
     """Train several methods on the reader's own file and say which to take; the studio's jobs and table."""
-    if args.server:
-        from peftbook.studio.remote import compare_on_server
-
-        return compare_on_server(args)
     from peftbook.studio.compare import compare_file
 
     return compare_file(args)

@@ -59,8 +59,6 @@ class Example:
             words += ["-H 'Content-Type: application/json'", f"-d {body}"]
         elif self.file:
             words.append(f"--data-binary @{self.file}")
-        if self.route.endswith("events"):
-            words.append("-N")
         if self.route in FILES:
             words.append("-OJ")
         if self.saved:
@@ -128,9 +126,7 @@ EXAMPLES = (
     Example("POST /jobs/{job}/retry", "/jobs/{job}/retry"),
     Example("POST /projects/{project}/plans", "/projects/{project}/plans", {"check": "{check}"}, 201, {"plan": "id"}),
     Example("GET /jobs/{job}", "/jobs/{job}", until="done"),
-    Example("GET /jobs/{job}/events", "/jobs/{job}/events"),
     Example("GET /jobs/{job}/curve", "/jobs/{job}/curve"),
-    Example("GET /plans/{plan_id}/events", "/plans/{plan}/events"),
     Example("GET /plans/{plan_id}", "/plans/{plan}"),
     Example("GET /projects/{project}/comparable", "/projects/{project}/comparable"),
     Example("PUT /projects/{project}/metrics", "/projects/{project}/metrics", METRICS),

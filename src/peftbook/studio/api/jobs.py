@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.events import Events, stream
 from peftbook.studio.api.shapes import Body, Number, Shape
 from peftbook.studio.continuing import continue_job
 from peftbook.studio.jobs import Job
@@ -44,12 +43,6 @@ def show_job(job: str, here: Here) -> Job:
 def show_curve(job: str, here: Here) -> list[Point]:
     """Training loss by step, so far."""
     return [Point(step=step, loss=loss) for step, loss in here.studio.curve(job)]
-
-
-@routes.get("/jobs/{job}/events", response_class=Events)
-async def watch_job(job: str, here: Here, request: Request) -> Events:
-    """Server-sent events: a job as it is now and whenever it changes, until it has ended."""
-    return await stream(request, lambda: [here.studio.job(job)])
 
 
 @routes.post("/jobs/{job}/cancel")

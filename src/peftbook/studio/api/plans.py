@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from peftbook.core.errors import InputError
 from peftbook.decision.power import sight_words
 from peftbook.studio.api.context import Context, Here
-from peftbook.studio.api.events import Events, stream
 from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
@@ -86,9 +85,3 @@ def cancel_plan(plan_id: str, here: Here) -> PlanShape:
     for job in found.jobs:
         here.studio.cancel(job)
     return shape_of(here, found)
-
-
-@routes.get("/plans/{plan_id}/events", response_class=Events)
-async def watch_plan(plan_id: str, here: Here, request: Request) -> Events:
-    """Server-sent events: each job of a plan as it is now and whenever it changes, until all have ended."""
-    return await stream(request, lambda: here.studio.jobs(plan=here.studio.plan(plan_id).id))
