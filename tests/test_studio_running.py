@@ -69,7 +69,7 @@ def test_a_backup_outlives_the_original_and_its_server(tmp_path):
     """Taken while it is served; then the server is killed and its home destroyed. What was restored is served under the
     same tokens, with the same project, plans, jobs, decision, texts and adapter. Only its owner reads it.
     """
-    home, backup = tmp_path / "home", tmp_path / "backup.tar"
+    home, backup = tmp_path / "home", tmp_path / "backup.zip"
     studio = Studio(home)
     project = studio_api.project_of(studio)
     studio_api.work(studio)

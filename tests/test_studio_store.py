@@ -176,9 +176,9 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     from peftbook.training.loop import losses
 
     Studio(first).close()
-    back_up(first, tmp_path / "backup.tar")
+    back_up(first, tmp_path / "backup.zip")
     shutil.rmtree(first)
-    restore(tmp_path / "backup.tar", first)
+    restore(tmp_path / "backup.zip", first)
     studio = Studio(first)
     _, lora, waiting = studio.jobs()
     with zipfile.ZipFile(adapter_zip(studio, lora)) as archive:

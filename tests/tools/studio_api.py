@@ -61,15 +61,12 @@ class Client:
         return self("POST", path, **options)
 
     def send(self, example: Example, known: Mapping[str, str]) -> httpx.Response:
-        """An example's request, with what is known by now; a file that it saves is kept."""
+        """An example's request, with what is known by now."""
         path, body = filled(f"/api/v1{example.path}", known), filled(example.body, known)
         if example.file and body is None:
             return self(example.method, path, content=self.files[example.file])
         body = body | {"bytes": len(self.files[example.file])} if example.file else body
-        answer = self(example.method, path, **({} if body is None else {"json": body}))
-        if example.saved:
-            self.files[example.saved] = answer.content
-        return answer
+        return self(example.method, path, **({} if body is None else {"json": body}))
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:

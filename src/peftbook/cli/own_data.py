@@ -66,9 +66,6 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--name", action="append", default=[], metavar="HOST", help=words)
     web.add_argument("--backup", type=Path, metavar="FILE", help="write the whole studio into a new file, and end")
     web.add_argument("--restore", type=Path, metavar="FILE", help="make a new home of a backup, and end")
-    words = "write one project, by its id or its name, into a new file that another studio takes in, and end"
-    web.add_argument("--save-project", nargs=2, metavar=("PROJECT", "FILE"), help=words)
-    web.add_argument("--load-project", type=Path, metavar="FILE", help="take in a project that was saved, and end")
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     words = "compute the jobs on the nodes of the Ray cluster with this head, not on this machine"
@@ -169,7 +166,7 @@ def command_studio(args: argparse.Namespace) -> int:
     from peftbook.studio.database import default_home
     from peftbook.tasks.rows import Caps
 
-    if args.backup or args.restore or args.unit or args.save_project or args.load_project:
+    if args.backup or args.restore or args.unit:
         print(maintain(args, args.home or default_home()))
         return 0
     caps = read_options(Caps, args)
@@ -197,26 +194,6 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.restore:
         restore(args.restore, home)
         return f"The studio is in {home}: start it with --home {home}."
-    if args.save_project or args.load_project:
-        return move_project(args, home)
     options = [word for name in args.name for word in ("--name", name)]
     options += ["--ray", args.ray] if args.ray else []
     return unit(home, args.port, options)
-
-
-def move_project(args: argparse.Namespace, home: Path) -> str:
-    """A project that is saved, or taken in, in words."""
-    from peftbook.core.options import check_bounds, read_options
-    from peftbook.studio.archive import load_project, save_named
-    from peftbook.studio.store import Studio
-    from peftbook.tasks.rows import Caps
-
-    studio = Studio(home)
-    if args.load_project:
-        caps = read_options(Caps, args)
-        check_bounds(caps)
-        project = load_project(studio, args.load_project, caps)
-        return f"Project {project.name!r} is in {home}, with {len(studio.jobs(project.id))} runs."
-    name, target = args.save_project
-    size = save_named(studio, name, Path(target)) / 1e6
-    return f"{target}: {size:,.1f} MB. Another studio takes it in with --load-project {target}."

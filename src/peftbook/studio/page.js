@@ -113,7 +113,6 @@
         await new Promise((go) => setTimeout(go, 1000 * tries));
         offset = (await json(`${api}/${draft.id}`, "GET").catch(() => ({ offset }))).offset;
       }
-      if (filename.endsWith(".tar")) return location.assign(form.dataset.open + (await json(`${form.dataset.projects}/archive`, "POST", { file: draft.id })).id);
       await json(`${api}/${draft.id}/table`, "GET");
       location.assign(form.dataset.new + draft.id);
     } catch (error) {

@@ -31,7 +31,6 @@ class Example:
 
     body: sent as JSON.  file: what is sent as it is, or announced with its length in the body.  status: of the answer.
     keep: what is kept of it under a name, by the path there.  until: a state that is waited for by asking again.
-    saved: the file that the answer becomes.
     """
 
     route: str
@@ -41,7 +40,6 @@ class Example:
     keep: Mapping[str, str] = field(default_factory=dict)
     until: str = ""
     file: str = ""
-    saved: str = ""
 
     @property
     def method(self) -> str:
@@ -61,8 +59,6 @@ class Example:
             words.append(f"--data-binary @{self.file}")
         if self.route in FILES:
             words.append("-OJ")
-        if self.saved:
-            words.append(f"-o {self.saved}")
         return f'{" ".join(words)} "$STUDIO{variables(self.path)}"'
 
 
@@ -84,7 +80,6 @@ def in_shell(text: str) -> str:
 
 NAMED = {"filename": "questions.csv", "bytes": len(ROWS)}
 LATER = {"filename": "more.csv", "bytes": len(MORE)}
-SAVED = {"filename": "project.tar", "bytes": 20_000}
 READING = {"input": "question", "target": "answer"}
 SETTINGS = {"models": ["small-llama"], "methods": ["untuned", "lora"], "seeds": 1, "tokens": 2000, "max_new_tokens": 8,
             "learning_rates": {"lora": 0.002}}  # fmt: skip
@@ -153,11 +148,5 @@ EXAMPLES = (
         "POST /jobs/{job}/continuations", "/jobs/{job}/continuations", {"file": "{rows}"}, 201, {"onward": "project"}
     ),
     Example("DELETE /projects/{project}", "/projects/{onward}", status=204),
-    Example("GET /projects/{project}/archive", "/projects/{project}/archive", saved="project.tar"),
-    Example("DELETE /projects/{project}", "/projects/{project}", status=204),
-    Example("POST /files", "/files", SAVED, 201, {"archive": "id"}, file="project.tar"),
-    Example("PUT /files/{file}/content", "/files/{archive}/content", file="project.tar"),
-    Example("POST /projects/archive", "/projects/archive", {"file": "{archive}"}, 201),
-    Example("GET /projects/{project}/decision", "/projects/{project}/decision"),
     Example("DELETE /projects/{project}", "/projects/{project}", status=204),
 )
