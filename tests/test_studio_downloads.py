@@ -1,9 +1,8 @@
-"""What the assistant makes to be taken away: GGUF files of the trained weights, and a recipe's folder."""
+"""What the assistant makes to be taken away: GGUF files of the trained weights."""
 
 from __future__ import annotations
 
 import os
-import zipfile
 
 import gguf
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from studio_home import colours_project, finish, small_run
 
-from peftbook.core.errors import Conflict, InputError, Unknown
+from peftbook.core.errors import Conflict, InputError
 from peftbook.core.records import Record
 from peftbook.methods.lora import LoRA
 from peftbook.studio import downloads
@@ -79,20 +78,6 @@ def test_gguf_files_hold_what_was_trained(studio, job):
     torch.testing.assert_close(kept, layer.weight.detach(), rtol=1e-3, atol=1e-3)
     base = load_model(job.run.model, None, "cpu").model.model.layers[0].self_attn.v_proj.weight
     assert not torch.allclose(kept, base, atol=1e-2)
-
-
-def test_a_recipe_is_the_folder_of_the_command(studio, job):
-    """With the project's rows in it, and its advice as the answer; another project has no part in it."""
-    asked = downloads.ask_for_recipe(studio, job.project, "small-llama", "4GiB", "CC0")
-    with pytest.raises(Conflict, match="not done yet"):
-        downloads.recipe_file(studio, job.project, asked)
-    assert "rank" in answered(studio, asked)
-    names = zipfile.ZipFile(downloads.recipe_file(studio, job.project, asked)).namelist()
-    assert {"recipe/train.py", "recipe/README.md", "recipe/data/test.jsonl"} <= set(names)
-    with pytest.raises(Unknown, match="no recipe"):
-        downloads.recipe_file(studio, colours_project(studio).id, asked)
-    left = [path.name for path in (studio.folder(job.project) / "downloads").iterdir() if path.name.startswith(".")]
-    assert left == []
 
 
 def test_nothing_is_offered_of_what_a_trial_trained(studio, job):

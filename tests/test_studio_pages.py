@@ -527,7 +527,7 @@ def test_two_models_answer_and_the_address_keeps_what_was_asked(window, studio):
 
 
 def test_files_are_taken_made_and_taken(window, studio):
-    """What is there by its link; a merged model, a GGUF file and a recipe when they were asked for."""
+    """What is there by its link; a merged model when it was asked for."""
     project = project_of(studio)
     assert "Nothing to take away" in window.open(f"/projects/{project}/files").text
     project = trained(window, studio)
@@ -544,16 +544,6 @@ def test_files_are_taken_made_and_taken(window, studio):
     request = studio.take()
     studio.settle(request.id, error="There is no room.")
     assert "There is no room." in window.open().text
-    window.press("Make the recipe", model="", memory="4GiB")
-    assert window.status == 422 and window.field("memory") == "4GiB"
-    window.press("Make the recipe", model="small-llama", memory="much")
-    assert window.status == 422 and "much" in window.refused and window.field("model") == "small-llama"
-    window.press("Make the recipe", memory="4GiB")
-    work(studio)
-    window.open()
-    assert "LoRA" in window.soup.select_one("#live pre").get_text()
-    link = next(link["href"] for link in window.soup.select("a.file") if "recipe" in link.get_text())
-    assert window.open(link).status == 200 and window.answer.content == b"PK"
 
 
 # --- who may come in -------------------------------------------------------------------------------------------

@@ -41,10 +41,10 @@ import hostile_files
 import studio_api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from studio_examples import EXAMPLES, ROWS
 
 from peftbook.runtime.doctor import kept_examination
 from peftbook.studio import access
-from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.app import build_app
 from peftbook.studio.sessions import SessionStore, owner_token

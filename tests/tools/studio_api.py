@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from studio_examples import EXAMPLES, ROWS, Example
 from studio_home import SMALL
 
 from peftbook.core import specs
@@ -23,7 +24,6 @@ from peftbook.core.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
-from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
 from peftbook.studio.app import LOOPBACK, listen
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
@@ -41,7 +41,7 @@ class Client:
 
     def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
         self.served, self.headers, self.cookies = served, dict(headers or {}), httpx.Cookies()
-        self.files = {"questions.csv": ROWS.encode(), "more.csv": MORE.encode()}  # in the folder of the shell
+        self.files = {"questions.csv": ROWS.encode()}  # in the folder of the shell
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -144,7 +144,7 @@ def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
             path = studio.folder(request.payload["project"]) / "downloads" / f"{request.id}.zip"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"PK")
-            text, result = "LoRA", {"path": str(path)}
+            result = {"path": str(path)}
         studio.settle(request.id, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
         finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])

@@ -146,8 +146,7 @@ class Assistant:
         else:
             from peftbook.studio.downloads import made
 
-            path, words = made(self.studio, request)
-            self.studio.settle(request.id, result={"path": str(path)}, text=words)
+            self.studio.settle(request.id, result={"path": str(made(self.studio, request))})
 
     def advance(self, one: Stream | RunningCheck) -> None:
         """Advance a text or a check, and store its progress."""

@@ -1,20 +1,14 @@
 """Downloads of finished jobs: names and paths of their files, and which of them are made on request.
 
-What needs a model, the assistant makes: a merged model, GGUF files for llama.cpp, the folder of a recipe.
+What needs a model, the assistant makes: a merged model, GGUF files for llama.cpp.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
-from peftbook.core.base_models import model_named
-from peftbook.core.errors import Conflict, InputError, Unknown
-from peftbook.memory.fit import bytes_of_card
-from peftbook.memory.known_shapes import hub_id
+from peftbook.core.errors import Conflict, Unknown
 from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
 from peftbook.studio.requests import Request
@@ -92,34 +86,10 @@ def ask_for(studio: Studio, job: Job, name: str) -> str:
     return studio.ask("merge", asked) if name == "model.zip" else studio.ask("gguf", asked | {"name": name})
 
 
-def ask_for_recipe(studio: Studio, project_id: str, model: str, memory: str, data_licence: str = "") -> str:
-    """Request a recipe for a model and a card of so much memory; the request's id."""
-    model_named(hub_id(model))
-    bytes_of_card(memory)
-    asked = {"project": project_id, "model": model, "memory": memory, "data_licence": data_licence}
-    return studio.ask("recipe", asked)
-
-
-def recipe_file(studio: Studio, project_id: str, request_id: str) -> Path:
-    """The recipe file of a request of this project."""
-    asked, answer = studio.asked(request_id), studio.answer(request_id)
-    if asked.kind != "recipe" or asked.payload["project"] != project_id:
-        raise Unknown(f"There is no recipe {request_id!r} in this project: ask for one.")
-    if answer.state != "done":
-        raise (InputError if answer.error else Conflict)(answer.error or "The recipe is not done yet: wait for it.")
-    path = studio.downloads(project_id) / Path(answer.result["path"]).name
-    if not path.is_file():
-        raise Unknown("The recipe is no longer at hand: ask for it again.")
-    return path
-
-
-def made(studio: Studio, request: Request) -> tuple[Path, str]:
-    """Make the file of a request: its path, and a text. Loads models: for the assistant's process."""
-    asked = request.payload
-    if request.kind == "recipe":
-        return recipe_zip(studio, asked["project"], asked["model"], asked["memory"], asked["data_licence"])
-    job = studio.job(asked["job"])
-    return (merged_zip(studio, job) if request.kind == "merge" else gguf_file(studio, job, asked["name"])), ""
+def made(studio: Studio, request: Request) -> Path:
+    """Make the file of a request. Loads models: for the assistant's process."""
+    job = studio.job(request.payload["job"])
+    return merged_zip(studio, job) if request.kind == "merge" else gguf_file(studio, job, request.payload["name"])
 
 
 def gguf_file(studio: Studio, job: Job, name: str) -> Path:
@@ -134,18 +104,3 @@ def gguf_file(studio: Studio, job: Job, name: str) -> Path:
     elif not target.is_file() and trained is not None:
         gguf_adapter.write_adapter(trained, target, "fp16", job.run.model)
     return target
-
-
-def recipe_zip(studio: Studio, project_id: str, model: str, memory: str, data_licence: str) -> tuple[Path, str]:
-    """The folder of `peftbook recipe` on a project's rows as a zip file, and its advice."""
-    from peftbook.decision.recipe.advice import advise
-
-    task, project = studio.task(project_id), studio.project(project_id)
-    advice = advise(task, model, memory)
-    downloads = studio.downloads(project_id)
-    name = f"recipe-{hashlib.sha256(repr((model, memory, data_licence)).encode()).hexdigest()[:12]}"
-    with tempfile.TemporaryDirectory(dir=downloads, prefix=".recipe-") as work:
-        advice.write(Path(work) / "recipe", task, project.filename or "data", "peftbook recipe", data_licence)
-        packed = shutil.make_archive(str(Path(work) / name), "zip", work, "recipe")
-        Path(packed).replace(downloads / f"{name}.zip")
-    return downloads / f"{name}.zip", advice.words()

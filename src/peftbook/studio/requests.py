@@ -14,7 +14,7 @@ from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
-KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
+KINDS = ("preflight", "generate", "merge", "gguf")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # of one request, after which the assistant no longer retries it
@@ -59,8 +59,6 @@ class Requests(Database):
         (0 is greedy), "top_p", "seed". The text goes where the project's instruction has {input}.
         "merge": {"project": id, "job": id}; the result is {"path": of a zip file with the merged model}.
         "gguf": {"project": id, "job": id, "name": "adapter.gguf" or "model.gguf"}; the result is {"path"}.
-        "recipe": {"project": id, "model": name, "memory": size, "data_licence": text}; the result is {"path": of a zip
-        file with the folder}, the text what it advises.
         """
         if kind not in KINDS:
             raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")

@@ -1,8 +1,7 @@
 """The studio by HTTP: `/api/v1`, one set of routes that page, command line and programs ask.
 
 Every rule that a route holds to lives below it, where the page asks too. What goes wrong is problem details (RFC 9457)
-with the sentence that the page shows. The description is at `/api/v1/openapi.json`, the page made from it, with an
-example of each route, at `/api/v1/`.
+with the sentence that the page shows. The description is at `/api/v1/openapi.json`, its page at `/api/v1/`.
 """
 
 from __future__ import annotations
