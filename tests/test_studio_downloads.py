@@ -65,7 +65,12 @@ def answered(studio: Studio, asked: str) -> str:
 
 def test_gguf_files_hold_what_was_trained(studio, job):
     """The adapter's factors alone, and the weights with them merged in; neither before it was asked for."""
-    assert list(downloads.offered(studio, job)) == ["adapter.zip", "model.zip", "adapter.gguf", "model.gguf"]
+    assert [one.name for one in downloads.offered(studio, job)] == [
+        "adapter.zip",
+        "model.zip",
+        "adapter.gguf",
+        "model.gguf",
+    ]
     with pytest.raises(Conflict, match="has not been made yet"):
         downloads.file_of(studio, job, "model.gguf")
     read = {}
@@ -87,7 +92,7 @@ def test_nothing_is_offered_of_what_a_trial_trained(studio, job):
     trial, *_ = studio.jobs(plan=plan)
     finish(studio, trial, 1.0)
     trial = studio.job(trial.id)
-    assert downloads.offered(studio, trial) == {}
+    assert downloads.offered(studio, trial) == []
     with pytest.raises(InputError, match="not kept"):
         downloads.file_of(studio, trial, "adapter.zip")
     assert [value for _, value in available_models(studio, job.project)] == ["model:small-llama", f"job:{job.id}"]

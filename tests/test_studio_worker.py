@@ -45,7 +45,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
 from peftbook.runtime.resources import request_for
-from peftbook.studio import artefacts, assistant, preflight, work
+from peftbook.studio import artefacts, assistant, downloads, preflight, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
 from peftbook.studio.settings import Reading
@@ -569,8 +569,10 @@ def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
 def test_what_cannot_be_merged_says_why(shop, name):
     """One sentence with the way out."""
     studio, _, jobs = shop
-    with pytest.raises(InputError, match="download the adapter instead"):
-        artefacts.merged_zip(studio, jobs[name])
+    for file in ("model.zip", "model.gguf"):
+        with pytest.raises(InputError, match="download the adapter instead"):
+            downloads.ask_for(studio, jobs[name], file)
+    assert "model.zip" not in [one.name for one in downloads.offered(studio, jobs[name])]
 
 
 def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
@@ -578,16 +580,16 @@ def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     studio, project, jobs = shop
-    request = studio.ask("merge", {"project": project.id, "job": jobs["lora"].id})
+    request = downloads.ask_for(studio, jobs["lora"], "model.zip")
     assert assistant.Assistant(studio).tick()
     answer = studio.answer(request)
     assert answer.state == "done", answer.error
-    zipfile.ZipFile(answer.result["path"]).extractall(tmp_path)
+    zipfile.ZipFile(downloads.file_of(studio, jobs["lora"], "model.zip")).extractall(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert torch.allclose(logits(model, IDS), logits(merge(studio, jobs["lora"]).model, IDS), atol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
-    downloads = studio.folder(project.id) / "downloads"
-    assert not [path for path in downloads.iterdir() if path.name.startswith(".")]
+    folder = studio.folder(project.id) / "downloads"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera", "loha"])
@@ -687,13 +689,13 @@ def test_what_cannot_be_downloaded_says_why(shop, tmp_path):
     studio, _, jobs = shop
     for name, why in (("untuned", "no adapter"), ("full", "download the merged model")):
         with pytest.raises(InputError, match=why):
-            artefacts.adapter_zip(studio, jobs[name])
+            downloads.file_of(studio, jobs[name], "adapter.zip")
     other = Studio(tmp_path)
     project = colours_project(other)
     job = other.jobs(plan=other.submit(project.id, [small_run(other, project, LoRA())]))[0]
-    for make in (artefacts.adapter_zip, artefacts.merged_zip, artefacts.outputs_csv):
+    for name in downloads.ARTEFACTS:
         with pytest.raises(InputError, match="is queued"):
-            make(other, job)
+            downloads.file_of(other, job, name)
     assert sorted(zipfile.ZipFile(artefacts.adapter_zip(studio, jobs["adapter"])).namelist()) == [
         "README.md", "run.json", "trainable.safetensors"
     ]  # fmt: skip
@@ -787,7 +789,7 @@ def test_a_faulty_question_is_answered_and_ends_nothing(shop):
     """The next one is answered too."""
     studio, project, jobs = shop
     helper = assistant.Assistant(studio)
-    asked = [studio.ask("merge", {"project": project.id}), studio.ask("generate", {"project": project.id, "text": "a"})]
+    asked = [studio.ask("make", {"project": project.id}), studio.ask("generate", {"project": project.id, "text": "a"})]
     asked.append(studio.ask("generate", {"project": project.id, "job": jobs["lora"].id, "max_new_tokens": 1}))
     for _ in range(200):
         if all(studio.answer(request).ended for request in asked):

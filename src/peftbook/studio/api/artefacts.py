@@ -25,8 +25,8 @@ def list_artefacts(job: str, here: Here) -> list[ArtefactShape]:
     """What there is of a finished job, and what can be made of it."""
     found = here.studio.job(job)
     return [
-        ArtefactShape(name=name, words=words, ready=downloads.is_ready(here.studio, found, name))
-        for name, words in downloads.offered(here.studio, found).items()
+        ArtefactShape(name=one.name, words=one.words, ready=one.is_ready(here.studio, found))
+        for one in downloads.offered(here.studio, found)
     ]
 
 

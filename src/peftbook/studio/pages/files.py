@@ -8,15 +8,11 @@ from markupsafe import Markup
 
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio import artefacts
-from peftbook.studio.downloads import ask_for, is_ready, offered, title_of
+from peftbook.studio.downloads import ARTEFACTS, ask_for, offered, title_of
 from peftbook.studio.html import fill, part
 from peftbook.studio.jobs import Job
 from peftbook.studio.pages.site import Live, View, Visit, address, frame
 
-NAMES = {
-    "adapter.zip": "Adapter", "outputs.csv": "Test outputs", "model.zip": "Merged model",
-    "adapter.gguf": "Adapter as GGUF", "model.gguf": "Merged model as GGUF",
-}  # fmt: skip
 EVERY_SECONDS = 1.0
 
 
@@ -36,17 +32,17 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
         asked, answer = visit.studio.asked(request), visit.studio.answer(request)
     except InputError as error:
         return part("trouble", error), False
-    if asked.payload["project"] != visit.project.id or asked.kind not in ("merge", "gguf"):
+    if asked.payload["project"] != visit.project.id or asked.kind != "make":
         raise Unknown(f"There is no file {request!r} in this project: ask for one.")
     job = visit.studio.job(asked.payload["job"])
-    name = "model.zip" if asked.kind == "merge" else asked.payload["name"]
+    name = asked.payload["name"]
+    title = ARTEFACTS[name].title
     if not answer.ended:
-        return part("loading", f"{NAMES[name]} of {job.label}: it is being made…", timed=True), True
+        return part("loading", f"{title} of {job.label}: it is being made…", timed=True), True
     if answer.state != "done":
         return part("trouble", answer.error or "It was stopped."), False
-    address, title = address_of(visit, job, name), title_of(visit.studio, job, name)
-    words = f"Download {NAMES[name].lower()} of {job.label}"
-    return part("note", part("link", words, address, file=title), "good"), False
+    words, file = f"Download {title.lower()} of {job.label}", title_of(visit.studio, job, name)
+    return part("note", part("link", words, address_of(visit, job, name), file=file), "good"), False
 
 
 def act(visit: Visit) -> str:
@@ -63,17 +59,17 @@ FILES = View("files.html", show, act)
 
 
 def offer(visit: Visit, job: Job) -> dict[str, Any]:
-    """A job, its files (name, whether it is ready, address, title) and the command that repeats it."""
+    """A job, its files (each, whether it is ready, address, file name) and the command that repeats it."""
     studio = visit.studio
     files = [
-        (name, is_ready(studio, job, name), address_of(visit, job, name), title_of(studio, job, name))
-        for name in offered(studio, job)
+        (one, one.is_ready(studio, job), address_of(visit, job, one.name), title_of(studio, job, one.name))
+        for one in offered(studio, job)
     ]
     try:
         command = artefacts.command_line(studio, job)
     except InputError:
         command = ""
-    return {"job": job, "files": files, "names": NAMES, "command": command}
+    return {"job": job, "files": files, "command": command}
 
 
 def address_of(visit: Visit, job: Job, name: str) -> str:
