@@ -388,20 +388,14 @@ def test_a_check_is_cancelled_and_another_takes_its_place(window, studio):
     ] and studio.take() is None
 
 
-def test_a_plan_of_hours_offers_one_within_the_hour(window, studio):
-    """One press has it checked, with the form filled in."""
+def test_a_plan_of_hours_is_told_to_take_less(window, studio):
+    """Before it is queued, with the time that it takes."""
     project = project_of(studio)
-    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE | {"tokens": "20000"})
+    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
     asked = studio.take()
-    runs = [parse_run(text) for text in asked.payload["runs"]]
-    found = [dataclasses.replace(check_of(run), seconds=9e3, training_seconds=8e3) if run.budget else check_of(run)
-             for run in runs]  # fmt: skip
-    studio.settle(asked.id, result=[dataclasses.asdict(check) for check in found])
-    window.open()
-    assert "2 h 30 min" in window.text
-    window.press("Take the smaller plan")
-    tokens = parse_run(studio.take().payload["runs"][1]).budget.tokens
-    assert tokens < 20_000 and window.field("tokens") == str(tokens)
+    checks = [check_of(parse_run(text)) for text in asked.payload["runs"]]
+    studio.settle(asked.id, result=[dataclasses.asdict(dataclasses.replace(one, seconds=4500.0)) for one in checks])
+    assert "2 h 30 min" in window.open().text and "more than an hour" in window.text
 
 
 def test_a_check_that_failed_says_why_in_its_place(window, studio):

@@ -15,8 +15,7 @@ from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
 from peftbook.studio.plan_checks import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
-from peftbook.studio.preflight import coverage_words
-from peftbook.studio.smaller_plan import plan_seconds
+from peftbook.studio.preflight import coverage_words, plan_seconds
 
 routes = APIRouter(tags=["plans"])
 
