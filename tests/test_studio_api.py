@@ -279,7 +279,7 @@ def test_a_token_opens_until_it_is_taken_back(locked, tmp_path):
 
 
 def test_the_printed_address_lets_in(tmp_path):
-    """Its token becomes a cookie and leaves the address; another token, and none, lead to the form."""
+    """Its token becomes a cookie and leaves the address; another token, and none, open nothing."""
     keys = SessionStore(tmp_path)
     client = served(Studio(tmp_path), keys)
     answer = client("GET", f"/?project=ab&token={keys.owner}")
@@ -288,7 +288,7 @@ def test_the_printed_address_lets_in(tmp_path):
     assert client("GET", "/api/v1/projects", headers={"cookie": cookie}).status_code == 200
     client.cookies.clear()
     for query in ("", "?token=", f"?token={keys.owner[:-1]}", "?token=%00"):
-        assert ("/" + client("GET", f"/{query}").headers["location"]).partition("?")[0] == access.LOGIN
+        assert client("GET", f"/{query}").status_code == 401
     assert SessionStore(tmp_path).owner == keys.owner and (tmp_path / "token").stat().st_mode & 0o77 == 0
 
 

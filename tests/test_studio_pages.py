@@ -24,7 +24,6 @@ from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.project_metrics import declare
-from peftbook.studio.sessions import COOKIE, SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
@@ -541,26 +540,6 @@ def test_files_are_taken_made_and_taken(window, studio):
 
 
 # --- who may come in -------------------------------------------------------------------------------------------
-
-
-def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path):
-    """By the token, and nowhere else than to a page of the studio; nothing of it is seen before."""
-    studio, sessions = Studio(tmp_path), SessionStore(tmp_path)
-    project = project_of(studio, name="A secret")
-    served = app.build_app(studio, Caps(), sessions=sessions)
-    for to, lands in ((f"/projects/{project}/runs?plan=", f"/projects/{project}/runs"), ("/", "/")):
-        window = Plain(served).open(to)
-        assert (
-            window.path.startswith(access.LOGIN) and "secret" not in window.answer.text and "worker" not in window.text
-        )
-        assert window.press("Log in", token="x" * 64).status == 422
-        assert "not the token" in window.text
-        assert window.press("Log in", token=sessions.owner).path.partition("?")[0] == lands and window.status == 200
-    for to in ("//evil.example/", "http://evil.example/", "/projects/../../x", "/api/v1/projects"):
-        window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=sessions.owner)
-        assert window.path == "/"
-    assert Plain(served).open(f"/?token={sessions.owner}").path == "/"
-    assert sessions.admits({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"})
 
 
 def test_a_form_of_too_many_fields_is_refused(window, studio):

@@ -41,8 +41,8 @@
     if (document.hidden && !find("#live .loading")) return later(1);
     address.searchParams.set("part", "live");
     try {
-      const answer = await fetch(address, { headers: seen ? { "if-none-match": seen } : {}, cache: "no-store", redirect: "manual" });
-      if (answer.type === "opaqueredirect" || answer.status === 404) return location.reload();  /* logged out, deleted */
+      const answer = await fetch(address, { headers: seen ? { "if-none-match": seen } : {}, cache: "no-store" });
+      if (answer.status === 401 || answer.status === 404) return location.reload();  /* logged out, deleted */
       if (mine === round && answer.ok) { seen = answer.headers.get("etag") || ""; take(await answer.text(), "status", "live"); }
     } catch { /* the studio is being started again */ }
     later(pause() || 4);
