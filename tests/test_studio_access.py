@@ -197,7 +197,7 @@ def test_a_session_ends_with_its_time_and_its_token(locked, store, monkeypatch, 
         now = time.time()
         monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.SESSION_SECONDS + 1)
     elif end == "its token":
-        store.revoke(made.id)
+        store.revoke(made)
     else:
         (store.home / "token").unlink()
     after = start(sessions.SessionStore(store.home)) if end == "the owner's token" else locked

@@ -14,6 +14,7 @@ from studio_api import Client, play, project_of, served, work
 from studio_examples import EXAMPLES, ROWS
 from studio_home import SMALL
 
+from peftbook import cli
 from peftbook.core.errors import Conflict, TooLarge
 from peftbook.studio import access
 from peftbook.studio.api.page import operations
@@ -255,23 +256,21 @@ def bearer(token: str) -> Mapping[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def test_a_token_opens_until_it_is_taken_back(locked, tmp_path):
+def test_a_token_opens_until_it_is_taken_back(locked, tmp_path, capsys):
     """Shown once, kept as its hash; a stolen one ends with its list entry or with the owner's token."""
-    asked = {"json": {"label": "laptop"}}
     for headers in ({}, bearer("wrong" * 20), {"authorization": "Basic YWRhOnB3"}):
-        assert locked("POST", "/api/v1/tokens", headers=headers, **asked).status_code == 401
-    secrets = []
+        assert locked("GET", "/api/v1/projects", headers=headers).status_code == 401
+    home = ["studio", "--home", str(tmp_path)]
+    made = []
     for _ in range(2):
-        made = locked("POST", "/api/v1/tokens", headers=bearer(SessionStore(tmp_path).owner), **asked)
-        assert made.status_code == 201
-        secrets.append(bearer(made.json()["secret"]))
-    assert locked("GET", "/api/v1/projects", headers=secrets[0]).status_code == 200
-    listed = locked("GET", "/api/v1/tokens", headers=secrets[0]).json()
-    assert [one["label"] for one in listed] == ["laptop"] * 2 and not any(one["secret"] for one in listed)
-    secret = made.json()["secret"].encode()
-    assert not any(secret in path.read_bytes() for path in tmp_path.glob("studio.sqlite*"))
-    path = f"/api/v1/tokens/{made.json()['id']}"
-    assert [locked("DELETE", path, headers=secrets[0]).status_code for _ in range(2)] == [204, 404]
+        assert cli.main([*home, "--make-token", "laptop"]) == 0
+        made.append(re.search(r"Token (\w+), .*token=(\w+) ", capsys.readouterr().out).groups())
+    secrets = [bearer(secret) for _, secret in made]
+    assert [locked("GET", "/api/v1/projects", headers=one).status_code for one in secrets] == [200, 200]
+    assert cli.main([*home, "--tokens"]) == 0
+    assert capsys.readouterr().out == "".join(f"{name}  laptop\n" for name, _ in made)
+    assert not any(made[0][1].encode() in path.read_bytes() for path in tmp_path.glob("studio.sqlite*"))
+    assert [cli.main([*home, "--take-back", made[1][0]]) for _ in range(2)] == [0, 2]
     assert [locked("GET", "/api/v1/projects", headers=one).status_code for one in secrets] == [200, 401]
     (tmp_path / "token").unlink()
     again = served(Studio(tmp_path), SessionStore(tmp_path))

@@ -84,7 +84,7 @@ def filled(value: Any, known: Mapping[str, str]) -> Any:
 def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None = None) -> Client:
     """The API behind the access middleware."""
     app = FastAPI()
-    app.mount("/api/v1", build_api(Context(studio, UploadStore(studio.home, caps or Caps()), keys)))
+    app.mount("/api/v1", build_api(Context(studio, UploadStore(studio.home, caps or Caps()))))
     return Client(access.AccessMiddleware(app, LOOPBACK, keys))
 
 

@@ -41,9 +41,6 @@ METRICS = {"metrics": [{"name": "sum", "kind": "number", "relative": 0.01}]}
 EXAMPLES = (
     Example("GET /health", "/health"),
     Example("GET /ready", "/ready"),
-    Example("POST /tokens", "/tokens", {"label": "laptop"}, 201, {"mine": "id"}),
-    Example("GET /tokens", "/tokens"),
-    Example("DELETE /tokens/{token}", "/tokens/{mine}", status=204),
     Example("POST /files", "/files", NAMED, 201, {"file": "id"}, file="questions.csv"),
     Example("PUT /files/{file}/content", "/files/{file}/content?offset=0", file="questions.csv"),
     Example("GET /files/{file}", "/files/{file}"),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add
+
+if TYPE_CHECKING:
+    from peftbook.studio.sessions import SessionStore
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
@@ -66,6 +70,10 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--name", action="append", default=[], metavar="HOST", help=words)
     web.add_argument("--backup", type=Path, metavar="FILE", help="write the whole studio into a new file, and end")
     web.add_argument("--restore", type=Path, metavar="FILE", help="make a new home of a backup, and end")
+    words = "make a token for a person or a program, print it, and end; it opens pages and API until it is taken back"
+    web.add_argument("--make-token", metavar="LABEL", help=words)
+    web.add_argument("--tokens", action="store_true", help="list the tokens that were made, and end")
+    web.add_argument("--take-back", metavar="ID", help="take a token back, at once, and end")
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     words = "compute the jobs on the nodes of the Ray cluster with this head, not on this machine"
@@ -166,7 +174,8 @@ def command_studio(args: argparse.Namespace) -> int:
     from peftbook.studio.database import default_home
     from peftbook.tasks.rows import Caps
 
-    if args.backup or args.restore or args.unit:
+    token = args.make_token is not None or args.tokens or args.take_back
+    if args.backup or args.restore or args.unit or token:
         print(maintain(args, args.home or default_home()))
         return 0
     caps = read_options(Caps, args)
@@ -184,9 +193,10 @@ def command_studio(args: argparse.Namespace) -> int:
 
 
 def maintain(args: argparse.Namespace, home: Path) -> str:
-    """What is done with a studio that is not served now, in words: a backup, a home made of one, a unit for systemd."""
+    """What is done beside serving, in words: a backup, a home made of one, tokens, a unit for systemd."""
     from peftbook.studio.backup import back_up, restore
     from peftbook.studio.service import unit
+    from peftbook.studio.sessions import SessionStore
 
     if args.backup:
         size = back_up(home, args.backup) / 1e6
@@ -194,6 +204,19 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.restore:
         restore(args.restore, home)
         return f"The studio is in {home}: start it with --home {home}."
+    if not args.unit:
+        return manage_tokens(args, SessionStore(home))
     options = [word for name in args.name for word in ("--name", name)]
     options += ["--ray", args.ray] if args.ray else []
     return unit(home, args.port, options)
+
+
+def manage_tokens(args: argparse.Namespace, sessions: SessionStore) -> str:
+    """Make a token, take one back, or list them, in words."""
+    if args.make_token is not None:
+        token, secret = sessions.make(args.make_token)
+        return f"Token {token}, said once: add ?token={secret} to the studio's address, or send it as a bearer token."
+    if args.take_back:
+        sessions.revoke(args.take_back)
+        return f"Token {args.take_back} opens nothing any more."
+    return "\n".join(f"{token}  {label}" for token, label in sessions.tokens().items()) or "No token was made."

@@ -83,9 +83,7 @@ def serve(
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
     if (studio.home / "login.json").is_file():
-        print(
-            "Names and passwords are gone: send people an address with a token of their own, see /api/v1/.", flush=True
-        )
+        print("Names and passwords are gone: `peftbook studio --make-token` makes a token for each person.", flush=True)
     for node in cluster.nodes:
         print(f"Jobs are computed on node {node.words}.", flush=True)
     config = uvicorn.Config(
@@ -140,7 +138,7 @@ def build_app(
     from peftbook.studio.api.context import Context
     from peftbook.studio.pages import add_pages
 
-    context = Context(studio, UploadStore(studio.home, caps), sessions)
+    context = Context(studio, UploadStore(studio.home, caps))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_files(app)
     app.mount("/api/v1", build_api(context))

@@ -11,11 +11,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects, tokens
+from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects
 from peftbook.studio.api.context import Context, FiniteJsonResponse
 from peftbook.studio.api.problems import PROBLEM, add_problems
 
-ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
+ROUTERS = (health, files, projects, plans, jobs, decisions, answers, artefacts)
 
 
 def build_api(context: Context) -> FastAPI:
