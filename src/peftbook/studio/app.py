@@ -148,17 +148,11 @@ def build_app(
 
 def add_files(app: FastAPI) -> None:
     """Style sheet, script, icon and fonts: a fixed list, read once, kept by browsers."""
-    from starlette.requests import Request
     from starlette.responses import Response
-
-    from peftbook.studio.pages.site import add_packed
-
-    def kept(content: bytes, kind: str) -> Callable[[Request], Response]:
-        """Answers anew each time: packing changes the headers of an answer."""
-        return lambda _: Response(content, media_type=kind, headers=KEPT)
 
     found = {name: own_file(name)[0] for name in ("style.css", "page.js", "icon.svg")}
     fonts = next((folder for folder in FONTS if folder.is_dir()), HERE)
     found |= {f"fonts/{path.name}": path.read_bytes() for path in fonts.glob("*.woff2")}
     for name, content in found.items():
-        add_packed(app, f"/studio/{name}", kept(content, KINDS[Path(name).suffix]), ["GET"])
+        answer = Response(content, media_type=KINDS[Path(name).suffix], headers=KEPT)
+        app.add_route(f"/studio/{name}", answer, methods=["GET"])
