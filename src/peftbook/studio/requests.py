@@ -59,8 +59,6 @@ class Requests(Database):
         (0 is greedy), "top_p", "seed". The text goes where the project's instruction has {input}.
         "make": {"project": id, "job": id, "name": of a file in `downloads.ARTEFACTS`}.
         """
-        if kind not in KINDS:
-            raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")
         text = json.dumps(payload)
         if len(text) > PAYLOAD_CHARS:
             raise InputError(f"The question has {len(text):,} characters, the cap is {PAYLOAD_CHARS:,}: shorten it.")
