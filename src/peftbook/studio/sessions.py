@@ -19,7 +19,7 @@ from peftbook.studio.database import Database, clear_failures
 
 OWNER = "owner"  # whose cookies and tokens these are; older homes have others, of passwords, which open nothing
 COOKIE, SESSION_SECONDS = "peftbook-session", 12 * 3600.0
-MOST_TOKENS, LABEL_CHARS = 100, 100
+LABEL_CHARS = 100
 
 
 def owner_token(home: Path) -> str:
@@ -83,8 +83,6 @@ class SessionStore(Database):
         label = " ".join(label.split())[:LABEL_CHARS]
         if not label:
             raise InputError("A token needs a label: say what it is for.")
-        if len(self.tokens()) >= MOST_TOKENS:
-            raise InputError(f"There are {MOST_TOKENS} tokens already: take one back first.")
         token, secret = secrets.token_hex(8), secrets.token_hex(32)
         row = (token, digest(secret), label, OWNER, digest(self.owner), time.time())
         with self._write() as db:

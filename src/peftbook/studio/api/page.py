@@ -54,12 +54,7 @@ def describe_field(schema: dict[str, Any], words: str, needed: bool = False) -> 
     """A field in words, with its bounds and its default."""
     parts = [words, "needed" if needed else ""]
     if "minimum" in schema and "maximum" in schema:
-        parts.append(f"from {format_bound(schema['minimum'])} to {format_bound(schema['maximum'])}")
+        parts.append(f"from {schema['minimum']:,.12g} to {schema['maximum']:,.12g}")
     if schema.get("default") not in (None, ""):
         parts.append(f"without: {json.dumps(schema['default'])}")
     return "; ".join(filter(None, parts))
-
-
-def format_bound(value: float) -> str:
-    """A bound: whole numbers without a point."""
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"

@@ -11,7 +11,7 @@ from pydantic import Field
 from peftbook.core.errors import InputError
 from peftbook.decision.power import sight_words
 from peftbook.studio.api.context import Context, Here
-from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of
+from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, settings_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
 from peftbook.studio.plan_checks import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
@@ -51,7 +51,7 @@ def show_check(
         answer,
         id=check,
         checks=checks,
-        sights=[SightShape.about(one) for one in sights],
+        sights=sights,
         seconds=plan_seconds(checks) or None,
         words=[words for words in (coverage_words(checks), sight_words(sights, measure)) if words],
     )
