@@ -50,9 +50,12 @@ from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge
+from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge, question
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import TaskExample
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import task_from_table
+from peftbook.tasks.table import read_table
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
@@ -563,6 +566,16 @@ def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
     tolerance = 0.05 if name == "qlora" else 2e-4  # bitsandbytes multiplies in bfloat16
     assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
     assert (wanted - base_logits).abs().max() > 0.01 * wanted.abs().max()  # training had changed something
+
+
+def test_chats_are_tried_as_chats():
+    """A test row has its turns, a typed text what the system says to all rows."""
+    said = [{"role": role, "content": text} for role, text in (("system", "S"), ("user", "1"), ("assistant", "2"))]
+    asked = ([{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(12))
+    chats = [{"messages": said + last} for last in asked]
+    task = task_from_table(read_table("\n".join(map(json.dumps, chats)).encode()), Columns("input", "target"))
+    row = task.splits["test"][0]
+    assert question(task, row.input) == row and question(task, "Hi").turns == (("system", "S"), ("user", "Hi"))
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.unmerged])
