@@ -271,19 +271,6 @@ def test_what_cannot_be_a_project_says_why_once_and_has_no_button_for_it(window)
     assert window.text.count("a split needs at least") == 1 and window.soup.find(id="create").has_attr("disabled")
 
 
-def test_a_project_that_was_saved_is_taken_in(window, studio, tmp_path_factory):
-    """By the form for files, in another studio; what is no such file is refused."""
-    project = trained(window, studio)
-    link = window.open(f"/projects/{project}/files").soup.find("a", string="The whole project as one file")["href"]
-    saved = window.open(link).answer.content
-    there = Plain(app.build_app(Studio(tmp_path_factory.mktemp("there")), Caps()))
-    there.open("/").press("Read the file", file=("sums.tar", saved[: len(saved) // 2]))
-    assert there.status == 422 and there.refused and "No project yet" in there.text
-    there.press("Read the file", file=("sums.tar", saved))
-    assert there.path == f"/projects/{project}/data" and there.status == 200
-    assert len(there.open(f"/projects/{project}/decision").soup.select("table.decision tbody tr")) == 2
-
-
 def test_a_project_gets_another_name_and_goes_with_all_that_belongs_to_it(window, studio):
     """A name that is none is refused where it was typed."""
     project = project_of(studio)

@@ -687,7 +687,6 @@ def test_the_command_line_names_the_same_run(shop):
     from peftbook.cli import build_parser
     from peftbook.core.options import read_options
     from peftbook.studio.compare import given_run
-    from peftbook.tasks.files import task_from_table
 
     studio, project, jobs = shop
     words = shlex.split(artefacts.command_line(studio, jobs["qlora"]))
