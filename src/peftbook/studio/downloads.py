@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def no_adapter(studio: Studio, job: Job) -> str:
 
 
 def no_lora(studio: Studio, job: Job) -> str:
-    is_lora = (studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json").is_file()
+    config = studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json"
+    is_lora = config.is_file() and json.loads(config.read_text())["peft_type"] == "LORA"
     other = f"llama.cpp reads no adapter of {job.run.method.label}: download the adapter as peft reads it."
     return no_adapter(studio, job) or ("" if is_lora else other)
 
