@@ -501,7 +501,7 @@ def test_examples_that_are_too_long_are_left_out_and_nothing_else_is(place, caps
 
     (shown,) = (run for run in runs if run.method.examples_shown)
     monkeypatch.setattr(preflight, "preflight", lambda _, runs, *__, **___: [check(run, run != shown) for run in runs])
-    assert own_file.refuse_misfits(task, runs, runs, settings) == {shown.key}
+    assert own_file.refuse_misfits(task, runs, runs) == {shown.key}
     said = capsys.readouterr().err
     assert "Left out: 5 examples in the prompt. Too long." in said and "2 runs to compute" in said
     with pytest.raises(InputError, match="cannot be run here"):

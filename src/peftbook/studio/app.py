@@ -149,10 +149,11 @@ def build_app(
 def add_files(app: FastAPI) -> None:
     """Style sheet, script, icon and fonts: a fixed list, read once, kept by browsers."""
     from starlette.responses import Response
+    from starlette.routing import Route
 
     found = {name: own_file(name)[0] for name in ("style.css", "page.js", "icon.svg")}
     fonts = next((folder for folder in FONTS if folder.is_dir()), HERE)
     found |= {f"fonts/{path.name}": path.read_bytes() for path in fonts.glob("*.woff2")}
     for name, content in found.items():
         answer = Response(content, media_type=KINDS[Path(name).suffix], headers=KEPT)
-        app.add_route(f"/studio/{name}", answer, methods=["GET"])
+        app.router.routes.append(Route(f"/studio/{name}", answer, methods=["GET"]))

@@ -91,7 +91,8 @@ class SessionStore(Database):
 
     def tokens(self) -> dict[str, str]:
         """The labels of the tokens that were made, oldest first, by their ids."""
-        return dict(self._rows("SELECT id, label FROM tokens WHERE name = ? ORDER BY created, rowid", OWNER))
+        rows = self._rows("SELECT id, label FROM tokens WHERE name = ? ORDER BY created, rowid", OWNER)
+        return {row["id"]: row["label"] for row in rows}
 
     def revoke(self, token_id: str) -> None:
         """Revoke a token. Raises Unknown for another id."""
