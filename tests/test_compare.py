@@ -489,23 +489,6 @@ def test_bad_input_is_one_sentence_and_leaves_no_project(place, tmp_path, capsys
     assert not (home / "projects").exists() or not any((home / "projects").iterdir())
 
 
-def test_a_plan_of_hours_says_the_options_of_a_smaller_one(place, tmp_path, capsys, monkeypatch):
-    """In one line before anything is queued; nothing is said where the hour is kept, or where runs are given whole."""
-    args = cli.build_parser().parse_args([*command(place), "--seeds", "3"])
-    settings = read_options(Settings, args)
-    task = own_file.OwnFile.read(args.file, read_options(Guessed, args)).task
-    runs = planned(task, settings)
-
-    def said(seconds: float, settings: Settings | None) -> str:
-        long = [preflight.Check(run.key, "", 1, 1, 0, seconds, 1.0, True, "", 1.0, 0.9 * seconds) for run in runs]
-        monkeypatch.setattr(preflight, "preflight", lambda *_, **__: long)
-        own_file.refuse_misfits(task, runs, runs, settings)
-        return capsys.readouterr().err
-
-    assert "A smaller plan would take about" in said(1800.0, settings) and "--seeds 1\n" in said(1800.0, settings)
-    assert "smaller" not in said(60.0, settings) and "smaller" not in said(1800.0, None)
-
-
 def test_examples_that_are_too_long_are_left_out_and_nothing_else_is(place, capsys, monkeypatch):
     """A comparison by default is not refused for them; a run of theirs alone is."""
     args = cli.build_parser().parse_args(command(place))
@@ -518,7 +501,7 @@ def test_examples_that_are_too_long_are_left_out_and_nothing_else_is(place, caps
 
     (shown,) = (run for run in runs if run.method.examples_shown)
     monkeypatch.setattr(preflight, "preflight", lambda _, runs, *__, **___: [check(run, run != shown) for run in runs])
-    assert own_file.refuse_misfits(task, runs, runs, settings) == {shown.key}
+    assert own_file.refuse_misfits(task, runs, runs) == {shown.key}
     said = capsys.readouterr().err
     assert "Left out: 5 examples in the prompt. Too long." in said and "2 runs to compute" in said
     with pytest.raises(InputError, match="cannot be run here"):

@@ -36,9 +36,8 @@ from peftbook.studio.api.shapes import SettingsBody
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.pages.plan import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
-from peftbook.studio.preflight import Check, coverage_words, preflight
+from peftbook.studio.preflight import Check, coverage_words, plan_seconds, preflight
 from peftbook.studio.settings import Settings
-from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 from peftbook.tasks import TaskData, TaskExample, get_task
 from peftbook.tasks.columns import Columns
@@ -440,22 +439,6 @@ def test_predicted_peaks_are_near_those_of_the_books_own_runs():
         assert min(ratios) > 0.7 and max(ratios) < 1.6, (kind, ratios)
 
 
-# --- a smaller plan --------------------------------------------------------------------------------------------
-
-
-def checked(settings: Settings, speed: float = 1e-3) -> tuple[tuple[specs.Run, ...], list[Check]]:
-    """The runs of settings on a machine that takes so many seconds for a training token, 300 times as many for an
-    answer, and a minute for the loss.
-    """
-    runs, checks = plan(TASK, settings), []
-    for run in runs:
-        training = speed * run.budget.tokens if run.budget else 0.0
-        writing = 300 * speed * run.evaluation.n_generate
-        seconds = 60 + training + writing
-        checks.append(Check(run.key, "", 48, 1000, 0, seconds, 1e9, True, "", 1.0, training, writing))
-    return runs, checks
-
-
 def test_runs_at_once_end_sooner_and_each_takes_longer(monkeypatch):
     """By the cores that add speed and the memory; one after another where there is no room, or a GPU computes."""
     monkeypatch.setattr("peftbook.runtime.resources.cores_gained", lambda: 2)
@@ -475,52 +458,6 @@ def test_runs_at_once_end_sooner_and_each_takes_longer(monkeypatch):
 
 
 LONG = Settings(models=(SMALL,), methods=("lora", "prompt"), tokens=500_000, seeds=3)
-
-
-@pytest.mark.parametrize("speed", [3e-3, 1e-2, 5e-2, 0.2])
-@pytest.mark.parametrize(
-    "change", [{}, {"seeds": 10}, {"tokens": 0, "epochs": 400.0}, {"methods": ("untuned", "lora")}]
-)
-def test_a_smaller_plan_ends_within_the_hour_and_gives_nothing_up_without_need(change, speed):
-    """By the same check; the settings differ in what its words and options say, and nowhere else."""
-    settings = dataclasses.replace(LONG, **change)
-    runs, checks = checked(settings, speed)
-    assert sum(check.seconds for check in checks) > 3600
-    less = smaller_plan(settings, runs, checks)
-    seconds = sum(check.seconds for check in checked(less.settings, speed)[1])
-    assert seconds <= 3600 and seconds == pytest.approx(less.seconds, rel=0.1) and seconds > 1800
-    assert dataclasses.replace(less.settings, **{name: getattr(settings, name) for name in less.changes}) == settings
-    given = dict(zip(less.options.split()[::2], less.options.split()[1::2], strict=True))
-    fields = {name.lstrip("-").replace("-", "_"): int(value) for name, value in given.items()}
-    assert fields == less.changes and all(f"{value:,}" in less.words for value in fields.values())
-
-
-def test_seeds_are_kept_as_long_as_training_is_worth_it():
-    """Intervals over the luck of training are what seeds are for."""
-    kept = smaller_plan(LONG, *checked(LONG, 2e-3))
-    assert kept.settings.seeds == 3 and 10_000 <= kept.settings.tokens < LONG.tokens
-    given_up = smaller_plan(LONG, *checked(LONG, 0.1))
-    assert given_up.settings.seeds == 1 and "1 seed" in given_up.words
-    least = smaller_plan(LONG, *checked(LONG, 0.3))
-    assert least.settings.seeds == 1 and 1000 <= least.settings.tokens < 10_000
-
-
-def test_no_smaller_plan_where_there_is_no_need_or_no_way():
-    """Within the hour; hours for the loss alone; and seconds that nobody knows."""
-    assert smaller_plan(LONG, *checked(LONG, 1e-4)) is None
-    assert smaller_plan(LONG, *checked(LONG, 100.0)) is None
-    runs, checks = checked(LONG, 1.0)
-    assert smaller_plan(LONG, runs, [dataclasses.replace(checks[0], seconds=None), *checks[1:]]) is None
-
-
-def test_the_smaller_plan_of_a_real_check_is_checked_to_be_within_the_hour(monkeypatch):
-    """Time is not quite proportional to tokens and rows; what is aimed at leaves room for that."""
-    monkeypatch.setattr(measuring, "known_rates", lambda platform: rates(2e-9, 1e-10, RATES.plain["fp32"], 1e-5))
-    settings = dataclasses.replace(LONG, methods=("lora", "prompt", "full"), test_examples=6)
-    runs = plan(TASK, settings)
-    less = smaller_plan(settings, runs, preflight(TASK, runs, ROOMY))
-    again = plan_seconds(preflight(TASK, plan(TASK, less.settings), ROOMY))
-    assert again <= 3600 and again == pytest.approx(less.seconds, rel=0.15)
 
 
 # --- what a cell may say ---------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""What the assistant makes to be taken away: GGUF files of the trained weights, and a recipe's folder."""
+"""What the assistant makes to be taken away: GGUF files of the trained weights."""
 
 from __future__ import annotations
 
 import os
-import zipfile
 
 import gguf
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from studio_home import colours_project, finish, small_run
 
-from peftbook.core.errors import Conflict, InputError, Unknown
+from peftbook.core.errors import Conflict, InputError
 from peftbook.core.records import Record
 from peftbook.methods.lora import LoRA
 from peftbook.studio import downloads
@@ -66,7 +65,12 @@ def answered(studio: Studio, asked: str) -> str:
 
 def test_gguf_files_hold_what_was_trained(studio, job):
     """The adapter's factors alone, and the weights with them merged in; neither before it was asked for."""
-    assert list(downloads.offered(studio, job)) == ["adapter.zip", "model.zip", "adapter.gguf", "model.gguf"]
+    assert [one.name for one in downloads.offered(studio, job)] == [
+        "adapter.zip",
+        "model.zip",
+        "adapter.gguf",
+        "model.gguf",
+    ]
     with pytest.raises(Conflict, match="has not been made yet"):
         downloads.file_of(studio, job, "model.gguf")
     read = {}
@@ -81,20 +85,6 @@ def test_gguf_files_hold_what_was_trained(studio, job):
     assert not torch.allclose(kept, base, atol=1e-2)
 
 
-def test_a_recipe_is_the_folder_of_the_command(studio, job):
-    """With the project's rows in it, and its advice as the answer; another project has no part in it."""
-    asked = downloads.ask_for_recipe(studio, job.project, "small-llama", "4GiB", "CC0")
-    with pytest.raises(Conflict, match="not done yet"):
-        downloads.recipe_file(studio, job.project, asked)
-    assert "rank" in answered(studio, asked)
-    names = zipfile.ZipFile(downloads.recipe_file(studio, job.project, asked)).namelist()
-    assert {"recipe/train.py", "recipe/README.md", "recipe/data/test.jsonl"} <= set(names)
-    with pytest.raises(Unknown, match="no recipe"):
-        downloads.recipe_file(studio, colours_project(studio).id, asked)
-    left = [path.name for path in (studio.folder(job.project) / "downloads").iterdir() if path.name.startswith(".")]
-    assert left == []
-
-
 def test_nothing_is_offered_of_what_a_trial_trained(studio, job):
     """Its weights are not kept: there is no adapter, no merged model, and nothing to try."""
     tuning = Tuning.of(studio.task(job.project), [job.run])
@@ -102,7 +92,7 @@ def test_nothing_is_offered_of_what_a_trial_trained(studio, job):
     trial, *_ = studio.jobs(plan=plan)
     finish(studio, trial, 1.0)
     trial = studio.job(trial.id)
-    assert downloads.offered(studio, trial) == {}
+    assert downloads.offered(studio, trial) == []
     with pytest.raises(InputError, match="not kept"):
         downloads.file_of(studio, trial, "adapter.zip")
     assert [value for _, value in available_models(studio, job.project)] == ["model:small-llama", f"job:{job.id}"]

@@ -24,7 +24,6 @@ from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.project_metrics import declare
-from peftbook.studio.sessions import COOKIE, SessionStore
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
@@ -190,14 +189,13 @@ def check_asked(studio: Studio, project: str) -> str:
 
 
 def test_the_pages_own_files_are_named_by_their_content_and_kept(window):
-    """Style sheet, script and icon are asked for once; what packs well comes packed."""
+    """Style sheet, script and icon are asked for once."""
     window.open("/")
     named = [one.get("href") or one["src"] for one in window.soup.head.select("link:not([rel=preload]), script")]
     assert len(named) == 3
     for name in named:
         content = window.open(urljoin(window.address, name)).answer
         assert content.headers["cache-control"] == "public, max-age=31536000, immutable", name
-        assert content.headers.get("content-encoding") == "gzip" or len(content.content) < 1000
         assert name.endswith(f"?v={hashlib.blake2b(content.content, digest_size=8).hexdigest()}")
         window.open("/")
 
@@ -271,19 +269,6 @@ def test_what_cannot_be_a_project_says_why_once_and_has_no_button_for_it(window)
     """Too few rows for a split; the button that would say it again is off."""
     window.open("/").press("Read the file", file=("few.csv", b"question,answer\na,b\nc,d\ne,f\n"))
     assert window.text.count("a split needs at least") == 1 and window.soup.find(id="create").has_attr("disabled")
-
-
-def test_a_project_that_was_saved_is_taken_in(window, studio, tmp_path_factory):
-    """By the form for files, in another studio; what is no such file is refused."""
-    project = trained(window, studio)
-    link = window.open(f"/projects/{project}/files").soup.find("a", string="The whole project as one file")["href"]
-    saved = window.open(link).answer.content
-    there = Plain(app.build_app(Studio(tmp_path_factory.mktemp("there")), Caps()))
-    there.open("/").press("Read the file", file=("sums.tar", saved[: len(saved) // 2]))
-    assert there.status == 422 and there.refused and "No project yet" in there.text
-    there.press("Read the file", file=("sums.tar", saved))
-    assert there.path == f"/projects/{project}/data" and there.status == 200
-    assert len(there.open(f"/projects/{project}/decision").soup.select("table.decision tbody tr")) == 2
 
 
 def test_a_project_gets_another_name_and_goes_with_all_that_belongs_to_it(window, studio):
@@ -388,20 +373,14 @@ def test_a_check_is_cancelled_and_another_takes_its_place(window, studio):
     ] and studio.take() is None
 
 
-def test_a_plan_of_hours_offers_one_within_the_hour(window, studio):
-    """One press has it checked, with the form filled in."""
+def test_a_plan_of_hours_is_told_to_take_less(window, studio):
+    """Before it is queued, with the time that it takes."""
     project = project_of(studio)
-    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE | {"tokens": "20000"})
+    window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
     asked = studio.take()
-    runs = [parse_run(text) for text in asked.payload["runs"]]
-    found = [dataclasses.replace(check_of(run), seconds=9e3, training_seconds=8e3) if run.budget else check_of(run)
-             for run in runs]  # fmt: skip
-    studio.settle(asked.id, result=[dataclasses.asdict(check) for check in found])
-    window.open()
-    assert "2 h 30 min" in window.text
-    window.press("Take the smaller plan")
-    tokens = parse_run(studio.take().payload["runs"][1]).budget.tokens
-    assert tokens < 20_000 and window.field("tokens") == str(tokens)
+    checks = [check_of(parse_run(text)) for text in asked.payload["runs"]]
+    studio.settle(asked.id, result=[dataclasses.asdict(dataclasses.replace(one, seconds=4500.0)) for one in checks])
+    assert "2 h 30 min" in window.open().text and "more than an hour" in window.text
 
 
 def test_a_check_that_failed_says_why_in_its_place(window, studio):
@@ -527,7 +506,7 @@ def test_two_models_answer_and_the_address_keeps_what_was_asked(window, studio):
 
 
 def test_files_are_taken_made_and_taken(window, studio):
-    """What is there by its link; a merged model, a GGUF file and a recipe when they were asked for."""
+    """What is there by its link; a merged model when it was asked for."""
     project = project_of(studio)
     assert "Nothing to take away" in window.open(f"/projects/{project}/files").text
     project = trained(window, studio)
@@ -544,39 +523,9 @@ def test_files_are_taken_made_and_taken(window, studio):
     request = studio.take()
     studio.settle(request.id, error="There is no room.")
     assert "There is no room." in window.open().text
-    window.press("Make the recipe", model="", memory="4GiB")
-    assert window.status == 422 and window.field("memory") == "4GiB"
-    window.press("Make the recipe", model="small-llama", memory="much")
-    assert window.status == 422 and "much" in window.refused and window.field("model") == "small-llama"
-    window.press("Make the recipe", memory="4GiB")
-    work(studio)
-    window.open()
-    assert "LoRA" in window.soup.select_one("#live pre").get_text()
-    link = next(link["href"] for link in window.soup.select("a.file") if "recipe" in link.get_text())
-    assert window.open(link).status == 200 and window.answer.content == b"PK"
 
 
 # --- who may come in -------------------------------------------------------------------------------------------
-
-
-def test_who_is_not_logged_in_comes_back_to_the_page_that_was_asked_for(tmp_path):
-    """By the token, and nowhere else than to a page of the studio; nothing of it is seen before."""
-    studio, sessions = Studio(tmp_path), SessionStore(tmp_path)
-    project = project_of(studio, name="A secret")
-    served = app.build_app(studio, Caps(), sessions=sessions)
-    for to, lands in ((f"/projects/{project}/runs?plan=", f"/projects/{project}/runs"), ("/", "/")):
-        window = Plain(served).open(to)
-        assert (
-            window.path.startswith(access.LOGIN) and "secret" not in window.answer.text and "worker" not in window.text
-        )
-        assert window.press("Log in", token="x" * 64).status == 422
-        assert "not the token" in window.text
-        assert window.press("Log in", token=sessions.owner).path.partition("?")[0] == lands and window.status == 200
-    for to in ("//evil.example/", "http://evil.example/", "/projects/../../x", "/api/v1/projects"):
-        window = Plain(served).open(f"{access.LOGIN}?to={to}").press("Log in", token=sessions.owner)
-        assert window.path == "/"
-    assert Plain(served).open(f"/?token={sessions.owner}").path == "/"
-    assert sessions.admits({"cookie": f"{COOKIE}={window.cookies[COOKIE]}"})
 
 
 def test_a_form_of_too_many_fields_is_refused(window, studio):

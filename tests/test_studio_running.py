@@ -20,6 +20,7 @@ from hostile_studio import Request, serving
 from session_curl import started
 
 from peftbook import cli
+from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -43,9 +44,10 @@ def test_probes_are_answered_while_all_other_requests_wait(tmp_path):
     waited was done.
     """
     with serving(tmp_path / "home") as there:
-        made = there.ask("POST", "/tokens", {"label": "probe"})  # at its first use the door would note that
-        bearer = {"Authorization": f"Bearer {made['secret']}"}
-        label = Request("POST", "/api/v1/tokens", JSON, b'{"label": "x"}', (201,))
+        bearer = {
+            "Authorization": f"Bearer {SessionStore(there.studio.home).make('probe')[1]}"
+        }  # its first use is noted
+        label = Request("PATCH", f"/api/v1/projects/{there.known['project']}", JSON, b'{"name": "x"}', (200,))
         asking = [threading.Thread(target=there.send, args=(label,)) for _ in range(MANY)]
         with held(there.studio.home):
             for thread in asking:
@@ -59,7 +61,7 @@ def test_probes_are_answered_while_all_other_requests_wait(tmp_path):
             assert time.monotonic() - began < 25 and all(thread.is_alive() for thread in asking)
         for thread in asking:
             thread.join(120)
-        assert there.counts[201] > MANY and there.broken == [] and there.errors == []
+        assert there.counts[200] > MANY and there.broken == [] and there.errors == []
         there.studio.beat("stand-in", os.getpid())
         assert there.send(Request("GET", "/api/v1/ready")).status == 200
 
@@ -69,7 +71,7 @@ def test_a_backup_outlives_the_original_and_its_server(tmp_path):
     """Taken while it is served; then the server is killed and its home destroyed. What was restored is served under the
     same tokens, with the same project, plans, jobs, decision, texts and adapter. Only its owner reads it.
     """
-    home, backup = tmp_path / "home", tmp_path / "backup.tar"
+    home, backup = tmp_path / "home", tmp_path / "backup.zip"
     studio = Studio(home)
     project = studio_api.project_of(studio)
     studio_api.work(studio)
@@ -84,7 +86,7 @@ def test_a_backup_outlives_the_original_and_its_server(tmp_path):
             with httpx.Client(base_url=f"{address}api/v1/", timeout=120) as client:
                 client.headers["authorization"] = f"Bearer {secret or token}"
                 if not secret:
-                    secret = client.post("tokens", json={"label": "laptop"}).json()["secret"]
+                    secret = SessionStore(home).make("laptop")[1]
                     assert cli.main(["studio", "--home", str(home), "--backup", str(backup)]) == 0
                 seen.append([client.get(path).raise_for_status().content for path in paths])
         finally:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import configparser
-import io
 import json
 import shlex
-import tarfile
+import shutil
 import threading
+import warnings
+import zipfile
 
 import pytest
 import studio_api
@@ -51,13 +52,13 @@ def test_a_backup_is_of_one_moment_whatever_is_written_meanwhile(home, tmp_path)
     thread.start()
     try:
         for at in range(3):
-            back_up(home, tmp_path / f"{at}.tar")
+            back_up(home, tmp_path / f"{at}.zip")
     finally:
         until.set()
         thread.join(60)
     studio.close()
     for at in range(3):
-        restore(tmp_path / f"{at}.tar", tmp_path / f"home-{at}")
+        restore(tmp_path / f"{at}.zip", tmp_path / f"home-{at}")
         again = Studio(tmp_path / f"home-{at}")
         again.release()
         studio_api.work(again)
@@ -66,10 +67,10 @@ def test_a_backup_is_of_one_moment_whatever_is_written_meanwhile(home, tmp_path)
         again.close()
 
 
-@pytest.mark.parametrize("fault", ["changed", "cut", "link", "outside", "lacking", "other"])
+@pytest.mark.parametrize("fault", ["changed", "cut", "link", "outside", "packed", "other"])
 def test_what_is_no_backup_or_was_changed_leaves_nothing(home, tmp_path, fault):
     """One sentence; no file is written outside, and no home is half there."""
-    good, bad = tmp_path / "good.tar", tmp_path / "bad.tar"
+    good, bad = tmp_path / "good.zip", tmp_path / "bad.zip"
     back_up(home, good)
     content = good.read_bytes()
     if fault == "changed":
@@ -87,25 +88,25 @@ def test_what_is_no_backup_or_was_changed_leaves_nothing(home, tmp_path, fault):
 
 
 def rewrite(good, bad, fault: str) -> None:
-    """The same members, and one that does not belong there, or none of the last."""
-    with tarfile.open(good) as before, tarfile.open(bad, "w") as after:
-        members = before.getmembers()
-        for member in members[: -1 if fault == "lacking" else None]:
-            after.addfile(member, before.extractfile(member))
-        if fault != "lacking":
-            entry = tarfile.TarInfo("token" if fault == "link" else "projects/../../../outside")
-            entry.type, entry.linkname = (tarfile.SYMTYPE if fault == "link" else tarfile.REGTYPE), "/etc/passwd"
-            after.addfile(entry, io.BytesIO())
+    """The same members, and one that does not belong there, is there already, or is packed."""
+    shutil.copyfile(good, bad)
+    entry = zipfile.ZipInfo({"link": "token", "outside": "projects/../../../outside"}.get(fault, "login.json"))
+    if fault == "link":
+        entry.external_attr = 0o120777 << 16
+    if fault == "packed":
+        entry.compress_type = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(bad, "a") as after, warnings.catch_warnings(action="ignore"):
+        after.writestr(entry, "/etc/passwd")
 
 
 def test_nothing_is_overwritten(home, tmp_path, capsys):
     """Neither a backup nor a home."""
-    back_up(home, tmp_path / "one.tar")
-    for words in (["--backup", str(tmp_path / "one.tar")], ["--restore", str(tmp_path / "one.tar")]):
+    back_up(home, tmp_path / "one.zip")
+    for words in (["--backup", str(tmp_path / "one.zip")], ["--restore", str(tmp_path / "one.zip")]):
         assert cli.main(["studio", "--home", str(home), *words]) == 2
         assert "overwritten" in capsys.readouterr().err
-    assert cli.main(["studio", "--home", str(tmp_path / "none"), "--backup", str(tmp_path / "two.tar")]) == 2
-    assert not (tmp_path / "none").exists() and not (tmp_path / "two.tar").exists()
+    assert cli.main(["studio", "--home", str(tmp_path / "none"), "--backup", str(tmp_path / "two.zip")]) == 2
+    assert not (tmp_path / "none").exists() and not (tmp_path / "two.zip").exists()
 
 
 def test_the_unit_starts_a_studio_as_it_was_asked(tmp_path, capsys):

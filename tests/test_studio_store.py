@@ -176,9 +176,9 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     from peftbook.training.loop import losses
 
     Studio(first).close()
-    back_up(first, tmp_path / "backup.tar")
+    back_up(first, tmp_path / "backup.zip")
     shutil.rmtree(first)
-    restore(tmp_path / "backup.tar", first)
+    restore(tmp_path / "backup.zip", first)
     studio = Studio(first)
     _, lora, waiting = studio.jobs()
     with zipfile.ZipFile(adapter_zip(studio, lora)) as archive:
@@ -622,8 +622,6 @@ def test_an_answer_grows_and_ends(studio, project):
     assert not studio.say(third, "x")
     studio.settle(third, text="late")
     assert studio.answer(third).state == "withdrawn"
-    with pytest.raises(InputError, match="does not know"):
-        studio.ask("rm -rf", {"project": project.id})
 
 
 def test_a_kind_of_question_can_be_left_for_later(studio, project):

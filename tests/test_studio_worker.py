@@ -45,14 +45,17 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
 from peftbook.runtime.resources import memory_bytes
-from peftbook.studio import artefacts, assistant, preflight, work
+from peftbook.studio import artefacts, assistant, downloads, preflight, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
-from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge
+from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge, question
 from peftbook.studio.worker import Worker, serve
 from peftbook.tasks import TaskExample
+from peftbook.tasks.columns import Columns
+from peftbook.tasks.files import task_from_table
+from peftbook.tasks.table import read_table
 from peftbook.training.encode import encode_prompt
 from peftbook.training.forward import causal_model, hidden_states
 from peftbook.training.generate import generate
@@ -565,12 +568,24 @@ def test_the_merged_model_is_the_models_equal(shop, base_logits, name):
     assert (wanted - base_logits).abs().max() > 0.01 * wanted.abs().max()  # training had changed something
 
 
+def test_chats_are_tried_as_chats():
+    """A test row has its turns, a typed text what the system says to all rows."""
+    said = [{"role": role, "content": text} for role, text in (("system", "S"), ("user", "1"), ("assistant", "2"))]
+    asked = ([{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(12))
+    chats = [{"messages": said + last} for last in asked]
+    task = task_from_table(read_table("\n".join(map(json.dumps, chats)).encode()), Columns("input", "target"))
+    row = task.splits["test"][0]
+    assert question(task, row.input) == row and question(task, "Hi").turns == (("system", "S"), ("user", "Hi"))
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.unmerged])
 def test_what_cannot_be_merged_says_why(shop, name):
     """One sentence with the way out."""
     studio, _, jobs = shop
-    with pytest.raises(InputError, match="download the adapter instead"):
-        artefacts.merged_zip(studio, jobs[name])
+    for file in ("model.zip", "model.gguf"):
+        with pytest.raises(InputError, match="download the adapter instead"):
+            downloads.ask_for(studio, jobs[name], file)
+    assert "model.zip" not in [one.name for one in downloads.offered(studio, jobs[name])]
 
 
 def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
@@ -578,16 +593,16 @@ def test_the_merged_zip_loads_without_anything_of_ours(shop, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     studio, project, jobs = shop
-    request = studio.ask("merge", {"project": project.id, "job": jobs["lora"].id})
+    request = downloads.ask_for(studio, jobs["lora"], "model.zip")
     assert assistant.Assistant(studio).tick()
     answer = studio.answer(request)
     assert answer.state == "done", answer.error
-    zipfile.ZipFile(answer.result["path"]).extractall(tmp_path)
+    zipfile.ZipFile(downloads.file_of(studio, jobs["lora"], "model.zip")).extractall(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert torch.allclose(logits(model, IDS), logits(merge(studio, jobs["lora"]).model, IDS), atol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
-    downloads = studio.folder(project.id) / "downloads"
-    assert not [path for path in downloads.iterdir() if path.name.startswith(".")]
+    folder = studio.folder(project.id) / "downloads"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("name", ["lora", "pissa", "prompt", "ia3", "vera", "loha"])
@@ -672,7 +687,6 @@ def test_the_command_line_names_the_same_run(shop):
     from peftbook.cli import build_parser
     from peftbook.core.options import read_options
     from peftbook.studio.compare import given_run
-    from peftbook.tasks.files import task_from_table
 
     studio, project, jobs = shop
     words = shlex.split(artefacts.command_line(studio, jobs["qlora"]))
@@ -687,13 +701,13 @@ def test_what_cannot_be_downloaded_says_why(shop, tmp_path):
     studio, _, jobs = shop
     for name, why in (("untuned", "no adapter"), ("full", "download the merged model")):
         with pytest.raises(InputError, match=why):
-            artefacts.adapter_zip(studio, jobs[name])
+            downloads.file_of(studio, jobs[name], "adapter.zip")
     other = Studio(tmp_path)
     project = colours_project(other)
     job = other.jobs(plan=other.submit(project.id, [small_run(other, project, LoRA())]))[0]
-    for make in (artefacts.adapter_zip, artefacts.merged_zip, artefacts.outputs_csv):
+    for name in downloads.ARTEFACTS:
         with pytest.raises(InputError, match="is queued"):
-            make(other, job)
+            downloads.file_of(other, job, name)
     assert sorted(zipfile.ZipFile(artefacts.adapter_zip(studio, jobs["adapter"])).namelist()) == [
         "README.md", "run.json", "trainable.safetensors"
     ]  # fmt: skip
@@ -787,7 +801,7 @@ def test_a_faulty_question_is_answered_and_ends_nothing(shop):
     """The next one is answered too."""
     studio, project, jobs = shop
     helper = assistant.Assistant(studio)
-    asked = [studio.ask("merge", {"project": project.id}), studio.ask("generate", {"project": project.id, "text": "a"})]
+    asked = [studio.ask("make", {"project": project.id}), studio.ask("generate", {"project": project.id, "text": "a"})]
     asked.append(studio.ask("generate", {"project": project.id, "job": jobs["lora"].id, "max_new_tokens": 1}))
     for _ in range(200):
         if all(studio.answer(request).ended for request in asked):

@@ -41,9 +41,9 @@ import hostile_files
 import studio_api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from studio_examples import EXAMPLES, ROWS
 
 from peftbook.studio import access
-from peftbook.studio.api.examples import EXAMPLES, ROWS
 from peftbook.studio.api.page import operations
 from peftbook.studio.app import build_app
 from peftbook.studio.sessions import SessionStore, owner_token
@@ -393,7 +393,7 @@ def requests(draw: st.DrawFn, there: Served) -> Request:
     statuses: tuple[int, ...] = ()
     if not draw(st.integers(0, 9)) and not path.startswith(("/health", "/ready")):
         headers["Authorization"] = draw(st.sampled_from(STRANGERS))
-        statuses = (400, 401, 404, *[422] * (path == "/tokens"))  # where who asks stands beside the body
+        statuses = (400, 401, 404)
     return Request(method, target, headers, body, statuses)
 
 
@@ -506,9 +506,8 @@ def attacks(there: Served) -> Iterator[Request]:
         yield Request("DELETE", f"{projects}/{known['project']}", site, statuses=(403,))
         yield Request("GET", projects, site, statuses=(403,))
     for value in STRANGERS:
-        for target in (projects, f"/api/v1/jobs/{known['job']}/artefacts/adapter.zip", "/api/v1/tokens", "/api/v1/"):
-            allowed = (400, 401) if target != "/api/v1/" else (303, 400, 401)
-            yield Request("GET", target, {"Authorization": value}, statuses=allowed)
+        for target in (projects, f"/api/v1/jobs/{known['job']}/artefacts/adapter.zip", "/api/v1/"):
+            yield Request("GET", target, {"Authorization": value}, statuses=(400, 401))
     yield Request("GET", f"{projects}?token={there.token}", {"Authorization": None}, statuses=(401,))
     for cookie in (f"peftbook-session={there.token}", "peftbook-session=a; \x01=b", "=", ";" * 5000):
         yield Request("GET", projects, {"Authorization": None, "Cookie": cookie}, statuses=(400, 401))
@@ -651,14 +650,15 @@ def two_at_once(there: Served) -> None:
 
 def stale_tokens(there: Served) -> None:
     """A token that was taken back, and one of somebody else's studio, open nothing."""
-    made = there.ask("POST", "/tokens", {"label": "stolen"})
-    there.ask("DELETE", f"/tokens/{made['id']}")
+    sessions = SessionStore(there.studio.home)
+    made, stolen = sessions.make("stolen")
+    sessions.revoke(made)
     with tempfile.TemporaryDirectory() as other:
         others = owner_token(Path(other))
-    for secret in (made["secret"], others, made["id"], there.token[:-1], there.token + "0", there.token.upper()):
+    for secret in (stolen, others, made, there.token[:-1], there.token + "0", there.token.upper()):
         header = {"Authorization": f"Bearer {secret}"}
         there.send(Request("GET", "/api/v1/projects", header, statuses=(401,)))
-        there.send(Request("POST", "/api/v1/tokens", header, b'{"label": "x"}', (401,)))
+        there.send(Request("POST", "/api/v1/files", header, b'{"bytes": 1}', (401,)))
 
 
 def attack(there: Served, count: int, each: int = 3) -> list[str]:

@@ -32,7 +32,6 @@ from studio_api import found_at
 from peftbook.core import specs
 from peftbook.core.base_models import SMALL_FOLDERS
 from peftbook.core.folders import DATA
-from peftbook.studio.api.examples import BEFORE
 from peftbook.studio.store import Studio
 
 LONGEST = 3600.0  # seconds, for a training beside other work
@@ -67,9 +66,9 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def play(lines: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Each line in its turn; the first is what this script sets itself, the third makes another file of questions."""
+    """Each line in its turn; the first is what this script sets itself, the second a function that they call."""
     function = lines[1]
-    for line in lines[len(BEFORE) - 1 :]:
+    for line in lines[2:]:
         command, _, remark = line.partition("  # ")
         began, whole = time.monotonic(), f"{function}\n{command}"
         answer = run(whole, folder, environment)
@@ -127,7 +126,7 @@ def main() -> None:
         environment, began = os.environ | {"STUDIO": f"{address}api/v1", "TOKEN": token}, time.monotonic()
         lines = script(address, token)
         play(lines, folder, environment)
-        print(f"{time.monotonic() - began:8.2f} s  in all: {len(lines) - len(BEFORE)} commands, {rows} rows")
+        print(f"{time.monotonic() - began:8.2f} s  in all: {len(lines) - 2} commands, {rows} rows")
         print(check_adapter(folder))
     finally:
         process.kill()

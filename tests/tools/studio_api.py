@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from studio_examples import EXAMPLES, ROWS, Example
 from studio_home import SMALL
 
 from peftbook.core import specs
@@ -23,8 +24,8 @@ from peftbook.core.records import Record
 from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
-from peftbook.studio.api.examples import EXAMPLES, MORE, ROWS, Example
 from peftbook.studio.app import LOOPBACK, listen
+from peftbook.studio.artefacts import place
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.sessions import SessionStore
@@ -41,7 +42,7 @@ class Client:
 
     def __init__(self, served: Any, headers: Mapping[str, str] | None = None):
         self.served, self.headers, self.cookies = served, dict(headers or {}), httpx.Cookies()
-        self.files = {"questions.csv": ROWS.encode(), "more.csv": MORE.encode()}  # in the folder of the shell
+        self.files = {"questions.csv": ROWS.encode()}  # in the folder of the shell
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -61,15 +62,12 @@ class Client:
         return self("POST", path, **options)
 
     def send(self, example: Example, known: Mapping[str, str]) -> httpx.Response:
-        """An example's request, with what is known by now; a file that it saves is kept."""
+        """An example's request, with what is known by now."""
         path, body = filled(f"/api/v1{example.path}", known), filled(example.body, known)
         if example.file and body is None:
             return self(example.method, path, content=self.files[example.file])
         body = body | {"bytes": len(self.files[example.file])} if example.file else body
-        answer = self(example.method, path, **({} if body is None else {"json": body}))
-        if example.saved:
-            self.files[example.saved] = answer.content
-        return answer
+        return self(example.method, path, **({} if body is None else {"json": body}))
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:
@@ -86,7 +84,7 @@ def filled(value: Any, known: Mapping[str, str]) -> Any:
 def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None = None) -> Client:
     """The API behind the access middleware."""
     app = FastAPI()
-    app.mount("/api/v1", build_api(Context(studio, UploadStore(studio.home, caps or Caps()), keys)))
+    app.mount("/api/v1", build_api(Context(studio, UploadStore(studio.home, caps or Caps()))))
     return Client(access.AccessMiddleware(app, LOOPBACK, keys))
 
 
@@ -144,10 +142,7 @@ def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
         elif request.kind == "generate":
             text = "8"
         else:
-            path = studio.folder(request.payload["project"]) / "downloads" / f"{request.id}.zip"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"PK")
-            text, result = "LoRA", {"path": str(path)}
+            place(studio, studio.job(request.payload["job"]), request.payload["name"]).write_bytes(b"PK")
         studio.settle(request.id, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
         finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])

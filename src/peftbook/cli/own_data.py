@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add
+
+if TYPE_CHECKING:
+    from peftbook.studio.sessions import SessionStore
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
@@ -51,10 +54,6 @@ def compare_options(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="also write one page that can be mailed")
     compare.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the table")
     compare.add_argument("--json", action="store_true", help="print numbers in full as JSON")
-    words = "have a studio there compute it: its address, as it printed it"
-    compare.add_argument("--server", metavar="URL", help=words)
-    words = "of that studio, if it is not in the address (default: $PEFTBOOK_TOKEN)"
-    compare.add_argument("--token", default=os.environ.get("PEFTBOOK_TOKEN"), help=words)
 
 
 def studio_options(web: argparse.ArgumentParser) -> None:
@@ -71,9 +70,10 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--name", action="append", default=[], metavar="HOST", help=words)
     web.add_argument("--backup", type=Path, metavar="FILE", help="write the whole studio into a new file, and end")
     web.add_argument("--restore", type=Path, metavar="FILE", help="make a new home of a backup, and end")
-    words = "write one project, by its id or its name, into a new file that another studio takes in, and end"
-    web.add_argument("--save-project", nargs=2, metavar=("PROJECT", "FILE"), help=words)
-    web.add_argument("--load-project", type=Path, metavar="FILE", help="take in a project that was saved, and end")
+    words = "make a token for a person or a program, print it, and end; it opens pages and API until it is taken back"
+    web.add_argument("--make-token", metavar="LABEL", help=words)
+    web.add_argument("--tokens", action="store_true", help="list the tokens that were made, and end")
+    web.add_argument("--take-back", metavar="ID", help="take a token back, at once, and end")
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     add_options(web, Caps)
@@ -113,10 +113,6 @@ def command_train(args: argparse.Namespace) -> int:
 
 def command_compare(args: argparse.Namespace) -> int:
     """Train several methods on the reader's own file and say which to take; the studio's jobs and table."""
-    if args.server:
-        from peftbook.studio.remote import compare_on_server
-
-        return compare_on_server(args)
     from peftbook.studio.compare import compare_file
 
     return compare_file(args)
@@ -176,7 +172,8 @@ def command_studio(args: argparse.Namespace) -> int:
     from peftbook.studio.database import default_home
     from peftbook.tasks.rows import Caps
 
-    if args.backup or args.restore or args.unit or args.save_project or args.load_project:
+    token = args.make_token is not None or args.tokens or args.take_back
+    if args.backup or args.restore or args.unit or token:
         print(maintain(args, args.home or default_home()))
         return 0
     caps = read_options(Caps, args)
@@ -193,9 +190,10 @@ def command_studio(args: argparse.Namespace) -> int:
 
 
 def maintain(args: argparse.Namespace, home: Path) -> str:
-    """What is done with a studio that is not served now, in words: a backup, a home made of one, a unit for systemd."""
+    """What is done beside serving, in words: a backup, a home made of one, tokens, a unit for systemd."""
     from peftbook.studio.backup import back_up, restore
     from peftbook.studio.service import unit
+    from peftbook.studio.sessions import SessionStore
 
     if args.backup:
         size = back_up(home, args.backup) / 1e6
@@ -203,25 +201,18 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.restore:
         restore(args.restore, home)
         return f"The studio is in {home}: start it with --home {home}."
-    if args.save_project or args.load_project:
-        return move_project(args, home)
+    if not args.unit:
+        return manage_tokens(args, SessionStore(home))
     options = [word for name in args.name for word in ("--name", name)]
     return unit(home, args.port, options)
 
 
-def move_project(args: argparse.Namespace, home: Path) -> str:
-    """A project that is saved, or taken in, in words."""
-    from peftbook.core.options import check_bounds, read_options
-    from peftbook.studio.archive import load_project, save_named
-    from peftbook.studio.store import Studio
-    from peftbook.tasks.rows import Caps
-
-    studio = Studio(home)
-    if args.load_project:
-        caps = read_options(Caps, args)
-        check_bounds(caps)
-        project = load_project(studio, args.load_project, caps)
-        return f"Project {project.name!r} is in {home}, with {len(studio.jobs(project.id))} runs."
-    name, target = args.save_project
-    size = save_named(studio, name, Path(target)) / 1e6
-    return f"{target}: {size:,.1f} MB. Another studio takes it in with --load-project {target}."
+def manage_tokens(args: argparse.Namespace, sessions: SessionStore) -> str:
+    """Make a token, take one back, or list them, in words."""
+    if args.make_token is not None:
+        token, secret = sessions.make(args.make_token)
+        return f"Token {token}, said once: add ?token={secret} to the studio's address, or send it as a bearer token."
+    if args.take_back:
+        sessions.revoke(args.take_back)
+        return f"Token {args.take_back} opens nothing any more."
+    return "\n".join(f"{token}  {label}" for token, label in sessions.tokens().items()) or "No token was made."

@@ -28,7 +28,7 @@ from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.own_metrics import Metric
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
-from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend, say_continued
+from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
 from peftbook.decision.terms import COSTS, MEASURES, Comparison, Measure, Pair, Row
 from peftbook.evidence.comparison import examples_of, table
 from peftbook.evidence.stats import Interval
@@ -82,7 +82,7 @@ def compare(
     for one in candidates:
         base[one.run.model] = max(base[one.run.model], one.base_parameters)
     rows = [describe_row(label, one, measures, base[one.run.model], groups) for label, one in labelled.items()]
-    rows = with_before(with_forgotten(rows, labelled, prose or {}))
+    rows = with_forgotten(rows, labelled, prose or {})
     contest = [row for row in rows if not row.failure and deciding.name in row.scores]
     contest.sort(key=lambda row: (-deciding.sign * row.scores[deciding.name].mean, row.untuned, row.label))
     competing = {row.label: labelled[row.label] for row in contest}
@@ -107,24 +107,8 @@ def compare(
         ),
         metrics=tuple(metrics),
     )
-    found = dataclasses.replace(found, recommendation=recommend(found), continued=say_continued(found))
+    found = dataclasses.replace(found, recommendation=recommend(found))
     return dataclasses.replace(found, cautions=list_cautions(found, tuned))
-
-
-def with_before(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those that go on from another one with its label and its cost: they are not to be had without it."""
-    owners = {key: row for row in rows for key in row.runs}
-    return [
-        row
-        if (before := owners.get(row.run.start)) is None
-        else dataclasses.replace(
-            row,
-            before=before.label,
-            train_seconds=row.train_seconds + before.train_seconds,
-            peak_memory_bytes=max(row.peak_memory_bytes, before.peak_memory_bytes),
-        )
-        for row in rows
-    ]
 
 
 def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:
@@ -195,7 +179,6 @@ def mark(contest: Sequence[Row], pairs: Sequence[Pair], measure: Measure, level:
             row,
             against_untuned=by_pair.get((row.label, baselines.get(row.label, "")), {}),
             against_leader=by_pair.get((row.label, labels[0]), {}),
-            against_before=by_pair.get((row.label, row.before), {}),
             may_be_best=row.label not in ruled_out or row.label == labels[0],
             beats_untuned=row.label in better,
         )

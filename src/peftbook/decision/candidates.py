@@ -64,14 +64,12 @@ def group_records(records: Sequence[Record]) -> list[Candidate]:
         raise InputError("There is no finished run to compare yet: wait for the first one.")
     candidates: dict[str, Candidate] = {}
     first: specs.Run | None = None
-    starts = {record.spec.start for record in records if isinstance(record.spec, specs.Run)}
-    for record in sorted(records, key=lambda one: one.key in starts):
+    for record in records:
         run = record.spec
         if not isinstance(run, specs.Run) or run.purpose != "quality":
             raise InputError(f"Record {record.short_key} is no quality run: compare trained and untuned models only.")
         first = first or run
-        task = first.task if run.key in starts else run.task  # of fewer training rows, and the same test rows
-        if (task, run.evaluation) != (first.task, first.evaluation):
+        if (run.task, run.evaluation) != (first.task, first.evaluation):
             raise InputError(
                 f"Runs {first.key[:12]} and {run.key[:12]} were not scored on the same test examples in the same way: "
                 "compare the runs of one plan."
@@ -135,13 +133,8 @@ def model_label(name: str) -> str:
 def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
     """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
     runs = [candidate.run for candidate in candidates]
-    several, starts = len({run.model for run in runs}) > 1, {run.start for run in runs}
-    plain = [
-        run.method.label
-        + (", before" if run.key in starts else ", continued" * bool(run.start))
-        + (f" · {model_label(run.model.name)}" if several else "")
-        for run in runs
-    ]
+    several = len({run.model for run in runs}) > 1
+    plain = [run.method.label + (f" · {model_label(run.model.name)}" if several else "") for run in runs]
     settings = [settings_of(run) for run in runs]
     out = []
     for label, own in zip(plain, settings, strict=True):

@@ -120,20 +120,6 @@ def ahead(found: Comparison, row: Row, other: Row) -> str:
     return f"{amount(found, one.mean)} (95 % interval {signed(one.low)} to {signed(one.high)})"
 
 
-def say_continued(found: Comparison) -> tuple[str, ...]:
-    """Of each row that goes on from another one what the further training has changed, on the same test examples."""
-    told = []
-    for row in found.contest:
-        if (one := row.against_before.get(found.measure.name)) is not None and math.isfinite(one.half95):
-            unit = found.measure.unit or found.measure.label
-            told.append(
-                f"{row.label} − {row.before}: {signed(one.mean)} {unit} (95 % interval {signed(one.low)} to "
-                f"{signed(one.high)}), paired over the same {one.examples:,} test examples"
-                + (", less is better." if found.measure.sign < 0 else ".")
-            )
-    return tuple(told)
-
-
 def correction(found: Comparison) -> str:
     """How the many comparisons are accounted for."""
     once = "" if found.seeds > 1 else "Each was trained once: other seeds may order them differently. "

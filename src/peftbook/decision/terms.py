@@ -93,9 +93,8 @@ class Row:
     """One model with one method, its seeds pooled.
 
     run: of the first seed.  seeds: empty for a method without randomness.  scores: by the name of the measure.
-    against_untuned, against_leader, against_before: paired differences, this row minus the untuned model of its own,
-    the row with the best mean or the one that it goes on from, by the name of the measure; that of perplexity is in
-    nats per token.  before: label of the row that it goes on from, whose cost it has too.
+    against_untuned, against_leader: paired differences, this row minus the untuned model of its own or the row with the
+    best mean, by the name of the measure; that of perplexity is in nats per token.
     may_be_best, beats_untuned: by the deciding measure, at the family-wise level; None where the row is not compared.
     adapter_bytes: what is stored for this row, the whole model for full fine-tuning.  train_seconds: mean over seeds.
     peak_memory_bytes: the largest.  model_parameters: of the model without what was added.  runs: keys of its records.
@@ -118,8 +117,6 @@ class Row:
     failure: str = ""
     against_untuned: Mapping[str, Interval] = field(default_factory=dict)
     against_leader: Mapping[str, Interval] = field(default_factory=dict)
-    against_before: Mapping[str, Interval] = field(default_factory=dict)
-    before: str = ""
     may_be_best: bool | None = None
     beats_untuned: bool | None = None
     forgotten: Interval | None = None
@@ -210,7 +207,6 @@ class Comparison:
     measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
     most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying: the score of repeating the input, or None
     where it is not known.  cautions: what the table cannot tell.  metrics: those of the user's own.
-    continued: what going on with more rows has changed, in words.
     """
 
     rows: tuple[Row, ...]
@@ -229,7 +225,6 @@ class Comparison:
     copying: Interval | None = None
     cautions: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
-    continued: tuple[str, ...] = ()
 
     @property
     def decides(self) -> bool:

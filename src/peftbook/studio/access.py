@@ -13,7 +13,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlencode
 
 from peftbook.studio.sessions import SessionStore
 
@@ -26,10 +25,14 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # RFC
 OPEN = re.compile(r"/studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)")
 PAGE = re.compile(r"/(?:status|new/\w+|projects/\w+(?:/(?:data|plan|runs|decision|try|files))?)?", re.ASCII)
 API = re.compile(r"/api/v1(?:/[\w.-]*)*", re.ASCII)
-UPLOAD, LOGIN = "/new", "/studio/login"
+UPLOAD = "/new"
 CONTENT = re.compile(rf"{UPLOAD}|/api/v1/files/\w+/content", re.ASCII)  # bytes of a file, which are counted there
 PROBES = ("/api/v1/health", "/api/v1/ready")  # which say nothing of anybody's data
 READ, WRITE = ("GET", "HEAD", "POST"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")  # of the page, of the API
+LOCKED = (
+    "This address has no token, one that was taken back, or a session that has ended. Open the one that the studio "
+    "printed when it was started, whose token also stands in the file `token` of its folder, or one made for you."
+)
 BODY_BYTES = 8_000_000  # of any request but an upload
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -101,29 +104,20 @@ class AccessMiddleware:
         if host_of(headers.get("host", "")) not in self.hosts:
             return 421, "This studio does not answer to that name: open it by the address that it printed."
         page, of_api = PAGE.fullmatch(path), API.fullmatch(path)
-        known = OPEN.fullmatch(path) or page or path in (UPLOAD, LOGIN)
+        known = OPEN.fullmatch(path) or page or path == UPLOAD
         if not (known or of_api) or ".." in path or method not in (WRITE if of_api else READ):
             return 404, "There is nothing here."
-        visit = method in ("GET", "HEAD") and (page or path in (LOGIN, "/api/v1/"))
+        visit = method in ("GET", "HEAD") and (page or path == "/api/v1/")
         query, secure = scope["query_string"], scope.get("scheme") == "https"
         if page and visit and self.sessions and (login := self.sessions.log_in_by_query(path, query, secure=secure)):
             return 303, "Come in.", login
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
-        if self.sessions is None or OPEN.fullmatch(path) or path == LOGIN or path in PROBES:
+        if self.sessions is None or OPEN.fullmatch(path) or path in PROBES or self.sessions.admits(headers):
             return None
-        if self.sessions.admits(headers):
-            return None
-        if visit:
-            return 303, "Log in first.", {"location": relative(path, login_for(path, query))}
         if of_api:
             return 401, "Say who asks: send `Authorization: Bearer TOKEN`.", {"www-authenticate": "Bearer"}
-        return 401, "Log in first: load the page again."
-
-
-def login_for(path: str, query: bytes) -> str:
-    asked = path + (f"?{query.decode('latin-1')}" if query else "")
-    return LOGIN if asked == "/" else f"{LOGIN}?{urlencode({'to': asked})}"
+        return 401, LOCKED
 
 
 def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:

@@ -73,9 +73,7 @@ def serve(
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
     if (studio.home / "login.json").is_file():
-        print(
-            "Names and passwords are gone: send people an address with a token of their own, see /api/v1/.", flush=True
-        )
+        print("Names and passwords are gone: `peftbook studio --make-token` makes a token for each person.", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
     )
@@ -126,7 +124,7 @@ def build_app(
     from peftbook.studio.api.context import Context
     from peftbook.studio.pages import add_pages
 
-    context = Context(studio, UploadStore(studio.home, caps), sessions)
+    context = Context(studio, UploadStore(studio.home, caps))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_files(app)
     app.mount("/api/v1", build_api(context))
@@ -136,17 +134,12 @@ def build_app(
 
 def add_files(app: FastAPI) -> None:
     """Style sheet, script, icon and fonts: a fixed list, read once, kept by browsers."""
-    from starlette.requests import Request
     from starlette.responses import Response
-
-    from peftbook.studio.pages.site import add_packed
-
-    def kept(content: bytes, kind: str) -> Callable[[Request], Response]:
-        """Answers anew each time: packing changes the headers of an answer."""
-        return lambda _: Response(content, media_type=kind, headers=KEPT)
+    from starlette.routing import Route
 
     found = {name: own_file(name)[0] for name in ("style.css", "page.js", "icon.svg")}
     fonts = next((folder for folder in FONTS if folder.is_dir()), HERE)
     found |= {f"fonts/{path.name}": path.read_bytes() for path in fonts.glob("*.woff2")}
     for name, content in found.items():
-        add_packed(app, f"/studio/{name}", kept(content, KINDS[Path(name).suffix]), ["GET"])
+        answer = Response(content, media_type=KINDS[Path(name).suffix], headers=KEPT)
+        app.router.routes.append(Route(f"/studio/{name}", answer, methods=["GET"]))

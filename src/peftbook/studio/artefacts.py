@@ -1,7 +1,7 @@
 """Files of a finished job: adapter, merged model, test outputs; and the command that repeats it.
 
-Each file is written to a temporary name in the project's `downloads` folder and renamed. Only `merged_zip` needs the
-model: the assistant makes it, on a "merge" request.
+Each file is written to a temporary name in the project's `downloads` folder and renamed. Which of them can be made of a
+job is said in `downloads`, which also makes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from peftbook.core import specs
 from peftbook.core.base_models import SMALL_FOLDERS, in_folder, pinned
-from peftbook.core.errors import Conflict, InputError
+from peftbook.core.errors import Conflict
 from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.options import words_of
 from peftbook.core.progress import duration
@@ -29,7 +29,7 @@ from peftbook.methods.untuned import Untuned
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill
 from peftbook.studio.settings import Reading
-from peftbook.studio.store import Job, Studio, keeps_trained
+from peftbook.studio.store import Job, Studio
 from peftbook.studio.tabular import digits, ends, escape_cell
 
 LICENCES = {
@@ -45,18 +45,10 @@ MERGED = "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it
 def adapter_zip(studio: Studio, job: Job) -> Path:
     """The adapter as peft reads it (`adapter_config.json`, `adapter_model.safetensors`) with a model card and the run.
 
-    For methods that peft has no format for: the trained tensors by name. Raises InputError where nothing was trained,
-    or every weight was.
+    For methods that peft has no format for: the trained tensors by name.
     """
     record, folder = finished(studio, job), studio.adapter(job)
-    if job.run.budget is None:
-        raise InputError("The untuned model has no adapter: it is the base as it comes.")
-    if not keeps_trained(job.run):
-        raise InputError("What a trial of a rate trained is not kept: take a run with the rate that was chosen.")
-    if job.run.method.saved == "model":
-        raise InputError("Full fine-tuning leaves no adapter, it changes every weight: download the merged model.")
-    if folder is None:
-        raise InputError(f"The adapter of job {job.id!r} is not at hand any more: retry the job.")
+    assert folder is not None
     texts = described(studio, job, record) | base_named(job.run.model, folder)
     files = [file for file in sorted(folder.iterdir()) if file.name not in texts]
     return pack(place(studio, job, "adapter.zip"), files, texts)
@@ -65,7 +57,7 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
 def merged_zip(studio: Studio, job: Job) -> Path:
     """The whole model with what was trained in its weights, float32 safetensors, its tokenizer and a model card.
 
-    Loads the model: for the assistant's process. Raises InputError for methods that cannot be merged.
+    Loads the model: for the assistant's process.
     """
     from peftbook.studio.trained_model import merge
 
@@ -76,6 +68,28 @@ def merged_zip(studio: Studio, job: Job) -> Path:
         merged.tokenizer.save_pretrained(work)
         files = sorted(path for path in Path(work).iterdir() if path.name != "README.md")
         return pack(target, files, described(studio, job, record, merged=True))
+
+
+def gguf_adapter(studio: Studio, job: Job) -> Path:
+    """The adapter alone as a GGUF file in float16."""
+    from peftbook.views.export.gguf_adapter import write_adapter
+
+    target, trained = place(studio, job, "adapter.gguf"), studio.adapter(job)
+    assert trained is not None
+    if not target.is_file():
+        write_adapter(trained, target, "fp16", job.run.model)
+    return target
+
+
+def gguf_model(studio: Studio, job: Job) -> Path:
+    """The whole model with what was trained in its weights, as a GGUF file in float16."""
+    from peftbook.studio.trained_model import merge
+    from peftbook.views.export.gguf_model import write_model
+
+    target = place(studio, job, "model.gguf")
+    if not target.is_file():
+        write_model(merge(studio, job), target, "fp16", job.run.model)
+    return target
 
 
 def fill_folder(studio: Studio, job: Job, work: Path) -> None:
@@ -129,10 +143,9 @@ def hub_revision(model: specs.Model) -> str | None:
 def outputs_csv(studio: Studio, job: Job) -> Path:
     """What the model wrote for each test example, beside input and target, with each example's scores.
 
-    A cell that a spreadsheet would read as a formula starts with an apostrophe. Raises InputError without texts.
+    A cell that a spreadsheet would read as a formula starts with an apostrophe.
     """
-    if not (rows := list(output_rows(studio, job, finished(studio, job)))):
-        raise InputError(f"Job {job.id!r} generated no texts: submit it with test examples to generate.")
+    rows = list(output_rows(studio, job, finished(studio, job)))
     body = io.StringIO(newline="")
     writer = csv.writer(body)
     writer.writerow(rows[0])

@@ -144,10 +144,11 @@ class Assistant:
         elif request.kind == "preflight":
             self.under_way.append(RunningCheck(request.id, self.preflight(request.payload)))
         else:
-            from peftbook.studio.downloads import made
+            from peftbook.studio.downloads import artefact_of
 
-            path, words = made(self.studio, request)
-            self.studio.settle(request.id, result={"path": str(path)}, text=words)
+            job = self.studio.job(request.payload["job"])
+            artefact_of(self.studio, job, request.payload["name"]).make(self.studio, job)
+            self.studio.settle(request.id)
 
     def advance(self, one: Stream | RunningCheck) -> None:
         """Advance a text or a check, and store its progress."""

@@ -1,30 +1,24 @@
-"""Backup: a whole studio as one file, taken while it runs, and put back where there is none.
+"""Backup: a whole studio as one zip file, taken while it runs, and put back where there is none.
 
-A tar file with `manifest.json` first: the SHA-256 of every other member. Database first, files after: what ends in
-between is finished again from its record. Downloads and checkpoints are left out: they are made again.
+Database first, files after: what ends in between is finished again from its record. Downloads and checkpoints are left
+out: they are made again. Nothing is packed, so that a backup takes no more when it is put back.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import io
-import json
 import os
 import re
-import shutil
 import sqlite3
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from peftbook.core.errors import InputError
 from peftbook.studio.database import clear_failures
 
-Names = Callable[[str], bool]  # whether a member of this name may be there
-MANIFEST, DATABASE = "manifest.json", "studio.sqlite"
+DATABASE = "studio.sqlite"
 LOOSE = ("token", "login.json")
 KEPT = re.compile(r"projects/[0-9a-f]{16}/(?:data\.bin|metrics\.json|(?:records|adapters|starts)/[\w./-]+)", re.ASCII)
 
@@ -38,8 +32,14 @@ def back_up(home: Path, target: Path) -> int:
     with clear_failures(target.parent), tempfile.TemporaryDirectory(dir=target.absolute().parent) as work:
         database, aside = Path(work) / DATABASE, Path(work) / "backup"
         snapshot(home / DATABASE, database)
-        members = {DATABASE: database, **{path.relative_to(home).as_posix(): path for path in files_of(home)}}
-        pack(members, aside)
+        with aside.open("wb") as stream:
+            with zipfile.ZipFile(stream, "w", strict_timestamps=False) as archive:
+                archive.write(database, DATABASE)
+                for name in names_in(home):
+                    with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
+                        archive.write(home / name, name)
+            stream.flush()
+            os.fsync(stream.fileno())
         aside.chmod(0o600)
         aside.replace(target)
     return target.stat().st_size
@@ -58,47 +58,13 @@ def snapshot(source: Path, target: Path) -> None:
         copy.execute("VACUUM")
 
 
-def files_of(home: Path) -> Iterator[Path]:
-    """What belongs to it beside the database, without what is half-written."""
-    for path in files_under(home / "projects"):
+def names_in(home: Path) -> Iterator[str]:
+    """What belongs to a home beside the database, without what is half-written."""
+    for path in sorted(home.glob("projects/**/*")):
         name = path.relative_to(home).as_posix()
-        if KEPT.fullmatch(name) and "/." not in name:
-            yield path
-    yield from (home / name for name in LOOSE if (home / name).is_file())
-
-
-def files_under(folder: Path) -> list[Path]:
-    """All files in a folder and those in it, in order; one that is deleted meanwhile is passed over."""
-    found = (Path(inner) / name for inner, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if path.is_file() and not path.is_symlink())
-
-
-def pack(members: dict[str, Path], target: Path) -> None:
-    """A tar file of files under these names; one that is gone by now was deleted and is left out."""
-    digests: dict[str, str] = {}
-    with contextlib.closing(tempfile.TemporaryFile(dir=target.parent)) as body:
-        with tarfile.open(fileobj=body, mode="w") as archive:
-            for name, path in members.items():
-                with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-                    digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-                    stream.seek(0)
-                    entry = tarfile.TarInfo(name)
-                    entry.size, entry.mode = os.fstat(stream.fileno()).st_size, 0o600
-                    archive.addfile(entry, stream)
-        body.seek(0)
-        with target.open("wb") as stream:
-            stream.write(manifest_block(digests))
-            shutil.copyfileobj(body, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-
-def manifest_block(digests: dict[str, str]) -> bytes:
-    """The member that stands first, as it lies in the file."""
-    content = json.dumps(digests, indent=1).encode()
-    entry = tarfile.TarInfo(MANIFEST)
-    entry.size = len(content)
-    return entry.tobuf() + content + b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+        if KEPT.fullmatch(name) and "/." not in name and path.is_file() and not path.is_symlink():
+            yield name
+    yield from (name for name in LOOSE if (home / name).is_file())
 
 
 def restore(source: Path, home: Path) -> None:
@@ -114,15 +80,33 @@ def restore(source: Path, home: Path) -> None:
     above.mkdir(parents=True, exist_ok=True)
     with clear_failures(above), tempfile.TemporaryDirectory(dir=above, prefix=".peftbook-") as work:
         try:
-            if DATABASE not in unpack(source, Path(work), belongs):
-                raise ValueError("it has no database")
-        except ValueError:
+            unpack(source, Path(work))
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
             words = f"{str(source)!r} is no backup of a studio, or was changed: take another one."
             raise InputError(words) from None
         forget_lost(Path(work))
         if home.exists():
             home.rmdir()
         Path(work).replace(home)
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """Write the members of a backup, whose hashes zipfile checks. Raises ValueError for a file with others."""
+    with zipfile.ZipFile(source) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or DATABASE not in names or len({*names}) < len(names) or not all(map(belongs, names)):
+            raise ValueError("its members are not those of a backup")
+        for name in names:
+            path = Path(archive.extract(name, folder))
+            path.chmod(0o600)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def belongs(name: str) -> bool:
+    return name in (DATABASE, *LOOSE) or (KEPT.fullmatch(name) is not None and ".." not in name)
 
 
 def forget_lost(home: Path) -> None:
@@ -133,48 +117,3 @@ def forget_lost(home: Path) -> None:
             if not (home / "projects" / project / "data.bin").is_file():
                 db.execute("DELETE FROM projects WHERE id = ?", (project,))
         db.commit()
-
-
-def unpack(source: Path, folder: Path, is_ours: Names) -> set[str]:
-    """Write the members of a file that `pack` wrote, each checked by name and content; their names.
-
-    Raises ValueError for every other file: another name, a link, a hole, a member too many or too few, other bytes.
-    """
-    try:
-        with tarfile.open(source, "r:") as archive:
-            members = iter(archive)
-            first = next(members)
-            digests = json.load(archive.extractfile(first) or io.BytesIO()) if first.name == MANIFEST else {}
-            found = {member.name: write_member(archive, member, folder, is_ours) for member in members}
-    except (tarfile.TarError, StopIteration, EOFError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-    except OSError as error:
-        if error.errno not in (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL):
-            raise  # the disk's fault
-        raise ValueError(str(error)) from None
-    if not found or found != digests:
-        raise ValueError("its members are not those that it names")
-    return {*found}
-
-
-def belongs(name: str) -> bool:
-    return name in (DATABASE, *LOOSE) or (KEPT.fullmatch(name) is not None and ".." not in name)
-
-
-def write_member(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, is_ours: Callable[[str], bool]
-) -> str:
-    """Write one file and return its digest. Raises ValueError for what is none of ours."""
-    plain = member.isreg() and not member.issparse() and is_ours(member.name)
-    stream = archive.extractfile(member) if plain else None
-    if stream is None:
-        raise ValueError(member.name)
-    path = folder / member.name
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with path.open("xb") as target:
-        shutil.copyfileobj(stream, target)
-        target.flush()
-        os.fsync(target.fileno())
-    path.chmod(0o600)
-    with path.open("rb") as written:
-        return hashlib.file_digest(written, "sha256").hexdigest()

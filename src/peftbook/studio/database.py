@@ -203,13 +203,13 @@ class Database:
                     db.execute("ROLLBACK")
                 raise
 
-    @contextlib.contextmanager
-    def _waiting(self, seconds: float) -> Iterator[None]:
-        """A context in which this thread waits at most so long for a lock."""
+    def check_writable(self, seconds: float) -> None:
+        """Write nothing, waiting at most so long for a lock. Raises what stands in the way."""
         db = self._connection()
         db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
         try:
-            yield
+            with self._write():
+                pass
         finally:
             db.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE_SECONDS:.0f}")
 

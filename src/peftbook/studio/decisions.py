@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, Unknown
-from peftbook.core.records import Record, Store, load_record
+from peftbook.core.records import Record, Store
 from peftbook.decision import COSTS, Comparison, compare
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.decision.own_metrics import Metric, read_metrics
@@ -82,20 +82,12 @@ def _project_comparison(
     studio = Studio(home)
     store = studio.records(project_id)
     records = [record for record in map(store.get, runs) if record is not None]
-    records += befores(store, records)
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
     return compare(
         records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
     )
-
-
-def befores(store: Store, records: Sequence[Record]) -> list[Record]:
-    """The records of the runs that some of these go on from, which `continue_job` has left beside them."""
-    starts = {one.spec.start for one in records if isinstance(one.spec, specs.Run) and one.spec.start}
-    paths = (store.path(key) for key in sorted(starts - {one.key for one in records}))
-    return [load_record(path) for path in paths if path is not None]
 
 
 def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
@@ -111,7 +103,6 @@ def whole_report(
     """The comparison of these jobs as one HTML file, with the commands that repeat it: of each job, if not these."""
     store = studio.records(project_id)
     records = [record for job in jobs if (record := store.get(job.run)) is not None]
-    records += befores(store, records)
     splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
     commands = commands or [artefacts.command_line(studio, job) for job in jobs]
     return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

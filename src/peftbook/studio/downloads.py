@@ -1,73 +1,113 @@
-"""Downloads of finished jobs: names and paths of their files, and which of them are made on request.
-
-What needs a model, the assistant makes: a merged model, GGUF files for llama.cpp, the folder of a recipe.
-"""
+"""Downloads of finished jobs: one object a kind of file, which says whether it can be made of a job, and makes it."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-import shutil
-import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from peftbook.core.base_models import model_named
 from peftbook.core.errors import Conflict, InputError, Unknown
-from peftbook.memory.fit import bytes_of_card
-from peftbook.memory.known_shapes import hub_id
-from peftbook.studio.artefacts import adapter_zip, finished, merged_zip, outputs_csv, place
+from peftbook.studio.artefacts import adapter_zip, finished, gguf_adapter, gguf_model, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
-from peftbook.studio.requests import Request
 from peftbook.studio.store import Studio, keeps_trained
 
-WORDS = {
-    "adapter.zip": "the adapter as peft reads it, with a model card",
-    "outputs.csv": "what the model wrote for each test row, with its scores",
-    "model.zip": "base and adapter as one model, for transformers",
-    "adapter.gguf": "the adapter alone, for llama.cpp beside its base",
-    "model.gguf": "base and adapter as one model, for llama.cpp",
-}
-AT_ONCE = {"adapter.zip": adapter_zip, "outputs.csv": outputs_csv}
+
+@dataclass(frozen=True)
+class Artefact:
+    """A kind of file. title, words: what it is called, and what it is.
+
+    obstacle: why there is none of a job that is done, in a sentence; empty where there is one.  make: writes it.
+    at_once: whether it is made when it is fetched; what needs a model, the assistant makes.
+    """
+
+    name: str
+    title: str
+    words: str
+    obstacle: Callable[[Studio, Job], str]
+    make: Callable[[Studio, Job], Path]
+    at_once: bool = False
+
+    def is_ready(self, studio: Studio, job: Job) -> bool:
+        return self.at_once or place(studio, job, self.name).is_file()
 
 
-def offered(studio: Studio, job: Job) -> dict[str, str]:
-    """The names of the files that a job can have, each with a description."""
-    trained = job.state == "done" and keeps_trained(job.run)
-    kept = trained and job.run.method.saved != "model" and studio.adapter(job) is not None
-    lora = kept and (studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json").is_file()
-    there = {
-        "adapter.zip": kept,
-        "outputs.csv": job.state == "done" and job.run.evaluation.n_generate > 0,
-        "model.zip": trained,
-        "adapter.gguf": lora,
-        "model.gguf": trained,
-    }
-    return {name: WORDS[name] for name, is_there in there.items() if is_there}
+def no_weights(studio: Studio, job: Job) -> str:
+    if job.run.budget is None:
+        return "The untuned model has no adapter: it is the base as it comes."
+    if not keeps_trained(job.run):
+        return "What a trial of a rate trained is not kept: take a run with the rate that was chosen."
+    return "" if studio.adapter(job) else f"What job {job.id!r} trained is not at hand any more: retry the job."
 
 
-def check_name(studio: Studio, job: Job, name: str) -> None:
-    """Raises Unknown for a file that there cannot be of this job, and why."""
-    if name not in WORDS:
-        raise Unknown(f"There is no file {name!r} of a job: ask for one of {', '.join(WORDS)}.")
+def no_adapter(studio: Studio, job: Job) -> str:
+    whole = "Full fine-tuning leaves no adapter, it changes every weight: download the merged model."
+    return no_weights(studio, job) or (whole if job.run.method.saved == "model" else "")
+
+
+def no_lora(studio: Studio, job: Job) -> str:
+    config = studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json"
+    is_lora = config.is_file() and json.loads(config.read_text())["peft_type"] == "LORA"
+    other = f"llama.cpp reads no adapter of {job.run.method.label}: download the adapter as peft reads it."
+    return no_adapter(studio, job) or ("" if is_lora else other)
+
+
+def no_merged(studio: Studio, job: Job) -> str:
+    method = job.run.method
+    apart = f"What {method.kind!r} trained cannot be merged ({method.unmerged}): download the adapter instead."
+    return no_weights(studio, job) or (apart if method.unmerged else "")
+
+
+def no_outputs(studio: Studio, job: Job) -> str:
+    none = f"Job {job.id!r} generated no texts: submit it with test examples to generate."
+    return "" if job.run.evaluation.n_generate else none
+
+
+ARTEFACTS = {
+    one.name: one
+    for one in (
+        Artefact("adapter.zip", "Adapter", "the adapter as peft reads it, with a model card", no_adapter, adapter_zip,
+                 at_once=True),
+        Artefact("outputs.csv", "Test outputs", "what the model wrote for each test row, with its scores", no_outputs,
+                 outputs_csv, at_once=True),
+        Artefact("model.zip", "Merged model", "base and adapter as one model, for transformers", no_merged, merged_zip),
+        Artefact("adapter.gguf", "Adapter as GGUF", "the adapter alone, for llama.cpp beside its base", no_lora,
+                 gguf_adapter),
+        Artefact("model.gguf", "Merged model as GGUF", "base and adapter as one model, for llama.cpp", no_merged,
+                 gguf_model),
+    )
+}  # fmt: skip
+
+
+def offered(studio: Studio, job: Job) -> list[Artefact]:
+    """The files that a job can have."""
+    return [one for one in ARTEFACTS.values() if job.state == "done" and not one.obstacle(studio, job)]
+
+
+def artefact_of(studio: Studio, job: Job, name: str) -> Artefact:
+    """A file that there can be of this job. Raises Unknown for a name that is none, InputError for any other reason."""
+    if name not in ARTEFACTS:
+        raise Unknown(f"There is no file {name!r} of a job: ask for one of {', '.join(ARTEFACTS)}.")
     finished(studio, job)
-    if name in AT_ONCE and name not in offered(studio, job):
-        AT_ONCE[name](studio, job)  # says why not
-    if name not in offered(studio, job):
-        raise Unknown(f"There is no {name} of job {job.id!r}: there is {', '.join(offered(studio, job)) or 'nothing'}.")
-
-
-def is_ready(studio: Studio, job: Job, name: str) -> bool:
-    return name in AT_ONCE or place(studio, job, name).is_file()
+    if why := ARTEFACTS[name].obstacle(studio, job):
+        raise InputError(why)
+    return ARTEFACTS[name]
 
 
 def file_of(studio: Studio, job: Job, name: str) -> Path:
-    """A file of a job. Raises Unknown for one that there cannot be, Conflict for one that must be asked for first."""
-    check_name(studio, job, name)
-    if name in AT_ONCE:
-        return AT_ONCE[name](studio, job)
-    if not (path := place(studio, job, name)).is_file():
+    """A file of a job. Raises Conflict for one that must be asked for first, and what `artefact_of` does."""
+    one = artefact_of(studio, job, name)
+    if not one.is_ready(studio, job):
         raise Conflict(f"{name} has not been made yet: ask for it first.")
-    return path
+    return one.make(studio, job) if one.at_once else place(studio, job, name)
+
+
+def ask_for(studio: Studio, job: Job, name: str) -> str:
+    """Request that the assistant makes a file; the request's id."""
+    if artefact_of(studio, job, name).at_once:
+        raise Conflict(f"{name} need not be made: fetch it.")
+    return studio.ask("make", {"project": job.project, "job": job.id, "name": name})
 
 
 def title_of(studio: Studio, job: Job, name: str) -> str:
@@ -78,74 +118,3 @@ def title_of(studio: Studio, job: Job, name: str) -> str:
 def slug(text: str) -> str:
     """A name that every file system takes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "studio"
-
-
-# --- what the assistant makes ----------------------------------------------------------------------------------
-
-
-def ask_for(studio: Studio, job: Job, name: str) -> str:
-    """Request that the assistant makes a file; the request's id."""
-    check_name(studio, job, name)
-    if name in AT_ONCE:
-        raise Conflict(f"{name} need not be made: fetch it.")
-    asked = {"project": job.project, "job": job.id}
-    return studio.ask("merge", asked) if name == "model.zip" else studio.ask("gguf", asked | {"name": name})
-
-
-def ask_for_recipe(studio: Studio, project_id: str, model: str, memory: str, data_licence: str = "") -> str:
-    """Request a recipe for a model and a card of so much memory; the request's id."""
-    model_named(hub_id(model))
-    bytes_of_card(memory)
-    asked = {"project": project_id, "model": model, "memory": memory, "data_licence": data_licence}
-    return studio.ask("recipe", asked)
-
-
-def recipe_file(studio: Studio, project_id: str, request_id: str) -> Path:
-    """The recipe file of a request of this project."""
-    asked, answer = studio.asked(request_id), studio.answer(request_id)
-    if asked.kind != "recipe" or asked.payload["project"] != project_id:
-        raise Unknown(f"There is no recipe {request_id!r} in this project: ask for one.")
-    if answer.state != "done":
-        raise (InputError if answer.error else Conflict)(answer.error or "The recipe is not done yet: wait for it.")
-    path = studio.downloads(project_id) / Path(answer.result["path"]).name
-    if not path.is_file():
-        raise Unknown("The recipe is no longer at hand: ask for it again.")
-    return path
-
-
-def made(studio: Studio, request: Request) -> tuple[Path, str]:
-    """Make the file of a request: its path, and a text. Loads models: for the assistant's process."""
-    asked = request.payload
-    if request.kind == "recipe":
-        return recipe_zip(studio, asked["project"], asked["model"], asked["memory"], asked["data_licence"])
-    job = studio.job(asked["job"])
-    return (merged_zip(studio, job) if request.kind == "merge" else gguf_file(studio, job, asked["name"])), ""
-
-
-def gguf_file(studio: Studio, job: Job, name: str) -> Path:
-    """The adapter alone, or merged into its base, as a GGUF file in float16."""
-    from peftbook.studio.trained_model import merge
-    from peftbook.views.export import gguf_adapter, gguf_model
-
-    check_name(studio, job, name)
-    target, trained = place(studio, job, name), studio.adapter(job)
-    if not target.is_file() and name == "model.gguf":
-        gguf_model.write_model(merge(studio, job), target, "fp16", job.run.model)
-    elif not target.is_file() and trained is not None:
-        gguf_adapter.write_adapter(trained, target, "fp16", job.run.model)
-    return target
-
-
-def recipe_zip(studio: Studio, project_id: str, model: str, memory: str, data_licence: str) -> tuple[Path, str]:
-    """The folder of `peftbook recipe` on a project's rows as a zip file, and its advice."""
-    from peftbook.decision.recipe.advice import advise
-
-    task, project = studio.task(project_id), studio.project(project_id)
-    advice = advise(task, model, memory)
-    downloads = studio.downloads(project_id)
-    name = f"recipe-{hashlib.sha256(repr((model, memory, data_licence)).encode()).hexdigest()[:12]}"
-    with tempfile.TemporaryDirectory(dir=downloads, prefix=".recipe-") as work:
-        advice.write(Path(work) / "recipe", task, project.filename or "data", "peftbook recipe", data_licence)
-        packed = shutil.make_archive(str(Path(work) / name), "zip", work, "recipe")
-        Path(packed).replace(downloads / f"{name}.zip")
-    return downloads / f"{name}.zip", advice.words()

@@ -13,7 +13,6 @@ from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.foreground import TRAIN, note, wait_for, worker_ahead
 from peftbook.studio.settings import Guessed, Reading, Settings
-from peftbook.studio.smaller_plan import plan_seconds, smaller_plan
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
 from peftbook.tasks import TaskData
@@ -79,7 +78,7 @@ def compute(
 ) -> tuple[Project, list[Job]] | None:
     """Have runs computed on a file, in its project, by the studio's worker; None after Ctrl-C. Those at hand are taken.
 
-    plan: the name of the command.  settings: of the runs; without, no smaller plan is said, and no rate is tuned.
+    plan: the name of the command.  settings: of the runs; without, no rate is tuned.
     measure: what will decide, by its name.
     Raises InputError where a run does not fit this machine, before a project is made.
     """
@@ -89,7 +88,7 @@ def compute(
     if new and plan == TRAIN:
         measure_machine(new[0].platform)
     with worker_ahead(studio, len(new)):
-        too_long = refuse_misfits(file.task, likely, new, settings, measure)
+        too_long = refuse_misfits(file.task, likely, new, measure)
     runs = [run for run in runs if run.key not in too_long]
     tuning = Tuning.of(file.task, runs) if tuning is not None else None
     if project is None:
@@ -108,7 +107,7 @@ def dry_run(studio: Studio, file: OwnFile, runs: Sequence[specs.Run], settings: 
     _, _, likely, new = inspect_file(studio, file, runs, settings)
     if not new:
         note("All runs are at hand: the comparison is answered from them.")
-    refuse_misfits(file.task, likely, new, settings, measure, anew=True)
+    refuse_misfits(file.task, likely, new, measure, anew=True)
 
 
 def measure_machine(platform: str) -> None:
@@ -124,7 +123,6 @@ def refuse_misfits(
     task: TaskData,
     runs: Sequence[specs.Run],
     new: Sequence[specs.Run],
-    settings: Settings | None = None,
     measure: str = FIRST_MEASURE,
     anew: bool = False,
 ) -> set[str]:
@@ -132,15 +130,15 @@ def refuse_misfits(
     where they do not pass over all rows. Returns the keys of runs without training that are left out, which is said:
     their solved examples are too long.
 
-    new: of the runs those that must be computed.  settings: of the runs; where all are new and take long, the options
-    of a smaller plan are said too.  measure: what will decide.  anew: measure this machine, if it was not yet.
+    new: of the runs those that must be computed.  measure: what will decide.  anew: measure this machine, if it was not
+    yet.
     """
     if not new:
         return set()
     from peftbook.core.quiet import quieten_libraries
     from peftbook.runtime.doctor import gib
     from peftbook.studio.assistant import memory_for
-    from peftbook.studio.preflight import coverage_words, preflight
+    from peftbook.studio.preflight import coverage_words, plan_seconds, preflight
 
     quieten_libraries()
     checks = preflight(task, new, memory_for(new), measure=anew)  # it can take longer than the runs
@@ -163,6 +161,4 @@ def refuse_misfits(
     note(f"{len(new)} run{'s' * (len(new) != 1)} to compute{about}{cached}.")
     for words in filter(None, (coverage_words(checks), sight_words(sights_of(runs, task, measure), measure))):
         note(words)
-    if settings is not None and len(new) == len(runs) and (less := smaller_plan(settings, new, checks)) is not None:
-        note(f"A smaller plan would take about {duration(less.seconds)}: {less.options}")
     return too_long

@@ -41,8 +41,8 @@
     if (document.hidden && !find("#live .loading")) return later(1);
     address.searchParams.set("part", "live");
     try {
-      const answer = await fetch(address, { headers: seen ? { "if-none-match": seen } : {}, cache: "no-store", redirect: "manual" });
-      if (answer.type === "opaqueredirect" || answer.status === 404) return location.reload();  /* logged out, deleted */
+      const answer = await fetch(address, { headers: seen ? { "if-none-match": seen } : {}, cache: "no-store" });
+      if (answer.status === 401 || answer.status === 404) return location.reload();  /* logged out, deleted */
       if (mine === round && answer.ok) { seen = answer.headers.get("etag") || ""; take(await answer.text(), "status", "live"); }
     } catch { /* the studio is being started again */ }
     later(pause() || 4);
@@ -113,7 +113,6 @@
         await new Promise((go) => setTimeout(go, 1000 * tries));
         offset = (await json(`${api}/${draft.id}`, "GET").catch(() => ({ offset }))).offset;
       }
-      if (filename.endsWith(".tar")) return location.assign(form.dataset.open + (await json(`${form.dataset.projects}/archive`, "POST", { file: draft.id })).id);
       await json(`${api}/${draft.id}/table`, "GET");
       location.assign(form.dataset.new + draft.id);
     } catch (error) {

@@ -14,6 +14,7 @@ from peftbook.memory.fit import Fit
 from peftbook.memory.time_model import Rates
 from peftbook.runtime.doctor import gib
 from peftbook.runtime.resources import side_by_side
+from peftbook.scratch.schedule import makespan
 from peftbook.studio.jobs import ALL_REQUIRED
 from peftbook.studio.tuning import is_trial, label_of
 from peftbook.tasks import TaskData
@@ -93,6 +94,15 @@ def preflight_steps(
                     rates[run.platform] = rates_beside(run.platform, beside, measure=measure)
                 known[alike] = yield from check_steps(subject, run, memory_bytes, rates.get(run.platform))
         yield replace(known[alike], key=run.key, label=label_of(run, runs), beside=beside)
+
+
+def plan_seconds(checks: Sequence[Check]) -> float:
+    """Until the last of the runs ends that can be run, as many at once as the checks say; 0 where the time of one of
+    them is unknown.
+    """
+    fitting = [check for check in checks if check.fits]
+    known = [check.seconds for check in fitting if check.seconds is not None]
+    return makespan([[known]], max(check.beside for check in fitting)) if len(known) == len(fitting) > 0 else 0.0
 
 
 def coverage_words(checks: Sequence[Check]) -> str:

@@ -63,7 +63,7 @@ def to_html(
         plots=list(plots(found)),
         examples=found.differences(EXAMPLES),
         text_chars=TEXT_CHARS,
-        data=data(project, splits),
+        data=[] if project is None else data(project, splits or {}),
         settings=settings(found, records, runs),
         runs=[(run.key[:12], describe(run)) for run in runs],
         commands=commands,
@@ -96,10 +96,8 @@ def plots(found: Comparison) -> Iterator[tuple[str, Markup, Markup]]:
             yield COSTS[cost], wide, narrow
 
 
-def data(project: Project | None, splits: Mapping[str, int] | None) -> list[tuple[str, str | None]]:
-    """The file and how it was read, as names and values."""
-    if project is None:
-        return []
+def data(project: Project, splits: Mapping[str, int]) -> list[tuple[str, str | None]]:
+    """The file and how it was read, as names and values; a value that is empty is left out."""
     columns, split = project.columns, project.split
     shares = ", ".join(f"{100 * part:g} %" for part in split.fractions)
     later = f"the first {split.first:,} are split, those behind them are for training alone"
@@ -113,7 +111,7 @@ def data(project: Project | None, splits: Mapping[str, int] | None) -> list[tupl
         ("Instruction", project.instruction if project.instruction != "{input}" else ""),
         ("Split", f"training, validation, test: {shares}, by seed {split.seed}"),
         ("Later rows", later if split.first else ""),
-        ("Rows", ", ".join(f"{name} {count:,}" for name, count in (splits or {}).items())),
+        ("Rows", ", ".join(f"{name} {count:,}" for name, count in splits.items())),
     ]
 
 

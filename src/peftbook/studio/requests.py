@@ -14,7 +14,7 @@ from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.database import Database
 
 AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
-KINDS = ("preflight", "generate", "merge", "gguf", "recipe")
+KINDS = ("preflight", "generate", "make")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
 TRIES = 2  # of one request, after which the assistant no longer retries it
@@ -57,13 +57,8 @@ class Requests(Database):
         "generate": {"project": id, "job": id of a done job, "text": what was typed} or, for a model as it comes,
         {"project": id, "model": {"name", "revision"}, "text"}; further "max_new_tokens" (default 128), "temperature"
         (0 is greedy), "top_p", "seed". The text goes where the project's instruction has {input}.
-        "merge": {"project": id, "job": id}; the result is {"path": of a zip file with the merged model}.
-        "gguf": {"project": id, "job": id, "name": "adapter.gguf" or "model.gguf"}; the result is {"path"}.
-        "recipe": {"project": id, "model": name, "memory": size, "data_licence": text}; the result is {"path": of a zip
-        file with the folder}, the text what it advises.
+        "make": {"project": id, "job": id, "name": of a file in `downloads.ARTEFACTS`}.
         """
-        if kind not in KINDS:
-            raise InputError(f"The assistant does not know {kind!r}: ask for one of {', '.join(KINDS)}.")
         text = json.dumps(payload)
         if len(text) > PAYLOAD_CHARS:
             raise InputError(f"The question has {len(text):,} characters, the cap is {PAYLOAD_CHARS:,}: shorten it.")

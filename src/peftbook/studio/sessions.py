@@ -6,14 +6,11 @@ the studio prints, as Jupyter's is, and in the file `token` of the home. Either 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import http.cookies
 import secrets
-import sqlite3
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -22,8 +19,7 @@ from peftbook.studio.database import Database, clear_failures
 
 OWNER = "owner"  # whose cookies and tokens these are; older homes have others, of passwords, which open nothing
 COOKIE, SESSION_SECONDS = "peftbook-session", 12 * 3600.0
-MOST_TOKENS, LABEL_CHARS = 100, 100
-USED_SECONDS = 60.0  # between two notes that a token was used
+LABEL_CHARS = 100
 
 
 def owner_token(home: Path) -> str:
@@ -35,16 +31,6 @@ def owner_token(home: Path) -> str:
             path.chmod(0o600)
             path.write_text(secrets.token_hex(32) + "\n")
         return path.read_text().strip()
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token without its secret. created, used: seconds since 1970, None for never."""
-
-    id: str
-    label: str
-    created: float
-    used: float | None
 
 
 class SessionStore(Database):
@@ -62,7 +48,7 @@ class SessionStore(Database):
             return self.is_valid(bearer(headers["authorization"]))
         query = "SELECT password FROM sessions WHERE token = ? AND until > ?"
         row = self._row(query, digest(cookie(headers)), time.time())
-        return row is not None and (row["password"] == digest(self.owner) or self._made(row["password"]) is not None)
+        return row is not None and (row["password"] == digest(self.owner) or self._is_made(row["password"]))
 
     def begin(self, token: str, *, secure: bool = False) -> str:
         """Begin a session by a valid token; the value of its `Set-Cookie` header. secure: for https alone."""
@@ -76,19 +62,12 @@ class SessionStore(Database):
 
     def is_valid(self, token: str) -> bool:
         """Whether a token is the owner's, or one that was made and not revoked."""
-        if hmac.compare_digest(token.encode(), self.owner.encode()):
-            return True
-        if (row := self._made(digest(token))) is None:
-            return False
-        if (row["used"] or 0.0) < (now := time.time()) - USED_SECONDS:
-            with contextlib.suppress(sqlite3.OperationalError), self._waiting(0.0), self._write() as db:
-                db.execute("UPDATE tokens SET used = ? WHERE id = ?", (now, row["id"]))
-        return True
+        return hmac.compare_digest(token.encode(), self.owner.encode()) or self._is_made(digest(token))
 
-    def _made(self, hashed: str) -> sqlite3.Row | None:
-        """The token with this hash, if it was made under the owner's present one."""
-        query = "SELECT id, used FROM tokens WHERE token = ? AND password = ?"
-        return self._row(query, hashed, digest(self.owner))
+    def _is_made(self, hashed: str) -> bool:
+        """Whether there is a token with this hash that was made under the owner's present one."""
+        query = "SELECT 1 FROM tokens WHERE token = ? AND password = ?"
+        return self._row(query, hashed, digest(self.owner)) is not None
 
     def log_in_by_query(self, path: str, query: bytes, *, secure: bool = False) -> dict[str, str] | None:
         """Headers that log in whoever has a token in the address, and redirect to the address without it."""
@@ -99,25 +78,21 @@ class SessionStore(Database):
         page = path.rpartition("/")[2] or "./"
         return {"location": f"{page}?{rest}" if rest else page, "set-cookie": self.begin(token, secure=secure)}
 
-    def make(self, label: str) -> tuple[Token, str]:
-        """A new token, and its secret, which is not stored."""
+    def make(self, label: str) -> tuple[str, str]:
+        """The id of a new token, and its secret, which is not stored."""
         label = " ".join(label.split())[:LABEL_CHARS]
         if not label:
             raise InputError("A token needs a label: say what it is for.")
-        if len(self.tokens()) >= MOST_TOKENS:
-            raise InputError(f"There are {MOST_TOKENS} tokens already: take one back first.")
-        secret, made = secrets.token_hex(32), Token(secrets.token_hex(8), label, time.time(), None)
+        token, secret = secrets.token_hex(8), secrets.token_hex(32)
+        row = (token, digest(secret), label, OWNER, digest(self.owner), time.time())
         with self._write() as db:
-            db.execute(
-                "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)",
-                (made.id, digest(secret), label, OWNER, digest(self.owner), made.created),
-            )
-        return made, secret
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+        return token, secret
 
-    def tokens(self) -> list[Token]:
-        """The tokens that were made, oldest first."""
-        query = "SELECT id, label, created, used FROM tokens WHERE name = ? ORDER BY created, rowid"
-        return [Token(**dict(row)) for row in self._rows(query, OWNER)]
+    def tokens(self) -> dict[str, str]:
+        """The labels of the tokens that were made, oldest first, by their ids."""
+        rows = self._rows("SELECT id, label FROM tokens WHERE name = ? ORDER BY created, rowid", OWNER)
+        return {row["id"]: row["label"] for row in rows}
 
     def revoke(self, token_id: str) -> None:
         """Revoke a token. Raises Unknown for another id."""

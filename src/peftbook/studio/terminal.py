@@ -67,7 +67,7 @@ def show(found: Comparison, columns: int | None = None) -> str:
     headers, rows = table(found)
     first = 6  # mark, method, the deciding score and its differences
     parts = [
-        filled(" ".join([found.recommendation.words, *found.continued]), width),
+        filled(found.recommendation.words, width),
         aligned(headers[:first], [row[:first] for row in rows]),
         aligned(["", *headers[1:2], *headers[first:]], [["", *row[1:2], *row[first:]] for row in rows]),
         filled(legend(found), width),
@@ -127,7 +127,6 @@ def as_json(found: Comparison) -> dict[str, Any]:
             "examples_needed": told.examples,
             "seeds_needed": told.seeds,
         },
-        "continued": list(found.continued),
         "rows": [
             {
                 "label": row.label,
@@ -138,8 +137,6 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "minus_untuned": intervals(row.against_untuned),
                 "minus_best": intervals(row.against_leader),
                 "may_be_best": row.may_be_best,
-                "before": row.before,
-                "minus_before": intervals(row.against_before),
                 "beats_untuned": row.beats_untuned,
                 **{name: row.cost(name) for name in COSTS},
                 "forgotten": None if row.forgotten is None else intervals({"prose": row.forgotten})["prose"],

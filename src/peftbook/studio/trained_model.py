@@ -38,14 +38,12 @@ def load_trained(studio: Studio, job: Job) -> Loaded:
 
 
 def merge(studio: Studio, job: Job) -> Loaded:
-    """One dense float32 model that computes what the job's model does. Raises InputError for methods that stay apart.
+    """One dense float32 model that computes what the job's model does. Raises InputError where peft cannot merge.
 
     A base in 4 bits becomes the values that its codes stand for; the merged weights are not rounded again, nor are
     those of a base in bfloat16, which is widened first.
     """
     run = job.run
-    if why := run.method.unmerged:
-        raise InputError(f"What {run.method.kind!r} trained cannot be merged ({why}): download the adapter instead.")
     if not run.method.packed:
         loaded = load_trained(studio, job)
         model: Any = loaded.model.float()

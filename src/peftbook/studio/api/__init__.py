@@ -1,8 +1,7 @@
 """The studio by HTTP: `/api/v1`, one set of routes that page, command line and programs ask.
 
 Every rule that a route holds to lives below it, where the page asks too. What goes wrong is problem details (RFC 9457)
-with the sentence that the page shows. The description is at `/api/v1/openapi.json`, the page made from it, with an
-example of each route, at `/api/v1/`.
+with the sentence that the page shows. The description is at `/api/v1/openapi.json`, its page at `/api/v1/`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects, tokens
+from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects
 from peftbook.studio.api.context import Context, FiniteJsonResponse
 from peftbook.studio.api.problems import PROBLEM, add_problems
 
-ROUTERS = (health, tokens, files, projects, plans, jobs, decisions, answers, artefacts)
+ROUTERS = (health, files, projects, plans, jobs, decisions, answers, artefacts)
 
 
 def build_api(context: Context) -> FastAPI:

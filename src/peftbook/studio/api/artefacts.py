@@ -1,13 +1,13 @@
-"""Artefacts: what can be taken away of a finished job, and the recipe for a bigger model on the same rows."""
+"""Artefacts: what can be taken away of a finished job."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from peftbook.studio import artefacts, downloads
 from peftbook.studio.api.context import Download, Here
-from peftbook.studio.api.shapes import AskedShape, Body
+from peftbook.studio.api.shapes import AskedShape
 
 routes = APIRouter(tags=["artefacts"])
 
@@ -20,19 +20,13 @@ class ArtefactShape(BaseModel):
     ready: bool
 
 
-class RecipeBody(Body):
-    model: str = Field(description="an id of the hub, a folder, or an embedded model")
-    memory: str = Field(description="of the card by its name, like 24GB, or 23.6GiB")
-    data_licence: str = Field("", description="for the model card")
-
-
 @routes.get("/jobs/{job}/artefacts")
 def list_artefacts(job: str, here: Here) -> list[ArtefactShape]:
     """What there is of a finished job, and what can be made of it."""
     found = here.studio.job(job)
     return [
-        ArtefactShape(name=name, words=words, ready=downloads.is_ready(here.studio, found, name))
-        for name, words in downloads.offered(here.studio, found).items()
+        ArtefactShape(name=one.name, words=one.words, ready=one.is_ready(here.studio, found))
+        for one in downloads.offered(here.studio, found)
     ]
 
 
@@ -55,16 +49,3 @@ def fetch_artefact(job: str, name: str, here: Here) -> Download:
 def show_command(job: str, here: Here) -> dict[str, str]:
     """The command line that repeats a job on the same file, to the same key."""
     return {"command": artefacts.command_line(here.studio, here.studio.job(job))}
-
-
-@routes.post("/projects/{project}/recipes", status_code=202)
-def make_recipe(project: str, body: RecipeBody, here: Here) -> AskedShape:
-    """Have the folder of `peftbook recipe` made: how to tune a bigger model on a card, with scripts that run."""
-    asked = downloads.ask_for_recipe(here.studio, project, body.model, body.memory, body.data_licence)
-    return AskedShape.about(here.studio.answer(asked), id=asked)
-
-
-@routes.get("/projects/{project}/recipes/{answer}", response_class=Download)
-def fetch_recipe(project: str, answer: str, here: Here) -> Download:
-    """Fetch a recipe folder as a zip file, by the id of its answer, which says in words what is advised."""
-    return Download(downloads.recipe_file(here.studio, project, answer), filename="recipe.zip")

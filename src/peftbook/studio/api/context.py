@@ -1,4 +1,4 @@
-"""Dependencies of the routes (the studio, its uploads, its sessions), and their response classes."""
+"""Dependencies of the routes (the studio and its uploads), and their response classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio
 from peftbook.studio.uploads import UploadStore
 
@@ -22,11 +21,10 @@ RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 @dataclass(frozen=True)
 class Context:
-    """What routes and pages show. sessions: who may come in; None where everybody is allowed."""
+    """What routes and pages show."""
 
     studio: Studio
     uploads: UploadStore
-    sessions: SessionStore | None = None
 
 
 async def context(request: Request) -> Context:  # which needs no thread

@@ -44,8 +44,7 @@ async def show_readiness(here: Here) -> JSONResponse:
 def troubles(studio: Studio) -> list[str]:
     """The problems of database, worker and disk; waits at most a second for a lock."""
     try:
-        with studio._waiting(WAIT_SECONDS), studio._write():
-            pass
+        studio.check_writable(WAIT_SECONDS)
         workers = any(worker.alive for worker in studio.workers())
     except (sqlite3.Error, InputError) as error:
         return [f"The database cannot be written: {error}."]

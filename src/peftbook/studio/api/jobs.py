@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from fastapi import APIRouter
+from pydantic import BaseModel
 
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.events import Events, stream
-from peftbook.studio.api.shapes import Body, Number, Shape
-from peftbook.studio.continuing import continue_job
 from peftbook.studio.jobs import Job
 
 routes = APIRouter(tags=["jobs"])
@@ -46,12 +43,6 @@ def show_curve(job: str, here: Here) -> list[Point]:
     return [Point(step=step, loss=loss) for step, loss in here.studio.curve(job)]
 
 
-@routes.get("/jobs/{job}/events", response_class=Events)
-async def watch_job(job: str, here: Here, request: Request) -> Events:
-    """Server-sent events: a job as it is now and whenever it changes, until it has ended."""
-    return await stream(request, lambda: [here.studio.job(job)])
-
-
 @routes.post("/jobs/{job}/cancel")
 def cancel_job(job: str, here: Here) -> Job:
     """Take a job from the queue, or have it stopped; one that has ended stays as it is."""
@@ -64,34 +55,6 @@ def resume_job(job: str, here: Here) -> Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     here.studio.resume(job)
     return here.studio.job(job)
-
-
-class ContinuationBody(Body):
-    file: str = Field(description="id of an upload that is whole, with the columns of the job's project")
-    name: str = Field("", description="of the new project")
-    epochs: Number = Field(1.0, description="passes over all training rows, old and new")
-
-
-class ContinuationShape(Shape):
-    """The project with more rows and the plan that is queued in it. words: what it is, and what it is not."""
-
-    project: str
-    plan: str
-    more: int
-    left_out: int
-    tokens: int
-    words: str
-
-
-@routes.post("/jobs/{job}/continuations", status_code=201)
-def continue_with_more_rows(job: str, body: ContinuationBody, here: Here) -> ContinuationShape:
-    """Go on training what a job trained with more rows, in a project of their own whose test rows are the same."""
-    here.uploads.table(body.file)
-    upload = here.uploads.get(body.file)
-    content = upload.path.read_bytes()
-    made = continue_job(here.studio, job, content, upload.filename, name=body.name, epochs=float(body.epochs))
-    here.uploads.drop(upload.id)
-    return ContinuationShape.about(made, project=made.project.id)
 
 
 @routes.post("/jobs/{job}/retry")

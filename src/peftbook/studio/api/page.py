@@ -1,4 +1,4 @@
-"""The page of the API: every route with what it takes and an example for curl, made from the description; no script."""
+"""The page of the API: every route with what it takes, made from the description; no script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
-from peftbook.studio.api.examples import BEFORE, EXAMPLES, Example
 from peftbook.studio.html import fill, own_file
 
 routes = APIRouter()
@@ -21,10 +20,10 @@ def show_page(request: Request) -> HTMLResponse:
     """The page: a session by curl, and the routes by their tags."""
     said, sections = request.app.openapi(), dict[str, list[dict[str, Any]]]()
     for method, path, operation in operations(said):
-        sections.setdefault(operation["tags"][0], []).append(entry(said, method, path, operation))
+        route = operation | {"title": f"{method} {path}", "fields": [*parameters(operation), *fields(said, operation)]}
+        sections.setdefault(operation["tags"][0], []).append(route)
     icon, style = (f"../..{own_file(name)[1]}" for name in ("icon.svg", "style.css"))
-    page = fill("api.html", icon=icon, style=style, session="\n".join(session()), sections=sections)
-    return HTMLResponse(page)
+    return HTMLResponse(fill("api.html", icon=icon, style=style, sections=sections))
 
 
 def operations(said: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -33,33 +32,6 @@ def operations(said: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]
         for method in METHODS:
             if method in known:
                 yield method.upper(), path, known[method]
-
-
-def session() -> Iterator[str]:
-    """The examples as one script with remarks."""
-    yield from BEFORE
-    for example in EXAMPLES:
-        yield example.command() + remark(example)
-
-
-def remark(example: Example) -> str:
-    """What is done with the answer."""
-    parts = [f"{name.upper()} is {place} of the answer" for name, place in example.keep.items()]
-    if example.until:
-        parts.append(f"ask again until its state is {example.until}")
-    return f"  # {'; '.join(parts)}" if parts else ""
-
-
-def entry(said: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> dict[str, Any]:
-    """One route: its name, its description in pieces, what it takes, and an example."""
-    example = next(one for one in EXAMPLES if one.route == f"{method} {path}")
-    return {
-        "id": operation["operationId"],
-        "title": f"{method} {path}",
-        "command": example.command(),
-        "prose": operation.get("description", "").split("`"),
-        "fields": [*parameters(operation), *fields(said, operation)],
-    }
 
 
 def parameters(operation: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -82,12 +54,7 @@ def describe_field(schema: dict[str, Any], words: str, needed: bool = False) -> 
     """A field in words, with its bounds and its default."""
     parts = [words, "needed" if needed else ""]
     if "minimum" in schema and "maximum" in schema:
-        parts.append(f"from {format_bound(schema['minimum'])} to {format_bound(schema['maximum'])}")
+        parts.append(f"from {schema['minimum']:,.12g} to {schema['maximum']:,.12g}")
     if schema.get("default") not in (None, ""):
         parts.append(f"without: {json.dumps(schema['default'])}")
     return "; ".join(filter(None, parts))
-
-
-def format_bound(value: float) -> str:
-    """A bound: whole numbers without a point."""
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"

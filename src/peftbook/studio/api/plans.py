@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from peftbook.core.errors import InputError
 from peftbook.decision.power import sight_words
 from peftbook.studio.api.context import Context, Here
-from peftbook.studio.api.events import Events, stream
-from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, SightShape, settings_of
+from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, settings_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
 from peftbook.studio.plan_checks import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
-from peftbook.studio.preflight import coverage_words
-from peftbook.studio.smaller_plan import plan_seconds
+from peftbook.studio.preflight import coverage_words, plan_seconds
 
 routes = APIRouter(tags=["plans"])
 
@@ -53,7 +51,7 @@ def show_check(
         answer,
         id=check,
         checks=checks,
-        sights=[SightShape.about(one) for one in sights],
+        sights=sights,
         seconds=plan_seconds(checks) or None,
         words=[words for words in (coverage_words(checks), sight_words(sights, measure)) if words],
     )
@@ -86,9 +84,3 @@ def cancel_plan(plan_id: str, here: Here) -> PlanShape:
     for job in found.jobs:
         here.studio.cancel(job)
     return shape_of(here, found)
-
-
-@routes.get("/plans/{plan_id}/events", response_class=Events)
-async def watch_plan(plan_id: str, here: Here, request: Request) -> Events:
-    """Server-sent events: each job of a plan as it is now and whenever it changes, until all have ended."""
-    return await stream(request, lambda: here.studio.jobs(plan=here.studio.plan(plan_id).id))

@@ -10,10 +10,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from peftbook.studio import downloads
-from peftbook.studio.api.context import Download, Here
+from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, FindingsShape, ProjectShape, ReadingBody, reading_of
-from peftbook.studio.archive import load_project, save_project
 from peftbook.studio.data_checks import examined, project_of_upload
 from peftbook.studio.store import Project, Studio
 from peftbook.tasks import TaskExample
@@ -31,10 +29,6 @@ class ProjectBody(ReadingBody):  # type: ignore[valid-type, misc]
 
     file: str = Field(description="id of an upload that is whole")
     name: str = Field("", description="of the project; that of the file without one")
-
-
-class ArchiveBody(Body):
-    file: str = Field(description="id of an upload that is whole: a saved project")
 
 
 def shape_of(studio: Studio, project: Project) -> ProjectShape:
@@ -72,22 +66,6 @@ def rename_project(project: str, body: NameBody, here: Here) -> ProjectShape:
 def delete_project(project: str, here: Here) -> None:
     """Delete a project for good, with its data, runs, records, adapters and downloads; what runs is stopped."""
     here.studio.delete_project(project)
-
-
-@routes.get("/{project}/archive", response_class=Download)
-def save_archive(project: str, here: Here) -> Download:
-    """Save a project as one file that another studio takes in: data, plans, runs, records and adapters."""
-    path = save_project(here.studio, project)
-    name = downloads.slug(here.studio.project(project).name)
-    return Download(path, filename=f"{name}.tar", media_type="application/x-tar")
-
-
-@routes.post("/archive", status_code=201)
-def load_archive(body: ArchiveBody, here: Here) -> ProjectShape:
-    """Take in a project that another studio saved, under its own id. What waited or ran there can be resumed here."""
-    made = load_project(here.studio, here.uploads.whole(body.file).path, here.uploads.caps)
-    here.uploads.drop(body.file)
-    return shape_of(here.studio, made)
 
 
 @routes.get("/{project}/findings")

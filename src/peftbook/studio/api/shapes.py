@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from peftbook.core import specs
 from peftbook.core.base_models import model_named
 from peftbook.core.options import options_of
+from peftbook.decision.power import Sight
 from peftbook.studio.data_checks import notes_of
 from peftbook.studio.preflight import Check
 from peftbook.studio.settings import Reading, Settings
@@ -170,26 +171,13 @@ class AskedShape(Shape):
     error: str = ""
 
 
-class SightShape(Shape):
-    """What test rows and seeds can see. difference: in ROUGE-L, between two methods, found four times in five; none
-    where they decide nothing.  mistaken: of equally good methods the share that would be told apart.  groups: of the
-    rows, where they share some; each counts as one row.
-    """
-
-    seeds: int
-    rows: int
-    difference: float | None
-    mistaken: float
-    groups: int
-
-
 class CheckedShape(AskedShape):
     """A check of a plan. seconds: until the last of its runs would end, None where that is unknown.  words: what should
     be known before the plan is queued.  sights: what its test rows can see with its seeds, and with more.
     """
 
     checks: list[Check] = Field(default_factory=list)
-    sights: list[SightShape] = Field(default_factory=list)
+    sights: list[Sight] = Field(default_factory=list)
     seconds: float | None = None
     words: list[str] = Field(default_factory=list)
 

@@ -16,13 +16,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from peftbook.evidence import metrics, stats
-from peftbook.studio.access import LOGIN, relative
+from peftbook.studio.access import relative
 from peftbook.studio.api.context import Context
 from peftbook.studio.pages.data import DATA, READING
 from peftbook.studio.pages.decide import DECISION
 from peftbook.studio.pages.files import FILES
 from peftbook.studio.pages.form import usual_rates
-from peftbook.studio.pages.login import LOGIN_PAGE
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
@@ -38,7 +37,6 @@ STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": 
 def add_pages(app: FastAPI, context: Context) -> None:
     """All of them."""
     add_view(app, context, "/", HOME)
-    add_view(app, context, LOGIN, LOGIN_PAGE)
     add_view(app, context, "/status", View("problem.html", lambda _: {"title": "Who works"}))
     add_view(app, context, "/new/{upload}", READING)
     add_uploads(app, context)

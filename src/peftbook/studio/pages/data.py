@@ -8,12 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from peftbook.core.errors import InputError
+from peftbook.studio import report
 from peftbook.studio.data_checks import examined, notes_of, project_of_upload, split_of
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, frame, typed_number
 from peftbook.studio.settings import Reading
-from peftbook.studio.store import Project
 from peftbook.studio.uploads import Upload
 from peftbook.tasks.columns import Columns, guess_columns
 from peftbook.tasks.files import Split, TableFindings
@@ -56,19 +56,6 @@ def findings(seen: TableFindings, instruction: str) -> Markup:
     """What was counted, in the order of what it may cost."""
     faults = [(number(one.row), one.column or "whole row", one.problem) for one in seen.faults[:FAULTS]]
     return fill("findings.html", seen=seen, faults=faults, notes=notes_of(seen, instruction))
-
-
-def settings_of(project: Project) -> Markup:
-    """How the project reads its file."""
-    train, validation, test = (f"{100 * part:g} %" for part in project.split.fractions)
-    columns = project.columns
-    pairs = [
-        ("Input", columns.input), ("Target", columns.target), ("Instruction column", columns.instruction or NONE),
-        ("Group", columns.group or NONE), ("Prompt", project.instruction),
-        ("Split", f"{train} train, {validation} validation, {test} test"), ("Split seed", str(project.split.seed)),
-        ("SHA-256", Markup("<code>{}…</code>").format(project.sha256[:16])),
-    ]  # fmt: skip
-    return part("facts", pairs)
 
 
 # --- a new project ---------------------------------------------------------------------------------------------
@@ -180,7 +167,7 @@ def show_data(visit: Visit) -> dict[str, Any]:
     return {
         **frame(visit),
         "about": about(whole, project.filename),
-        "settings": settings_of(project),
+        "settings": part("facts", [pair for pair in report.data(project, {}) if pair[1]]),
         "findings": findings(seen, project.instruction),
         "preview": preview(whole, project.columns),
     }

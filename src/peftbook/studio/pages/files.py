@@ -1,4 +1,4 @@
-"""Files: what can be taken away of each run, what is made on demand, and the recipe for a bigger model."""
+"""Files: what can be taken away of each run, and what is made on demand."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from markupsafe import Markup
 
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio import artefacts
-from peftbook.studio.downloads import ask_for, ask_for_recipe, is_ready, offered, recipe_file, title_of
+from peftbook.studio.downloads import ARTEFACTS, ask_for, offered, title_of
 from peftbook.studio.html import fill, part
 from peftbook.studio.jobs import Job
 from peftbook.studio.pages.site import Live, View, Visit, address, frame
-from peftbook.studio.requests import Answer
 
-NAMES = {
-    "adapter.zip": "Adapter", "outputs.csv": "Test outputs", "model.zip": "Merged model",
-    "adapter.gguf": "Adapter as GGUF", "model.gguf": "Merged model as GGUF",
-}  # fmt: skip
 EVERY_SECONDS = 1.0
-RECIPE = ("model", "memory", "data_licence")
 
 
 def show(visit: Visit) -> dict[str, Any]:
@@ -27,8 +21,7 @@ def show(visit: Visit) -> dict[str, Any]:
     done = [job for job in visit.studio.jobs(visit.project.id) if job.state == "done"]
     state, waits = asked_for(visit)
     body = fill("files_live.html", state=state, jobs=[offer(visit, job) for job in done])
-    recipe = {name: visit.typed.get(name, "") for name in RECIPE}
-    return {**frame(visit), "live": Live(body, EVERY_SECONDS if waits else 0.0), "recipe": recipe}
+    return {**frame(visit), "live": Live(body, EVERY_SECONDS if waits else 0.0)}
 
 
 def asked_for(visit: Visit) -> tuple[Markup, bool]:
@@ -39,63 +32,44 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
         asked, answer = visit.studio.asked(request), visit.studio.answer(request)
     except InputError as error:
         return part("trouble", error), False
-    if asked.payload["project"] != visit.project.id or asked.kind not in ("merge", "gguf", "recipe"):
+    if asked.payload["project"] != visit.project.id or asked.kind != "make":
         raise Unknown(f"There is no file {request!r} in this project: ask for one.")
-    if asked.kind == "recipe":
-        return recipe_told(visit, request, answer)
     job = visit.studio.job(asked.payload["job"])
-    name = "model.zip" if asked.kind == "merge" else asked.payload["name"]
+    name = asked.payload["name"]
+    title = ARTEFACTS[name].title
     if not answer.ended:
-        return part("loading", f"{NAMES[name]} of {job.label}: it is being made…", timed=True), True
+        return part("loading", f"{title} of {job.label}: it is being made…", timed=True), True
     if answer.state != "done":
         return part("trouble", answer.error or "It was stopped."), False
-    address, title = address_of(visit, job, name), title_of(visit.studio, job, name)
-    words = f"Download {NAMES[name].lower()} of {job.label}"
-    return part("note", part("link", words, address, file=title), "good"), False
-
-
-def recipe_told(visit: Visit, request: str, answer: Answer) -> tuple[Markup, bool]:
-    """The same of a recipe, with its advice."""
-    if not answer.ended:
-        return part("loading", "The recipe is being made…", timed=True), True
-    try:
-        recipe_file(visit.studio, visit.project.id, request)
-    except InputError as error:
-        return part("trouble", error), False
-    at = visit.to(f"/api/v1/projects/{visit.project.id}/recipes/{request}")
-    ready = part("note", part("link", "Download the recipe's folder", at, file="recipe.zip"), "good")
-    return ready + Markup('<pre tabindex="0">{}</pre>').format(answer.text), False
+    words, file = f"Download {title.lower()} of {job.label}", title_of(visit.studio, job, name)
+    return part("note", part("link", words, address_of(visit, job, name), file=file), "good"), False
 
 
 def act(visit: Visit) -> str:
-    """Have a file made, or a recipe."""
-    project, form = visit.project.id, visit.typed
-    if "make" not in form:
-        asked = ask_for_recipe(visit.studio, project, *(form.get(name, "").strip() for name in RECIPE))
-    else:
-        job_id, _, name = form["make"].partition(" ")
-        job = visit.studio.job(job_id)
-        if job.project != project:
-            raise Unknown(f"There is no job {job_id!r} in this project.")
-        asked = ask_for(visit.studio, job, name)
-    return address(f"/projects/{project}/files", asked=asked)
+    """Have a file made."""
+    project = visit.project.id
+    job_id, _, name = visit.typed.get("make", "").partition(" ")
+    job = visit.studio.job(job_id)
+    if job.project != project:
+        raise Unknown(f"There is no job {job_id!r} in this project.")
+    return address(f"/projects/{project}/files", asked=ask_for(visit.studio, job, name))
 
 
 FILES = View("files.html", show, act)
 
 
 def offer(visit: Visit, job: Job) -> dict[str, Any]:
-    """A job, its files (name, whether it is ready, address, title) and the command that repeats it."""
+    """A job, its files (each, whether it is ready, address, file name) and the command that repeats it."""
     studio = visit.studio
     files = [
-        (name, is_ready(studio, job, name), address_of(visit, job, name), title_of(studio, job, name))
-        for name in offered(studio, job)
+        (one, one.is_ready(studio, job), address_of(visit, job, one.name), title_of(studio, job, one.name))
+        for one in offered(studio, job)
     ]
     try:
         command = artefacts.command_line(studio, job)
     except InputError:
         command = ""
-    return {"job": job, "files": files, "names": NAMES, "command": command}
+    return {"job": job, "files": files, "command": command}
 
 
 def address_of(visit: Visit, job: Job, name: str) -> str:

@@ -20,11 +20,10 @@ from peftbook.studio.html import fill, part
 from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.site import Live, View, Visit, frame
-from peftbook.studio.preflight import Check, coverage_words
-from peftbook.studio.smaller_plan import LONG_SECONDS, SmallerPlan, plan_seconds, smaller_plan
+from peftbook.studio.preflight import Check, coverage_words, plan_seconds
 from peftbook.studio.tuning import Tuning
 
-EVERY_SECONDS = 0.7
+EVERY_SECONDS, LONG_SECONDS = 0.7, 3600.0  # of a plan that is long
 
 
 def show(visit: Visit) -> dict[str, Any]:
@@ -51,7 +50,8 @@ def check_progress(visit: Visit, request: str, fields: Fields) -> Live:
         if answer.state == "withdrawn":
             return Live(part("note", "The check was cancelled.", "info"))
         checks = plan_checks.checks_of(answer)
-        less = smaller(visit, checks, fields)
+        if {run.key for run in runs_asked(visit, fields)[0]} != {check.key for check in checks}:
+            raise InputError(plan_checks.CHANGED)
         sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
     except InputError as error:
         return Live(part("trouble", error))
@@ -59,23 +59,12 @@ def check_progress(visit: Visit, request: str, fields: Fields) -> Live:
         "plan_live.html",
         request=request,
         table=preflight_table(checks),
-        long=long_plan(checks, less),
-        less=less,
+        long=plan_seconds(checks) > LONG_SECONDS,
         sights=sights,
         count=len(checks),
         fitting=sum(check.fits for check in checks),
     )
     return Live(body)
-
-
-def long_plan(found: Sequence[Check], less: SmallerPlan | None) -> str:
-    """What to do about a plan of more than an hour; empty for a shorter one."""
-    if (seconds := plan_seconds(found)) <= LONG_SECONDS:
-        return ""
-    words = f"The whole plan takes about {duration(seconds)}"
-    if less is None:
-        return f"{words}: choose fewer methods or a smaller model for a shorter one."
-    return f"{words}. With {less.words} it takes about {duration(less.seconds)}."
 
 
 def preflight_table(found: Sequence[Check]) -> Markup:
@@ -95,21 +84,13 @@ def preflight_table(found: Sequence[Check]) -> Markup:
     )
 
 
-def smaller(visit: Visit, checks: Sequence[Check], fields: Fields) -> SmallerPlan | None:
-    """A smaller plan than the form's, which was checked."""
-    runs = {run.key: run for run in runs_asked(visit, fields)[0]}
-    if set(runs) != {check.key for check in checks}:
-        raise InputError(plan_checks.CHANGED)
-    return smaller_plan(settings_of(fields), [runs[check.key] for check in checks], checks)
-
-
 def runs_asked(visit: Visit, fields: Fields) -> tuple[list[specs.Run], Tuning | None]:
     """The runs that the form asks for."""
     return plan_checks.planned(visit.studio.task(visit.project.id), settings_of(fields))
 
 
 def act(visit: Visit) -> str:
-    """Check, cancel, take the smaller plan, or queue what was checked, as it was checked."""
+    """Check, cancel, or queue what was checked, as it was checked."""
     project, form, fields = visit.project.id, visit.typed, fields_of(visit.typed)
     if request := form.get("cancel"):
         visit.studio.withdraw(request)
@@ -120,10 +101,6 @@ def act(visit: Visit) -> str:
             raise Conflict(plan_checks.CHANGED)
         plan, _ = plan_checks.queue_checked(visit.studio, project, request)
         return f"/projects/{project}/runs?plan={plan}"
-    if (request := form.get("smaller")) and (
-        less := smaller(visit, plan_checks.checks_of(visit.studio.answer(request)), fields)
-    ):
-        fields |= {name: str(value) for name, value in less.changes.items()}
     visit.studio.withdraw(visit.query.get("check", ""))  # nobody waits for what was asked before
     runs, tuning = runs_asked(visit, fields)
     return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning))

@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from peftbook.core.errors import InputError
 from peftbook.studio.api.context import Context
-from peftbook.studio.archive import load_project
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill
 from peftbook.studio.pages.site import Live, View, Visit, render, status_of
@@ -31,7 +30,6 @@ STATES = ("running", "queued", "done", "failed", "cancelled")
 EVERY_SECONDS = 4.0
 AROUND_BYTES = 100_000  # of a form around the file that it sends
 BLOCK = 1 << 20
-SAVED = ".tar"  # a project that a studio saved
 
 
 def listing(visit: Visit) -> Markup:
@@ -70,7 +68,7 @@ def add_uploads(app: FastAPI, context: Context) -> None:
         visit, pasted = Visit(context, request.scope["path"]), ""
         try:
             file, pasted = await sent(request, context.uploads)
-            made = await run_in_threadpool(store_upload, context, file, pasted)
+            made = await run_in_threadpool(store_upload, context.uploads, file, pasted)
         except InputError as error:
             shown = (await run_in_threadpool(show, visit)) | {"pasted": pasted}
             text = await run_in_threadpool(functools.partial(render, visit, "home.html", refused=error, **shown))
@@ -106,9 +104,9 @@ async def sent(request: Request, uploads: UploadStore) -> tuple[UploadFile | Non
     return file if isinstance(file, UploadFile) else None, pasted if isinstance(pasted, str) else ""
 
 
-def store_upload(context: Context, file: UploadFile | None, pasted: str) -> str:
-    """Store what was sent: a table as an upload, a saved project as a project; the address of either."""
-    uploads, filename = context.uploads, (file and file.filename) or ""
+def store_upload(uploads: UploadStore, file: UploadFile | None, pasted: str) -> str:
+    """Store the table that was sent as an upload; its address."""
+    filename = (file and file.filename) or ""
     source = file.file if file and filename else io.BytesIO(pasted.encode())
     if not (block := source.read(BLOCK)).strip():
         raise InputError("Nothing was sent: choose a file, or paste a header and rows.")
@@ -119,10 +117,6 @@ def store_upload(context: Context, file: UploadFile | None, pasted: str) -> str:
                 write(block)
                 block = source.read(BLOCK)
         uploads.end(upload.id)
-        if filename.endswith(SAVED):
-            project = load_project(context.studio, upload.path, uploads.caps)
-            uploads.drop(upload.id)
-            return f"/projects/{project.id}/data"
         guess_columns(uploads.table(upload.id))
     except BaseException:
         uploads.drop(upload.id)

@@ -16,11 +16,8 @@ from urllib.parse import parse_qsl, urlencode
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
-from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
 
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.access import relative
@@ -102,13 +99,7 @@ def add_view(app: FastAPI, context: Context, path: str, view: View) -> None:
         visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form)
         return await run_in_threadpool(answer, view, visit, request.headers.get("if-none-match", ""))
 
-    add_packed(app, path, endpoint, ["GET", "POST"] if view.act else ["GET"])
-
-
-def add_packed(app: FastAPI, path: str, endpoint: Callable[[Request], Any], methods: list[str]) -> None:
-    """Serve what a browser may have compressed; in little time, for most browsers are on this machine."""
-    packing = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=1)]
-    app.router.routes.append(Route(path, endpoint, methods=methods, middleware=packing))
+    app.add_route(path, endpoint, methods=["GET", "POST"] if view.act else ["GET"])
 
 
 async def form_of(request: Request) -> QueryParams:
