@@ -133,9 +133,8 @@ def test_best_rate_lies_inside_its_grid():
     """An optimum at the edge extends the grid, so the chosen rate always has a worse neighbour on each side."""
     store = default_store()
     for arm in methods.ARMS:
-        exponents = methods.tuning(arm).rates(store.get)
+        rates = methods.plan.tuning(methods.plan.arm(arm)).rates(store.get)
         chosen = methods.best_rate(arm, store)
-        rates = [methods.rate(arm, exponent) for exponent in exponents]
         assert rates[0] < chosen < rates[-1], arm
 
 
@@ -144,7 +143,7 @@ def test_final_runs_use_fresh_seeds_and_the_test_split():
     for arm in methods.ARMS:
         runs = methods.final_runs(arm, store)
         assert {run.evaluation.split for run in runs} == {"test"}
-        assert methods.SWEEP_SEED not in {run.seed for run in runs} and len(runs) >= 3
+        assert not {run.seed for run in runs} & {*methods.plan.sweep_seeds} and len(runs) >= 3
 
 
 def test_what_is_missing_is_told_with_its_hours(tmp_path):
