@@ -1,10 +1,9 @@
 """Do the arms that beat LoRA on E2E beat it elsewhere: on other tasks, and after ten times as many steps?
 
 Written before the runs. In `beyond_lora` five arms have a surely lower test loss than plain LoRA on E2E after some
-forty steps: LoRA+ with ratio 16, PiSSA, OLoRA, OFT and MiSS. Each is better by .021 to .028 nats per token, which that
-study's margin calls too little to decide. One task and forty steps say nothing of others. Here the same arms, with full
-fine-tuning beside, are tuned anew on two tasks whose data ship with the package: docstrings, and real e-mails that are
-spam or not. LoRA, full fine-tuning, PiSSA and LoRA+ are trained for ten times the tokens on E2E.
+forty steps: LoRA+ with ratio 16, PiSSA, OLoRA, OFT and MiSS. Here the same arms, with full fine-tuning beside, are
+tuned anew on two tasks whose data ship with the package: docstrings, and real e-mails that are spam or not. LoRA, full
+fine-tuning, PiSSA and LoRA+ are trained for ten times the tokens on E2E.
 
 Grids lie around what each arm chose on E2E, three rates a factor of 2 apart, each trained with three seeds and extended
 at the edges; five fresh seeds at the chosen rate. The long trainings have one sweep seed and three fresh seeds. The
@@ -12,8 +11,7 @@ choice of every rate is in the interval (`stats.gain_of_best`).
 
 The gain is one number a comparison: the mean over its better arms of their test loss minus LoRA's, paired by seed and
 example, so that no arm is picked. LEAST is half of what the same mean is on E2E, where these arms were picked, so that
-their gain there is an overstatement. A mean below −LEAST in its whole 95 % interval bears the claim out, one above it
-refutes it; a gain that is real and smaller is "refuted", and its size is what the card says.
+their gain there is an overstatement. A gain that is real and smaller is "refuted", and its size is what the card says.
 
 Full fine-tuning on the e-mails has the margin of `methods`. Of an answer there are a word and the token that ends the
 turn, so that a loss per token there is not that of a sentence; whether the word is right is counted too.
