@@ -122,6 +122,13 @@ def test_without_records_a_study_says_how_many_are_missing(name, tmp_path):
     assert count and len(study.missing(store)) == count and not study.quantities(store)
 
 
+def test_quantities_that_two_studies_share_are_made_by_one_function():
+    """They are kept under its name: another function of that name would be answered with the first one's."""
+    made: dict[str, object] = {}
+    for measure in (get_study(name).measure for name in NAMES):
+        assert made.setdefault(f"{measure.__module__}.{measure.__qualname__}", measure) is measure
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_states_its_claim_and_decides(name):
     study = get_study(name)

@@ -27,7 +27,6 @@ from dataclasses import replace
 import numpy as np
 
 from peftbook.core.records import Missing, Store
-from peftbook.core.specs import Run
 from peftbook.evidence import comparison, stats
 from peftbook.methods.full import Full
 from peftbook.studies import Quantity, Verdict, beyond_lora, study
@@ -91,51 +90,34 @@ def gain(name: str, store: Store) -> stats.Interval:
     return stats.with_choice(found, *(share * one.choice_error(arm, store) for arm, share in shares.items()))
 
 
-def quantities_of(name: str) -> Callable[[Store], Mapping[str, Quantity]]:
-    """Rates, losses and sizes of a comparison's arms, their differences to LoRA, and the gain."""
-
-    def quantities(store: Store) -> Mapping[str, Quantity]:
-        one, arms = COMPARISONS[name], better(name)
-        out = one.quantities(store, [(arm, "lora") for arm in arms] + [("lora", "full")], f"{name}_")
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Rates, losses and sizes of each comparison's arms, their differences to LoRA, and the gain."""
+    out: dict[str, Quantity] = {}
+    for name, one in COMPARISONS.items():
+        arms = better(name)
+        out |= one.quantities(store, [(arm, "lora") for arm in arms] + [("lora", "full")], f"{name}_")
         with suppress(Missing):
             keys = one.keys(store, "lora", *arms)
             out[f"{name}_gain"] = Quantity.of(gain(name, store), "nats per token", keys, 3)
-        return out
-
-    return quantities
+    return out
 
 
-def runs_of(name: str) -> Callable[[Store], list[Run]]:
-    """The runs of a comparison."""
-    return COMPARISONS[name].runs
-
-
-def gain_verdict(name: str, store: Store) -> Verdict:
+def gain_verdict(name: str) -> Callable[[Store], Verdict]:
     """Is the mean gain at least LEAST?"""
-    labels = ", ".join(COMPARISONS[name].arm(arm).label for arm in better(name))
-    what = f"Mean test loss of {labels} minus plain LoRA's on {SUBJECTS[name]}"
-    return decide(gain(name, store), 0.0, (-math.inf, -LEAST), what, f"{name}_gain", "nats per token")
+
+    def verdict(store: Store) -> Verdict:
+        labels = ", ".join(COMPARISONS[name].arm(arm).label for arm in better(name))
+        what = f"Mean test loss of {labels} minus plain LoRA's on {SUBJECTS[name]}"
+        return decide(gain(name, store), 0.0, (-math.inf, -LEAST), what, f"{name}_gain", "nats per token")
+
+    return verdict
 
 
-@study("gain_docstrings", runs_of("docstrings"), quantities_of("docstrings"))
-def gain_docstrings(store: Store) -> Verdict:
-    """On docstrings."""
-    return gain_verdict("docstrings", store)
+for _name in COMPARISONS:
+    study(f"gain_{_name}", COMPARISONS[_name].runs, quantities)(gain_verdict(_name))
 
 
-@study("gain_spam", runs_of("spam"), quantities_of("spam"))
-def gain_spam(store: Store) -> Verdict:
-    """On e-mails."""
-    return gain_verdict("spam", store)
-
-
-@study("gain_long", runs_of("long"), quantities_of("long"))
-def gain_long(store: Store) -> Verdict:
-    """After ten times the steps."""
-    return gain_verdict("long", store)
-
-
-@study("full_spam", runs_of("spam"), quantities_of("spam"))
+@study("full_spam", COMPARISONS["spam"].runs, quantities)
 def full_spam(store: Store) -> Verdict:
     """Is LoRA as good as full fine-tuning on e-mails?"""
     what = "Test loss of LoRA minus full fine-tuning's on e-mails"
