@@ -86,7 +86,8 @@ def runs(store: Store) -> list[specs.Probe]:
 
 def per_row(record: Record, name: str, part: str) -> list[float]:
     """A column of a record, of the rows with a peak."""
-    return [float(one) for one, row in zip(record.per_example[name], rows(part), strict=True) if row.of != "oom"]
+    column = [float(one) for one in record.per_example[name]]
+    return [one for one, row in zip(column, rows(part), strict=True) if row.of != "oom"]
 
 
 def errors(record: Record, part: str) -> list[float]:
