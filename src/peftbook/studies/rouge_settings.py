@@ -238,6 +238,8 @@ def paraphrase_quantities(kind: str, record: Record) -> dict[str, Quantity]:
     """How many pairs of equal size there are, by words apart, their scores and the difference."""
     keys, edits = (record.key,), [int(size) for size in record.per_example["edits"]]
     out = {f"{kind}_pairs": Quantity(len(edits), "pairs", keys, digits=0)}
+    for size in sorted(set(edits)):
+        out[f"{kind}_pairs_{size}_words"] = Quantity(edits.count(size), "pairs", keys, digits=0)
     for score in ("bertscore_f1", "rougeL"):
         for name, column in ((kind, f"paraphrase_{score}"), (f"{kind}_negated", f"negated_{score}")):
             values = [float(value) for value in record.per_example[column]]
