@@ -122,6 +122,13 @@ def test_without_records_a_study_says_how_many_are_missing(name, tmp_path):
     assert count and len(study.missing(store)) == count and not study.quantities(store)
 
 
+def test_quantities_that_two_studies_share_are_made_by_one_function():
+    """They are kept under its name: another function of that name would be answered with the first one's."""
+    made: dict[str, object] = {}
+    for measure in (get_study(name).measure for name in NAMES):
+        assert made.setdefault(f"{measure.__module__}.{measure.__qualname__}", measure) is measure
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_states_its_claim_and_decides(name):
     study = get_study(name)
@@ -133,9 +140,8 @@ def test_best_rate_lies_inside_its_grid():
     """An optimum at the edge extends the grid, so the chosen rate always has a worse neighbour on each side."""
     store = default_store()
     for arm in methods.ARMS:
-        exponents = methods.tuning(arm).rates(store.get)
+        rates = methods.plan.tuning(methods.plan.arm(arm)).rates(store.get)
         chosen = methods.best_rate(arm, store)
-        rates = [methods.rate(arm, exponent) for exponent in exponents]
         assert rates[0] < chosen < rates[-1], arm
 
 
@@ -144,7 +150,7 @@ def test_final_runs_use_fresh_seeds_and_the_test_split():
     for arm in methods.ARMS:
         runs = methods.final_runs(arm, store)
         assert {run.evaluation.split for run in runs} == {"test"}
-        assert methods.SWEEP_SEED not in {run.seed for run in runs} and len(runs) >= 3
+        assert not {run.seed for run in runs} & {*methods.plan.sweep_seeds} and len(runs) >= 3
 
 
 def test_what_is_missing_is_told_with_its_hours(tmp_path):

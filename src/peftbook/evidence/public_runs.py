@@ -65,16 +65,6 @@ class PublicRun:
         """The method as the repository names it, such as `lora`."""
         return self.configuration.partition("--")[0]
 
-    @property
-    def model(self) -> str:
-        """The base model's name on the Hub."""
-        return self.train_config["model_id"]
-
-    @property
-    def seed(self) -> int:
-        """The seed, which is 0 in every run."""
-        return self.train_config["seed"]
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -113,11 +103,6 @@ class Outcome:
     forgetting: float | None = None
     called: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def test_correct(self) -> int | None:
-        """Correct answers among the `TEST_ROWS` rows of the test."""
-        return None if self.test_accuracy is None else round(self.test_accuracy * TEST_ROWS)
-
 
 @cache
 def public_runs() -> tuple[PublicRun, ...]:
@@ -129,14 +114,6 @@ def public_runs() -> tuple[PublicRun, ...]:
 def outcomes() -> Mapping[str, Outcome]:
     """Id of a run → what it measured."""
     return {outcome.id: outcome for outcome in read_outcomes(PUBLIC_RUNS)}
-
-
-def reruns() -> dict[str, tuple[PublicRun, ...]]:
-    """Configuration → its runs in the order of their starts; one run where there was no rerun."""
-    runs: dict[str, tuple[PublicRun, ...]] = {}
-    for run in sorted(public_runs(), key=lambda run: (run.configuration, run.created_at)):
-        runs[run.configuration] = (*runs.get(run.configuration, ()), run)
-    return runs
 
 
 def read_settings(folder: Path) -> tuple[PublicRun, ...]:

@@ -11,13 +11,8 @@ on trial: the factors averaged instead, as peft's `linear` does it and as plain 
 and DARE, each times the one of five scales that keeps most of the gains on validation rows; and what an average of two
 would keep if losses were parabolas.
 
-Kept share: of the gain in loss that a task's own adapter has over the untuned model, what the combined one has. The
-claim is about every task in every pair and in the four: all sixteen shares are judged, and none is chosen for being
-the worst. Any of them may refute, so that refuting takes the interval at 5 % / 16 (Bonferroni); all must bear the claim
-out.
-
-Positive controls: the task's own adapter surely gains FLOOR, and the average surely changes the loss of a task in every
-subset, at the corrected level; else what rests on them is undecided.
+Kept share: of the gain in loss that a task's own adapter has over the untuned model, what the combined one has. All
+sixteen shares are judged, and none is chosen for being the worst.
 
 Tasks, budgets, rates to start from and the range of scales were chosen with runs of seed 99: the gains of single
 adapters, and of one pair, tickets and sorting at one rate, what each scale keeps on validation rows. So it was known of

@@ -8,25 +8,20 @@ rate and its neighbours lies more than BEARABLE lower, the rates halfway to them
 the chosen rates.
 
 What an arm pays is its test loss at the largest batch minus that at the smallest. Equal tokens leave a large batch
-fewer steps, which costs either arm; the claim is about the difference of the two costs, paired by seed and example. Two
-of its four losses would push it down if a finer grid lowered them, two up: the larger of the two sums of shortfalls was
-an error of it; now the choice of each of the four rates is. Before anything is said of a difference, one arm must
-surely have paid more than the margin: where a large batch costs nothing there is nothing to tolerate. The margin is
-that of the book's other studies of a setting, which costs nothing to change. Warm-up is a tenth of the steps at every
-batch, gradients are clipped at norm 1.
+fewer steps, which costs either arm; the claim is about the difference of the two costs, paired by seed and example. One
+arm must surely have paid more than the margin: where a large batch costs nothing there is nothing to tolerate. Warm-up
+is a tenth of the steps at every batch.
 
 Shown and not judged: the batch in the middle. A control: a training with the smallest batch and as few steps as the
 largest takes, rates tuned again. Where LoRA is as far behind after these as after the few steps of the largest batch,
-what it pays for is the number of steps and not the batch. That was written before the runs; that the verdict is then
-undecided came after them.
+what it pays for is the number of steps and not the batch.
 
 Looked at before: the sweeps of `recovery` (LoRA on the same model and task, 59 steps of 8), from which the middles of
 LoRA's grids come; those of full fine-tuning are an eighth of them. They showed a valley so steep that rates a factor of
 2 apart are too coarse. With seed 99 the first nine steps of full fine-tuning in batches of 32 at 8e-4, in which its
 training loss fell from 5.8 to 2.9, and two trainings on `sort`: LoRA in 26 steps of 128, and the first 230 steps of
 full fine-tuning in batches of 8. That task was given up, because the loss soon stands at the entropy of a sorted list
-that nobody has read. Batches are 2 to 32 and not 8 to 128 because 25 steps of 128 examples of E2E take four times as
-long.
+that nobody has read.
 """
 
 from __future__ import annotations

@@ -12,17 +12,11 @@ and the records of α/√r itself have three seeds and a grid too coarse for the
 with blocks of 64 3 % fewer, 4,717,440 (blocks must divide 576 and 1,536), MiSS with r = 32 2 % more, 4,976,640; both on
 all linear layers and else with peft's defaults, so that OFT's rotation is the truncated series.
 
-The rule: the claim is that no arm is better than LoRA by more than the margin. An arm whose whole 95 % interval lies
-below −margin and that stands after Holm's correction over the family refutes it. It is reproduced if every arm's
-interval lies above −margin, which needs no correction since all must; and only if the study could have seen the
-margin, no interval being wider than ±margin. Else it is undecided.
-
 What was known. The records of the five variants had been seen: of LoRA+ with ratio 16, PiSSA and OLoRA the intervals
-lie below zero and cross −margin, of LoRA+ with ratio 4 the interval is wider than the margin. So the claim over the
-whole family can be refuted here or stay undecided, and is no longer to be reproduced; no seeds will be added to change
-that. The claim about OFT and MiSS alone is the one that was open. Of these a pilot on the small Llama was looked at,
-seed 99 and twenty steps at two or three rates: OFT gets as far as LoRA at about a third of LoRA's rate, MiSS at about a
-quarter. So both have LoRA's grid, whose middle lies above what that would make their best.
+lie below zero and cross −margin, of LoRA+ with ratio 4 the interval is wider than the margin. No seeds will be added to
+change that; the claim about OFT and MiSS alone is the one that was open. Of these a pilot on the small Llama was looked
+at, seed 99 and twenty steps at two or three rates: OFT gets as far as LoRA at about a third of LoRA's rate, MiSS at
+about a quarter. So both have LoRA's grid, whose middle lies above what that would make their best.
 """
 
 from __future__ import annotations
@@ -117,12 +111,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     out = COMPARISON.quantities(store, [(name, "lora") for name in FAMILY])
     with suppress(Missing):
         out["differ"] = COMPARISON.differing(FAMILY, "lora", store, "arms")
-    for family, names in (("family", FAMILY), ("new", NEW)):
-        with suppress(Missing):
-            found = differences(names, store)
-            keys, seeds = COMPARISON.keys(store, "lora", *names), len(COMPARISON.seeds)
-            widest = max(one.half95 for one in found.values())
-            out[f"{family}_half_width"] = Quantity(widest, "nats per token", keys, seeds=seeds, digits=3)
     return out
 
 

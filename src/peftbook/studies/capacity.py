@@ -7,13 +7,11 @@ rank 1 on the first one to ten layers of a deeper model; `long`, the two smalles
 pair instead of 100. What a model stores is counted from its loss on the pairs.
 
 In proportion means: as many bits a parameter at the largest rank as at the smallest. The ample series alone decides;
-the others are rows beside it. The first rule asked for growth and not for proportion; it was changed before there was a
-record.
+the others are rows beside it.
 
 Amended when the runs of the first three rates were there: an adapter of the ample series that stores most at the lowest
 of them is trained at LOWER too. At ranks 4 and 8 that was so, and the rule, which asks for a best rate inside the grid,
-left the claim undecided. It stored less there, so that no number changed. The exposures being equal, larger adapters,
-which have more pairs, take more steps.
+left the claim undecided. It stored less there, so that no number changed.
 """
 
 from __future__ import annotations

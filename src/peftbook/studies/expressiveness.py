@@ -7,26 +7,15 @@ in which a list is read is therefore fixed; with more layers a prompt changes wh
 is the positive control for the task. A prompt that has to bring ascending order back, which the model was taught, is
 the control for the training of prompts: where it fails, a prompt that does not sort downwards says nothing. Nor does
 one whose best rate is an end of its grid. Whether depth gives a prompt what it lacks is the book's own question: the
-paper calls prompts potentially less expressive and does not say that depth helps. It was asked of the better of prompt
-and prefix until the records were there, which hid that depth does for the one what it does not for the other.
+paper calls prompts potentially less expressive and does not say that depth helps.
 
-This is the third edition. In the first, three seeds, the marker of ascending order stood before every list; the
-further prompt was to bring copying back in spite of it, and LoRA of rank 1 was the positive control. With one layer
-neither control succeeded, so nothing was decided. The prompt's could not: the marker is content, whose relative
-attention a prompt cannot change. In the second, five seeds with one layer, a marker that pretraining never shows stood
-there and rank 4 was the control. Both controls succeeded, prompt and prefix sorted less than one list in a hundred
-downwards, and yet nothing was decided: one of the five models had learned to sort 90 and not quite 90 % of the lists,
-and where no rate sorts anything their losses lie within a few hundredths of a nat, so that the lowest is at an end of
-the grid as often as not. So the third has five fresh seeds, twice the pretraining, and an end counts only where its
-loss is lower than its neighbour's by more than FLAT. With eight layers only a seed of its own was looked at before:
-there the prefix sorted three lists in four downwards, the prompt none. Thirty layers, which decided nothing, are left
-out.
+This is the third edition; the ledger tells what became of the first two, whose controls failed or whose losses lay so
+close together that the best rate was at an end of the grid by chance. With eight layers only a seed of its own was
+looked at before: there the prefix sorted three lists in four downwards, the prompt none.
 
-With one layer that decided nothing either: over five models neither control was surely above SOLVED, though in each
-model but one or two it was, and in those prompt and prefix sorted at most 0.2 % of the lists downwards. What cannot be
-done is to be asked of models in which the rest can. So eight fresh models of one layer decide the first claim, each of
-which counts where both controls succeed in it; the rule was written before any of them was there. One model, whether it
-counts or not, in which a prompt or a prefix sorts downwards refutes the claim.
+Eight fresh models of one layer decide the first claim, each of which counts where both controls succeed in it; the rule
+was written before any of them was there. One model, whether it counts or not, in which a prompt or a prefix sorts
+downwards refutes the claim.
 """
 
 from __future__ import annotations

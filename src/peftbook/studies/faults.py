@@ -5,17 +5,14 @@ in one fault each. Weights in bfloat16 are a fault of full fine-tuning with its 
 fine-tuning whose weights are in float32; both compute in bfloat16. A leak shows where training rows are few. Rates,
 sizes and bounds were chosen with runs of a seed of their own, not all of the faults among them.
 
-A check is a number that its fault raises above a bound; it takes losses, token ids or weights, and no second run.
-Each fault has one that is its own. The first claim is that it sees its fault with every seed, and that the two runs
-without a fault pass all nine: a count, without an interval. A check may see other faults too. A rate too high is asked
-at three sizes: a hundred times, with which the claim was borne out first, and ten and three times, which were added
-since so large a fault is hard to miss. That three times passes every check had been seen before, with a seed that is
-not used here.
+A check is a number that its fault raises above a bound; it takes losses, token ids or weights, and no second run. Each
+fault has one that is its own. The first claim is that it sees its fault with every seed, and that the two runs without
+a fault pass all nine: a count, without an interval. A check may see other faults too. A rate too high is asked at three
+sizes.
 
-The second claim is about five faults that the training loss is not said to show. Each part has two halves: the loss
-at the end of training is not above the twin's by more than MARGIN_LOSS, and at least COST of the answers are lost.
-What a leak does is to flatter: the score on leaked test rows less that on the others, of one run. Any of the ten
-halves may refute, so that refuting takes Bonferroni's interval.
+The second claim is about five faults that the training loss is not said to show. What a leak does is to flatter: the
+score on leaked test rows less that on the others, of one run. Each part has two halves, any of which may refute, so
+that refuting takes Bonferroni's interval.
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ has the lowest final target loss; since it is chosen on the same curves, the sig
 
 Intruders: leading singular vectors that are new, after full fine-tuning at that rate and after LoRA of rank 8, three
 seeds; the other arms have one. The sign must hold at every ε of the sweep at which either has any.
-
-The first rules left out the spread over pieces of prose, compared one rate only and counted intruders of one seed at
-one ε, where none against none refuted the claim; they were changed before there was a record.
 """
 
 from __future__ import annotations

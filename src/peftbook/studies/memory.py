@@ -145,9 +145,8 @@ def half_quantities(part: str, store: Store) -> dict[str, Quantity]:
     each = functools.partial(Quantity, runs=keys, n=len(known))
     for against in ("process_peak", "tensor_peak"):
         typical = [median(errors(name, found, against)) for name, found in known.items()]
-        sizes, ratios = [100 * abs(error) for error in typical], [1 + error for error in typical]
+        sizes = [100 * abs(error) for error in typical]
         stem, digits = f"{part.replace('-', '_')}_{against}", 1 if against == "process_peak" else 4
-        out[f"{stem}_ratio"] = Quantity.middle(ratios, "×", keys, "median and range of the cases", n=len(known))
         out[f"{stem}_median_error"] = each(median(sizes), "%", digits=digits)
         out[f"{stem}_largest_error"] = each(max(sizes), "%", digits=digits)
     return out

@@ -3,8 +3,7 @@
 The rows are in `data/memory_elsewhere.toml`, each with its address, the words of its source, and only the settings that
 the source states; `peftbook.memory.stacks` has the rest. On the development rows the stacks, the ways to compute a loss
 and the reserve were made. The judged rows were searched for and committed when all that stood; a record holds what the
-model of that commit said of them. They taught what had been missed, and the rows that are judged again were searched
-for and committed after that.
+model of that commit said of them. The rows that are judged again were searched for and committed after that.
 
 A figure is of torch's tensors (allocated), of its allocator (reserved), of a whole device, of the card on which the
 longest row just fits, or of a card that was not enough (oom), which is not in the errors.
@@ -85,10 +84,10 @@ def runs(store: Store) -> list[specs.Probe]:
     return [probe(part) for part in FIRST]
 
 
-def per_row(record: Record, name: str, part: str, oom: bool = False) -> list[float]:
-    """A column of a record, of the rows with a peak, or of those that did not fit."""
+def per_row(record: Record, name: str, part: str) -> list[float]:
+    """A column of a record, of the rows with a peak."""
     column = [float(one) for one in record.per_example[name]]
-    return [one for one, row in zip(column, rows(part), strict=True) if (row.of == "oom") is oom]
+    return [one for one, row in zip(column, rows(part), strict=True) if row.of != "oom"]
 
 
 def errors(record: Record, part: str) -> list[float]:

@@ -107,10 +107,8 @@ def broken(found: list[Row]) -> int:
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
-    """What is counted of each part, and the arms of which nothing was predicted."""
-    out = {name: one for part in PARTS for name, one in part_quantities(part).items()}
-    lacking = sum(one.kind != "fit" for one in predictions())
-    return out | {"not_predicted": Quantity(lacking, "arms", (), n=len(predictions()), digits=0)}
+    """What is counted of each part."""
+    return {name: one for part in PARTS for name, one in part_quantities(part).items()}
 
 
 @study("memory_public", lambda store: [], quantities)

@@ -11,28 +11,26 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from peftbook.core import specs
-from peftbook.core.records import Missing, Record, Store, Unusable
+from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
-from peftbook.core.tracking import untracked
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.comparison import keys_of, table
-from peftbook.evidence.sweep import Sweep, best_of, interleave, validation_loss
+from peftbook.evidence.sweep import interleave
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import Quantity, Verdict, available, gathered, margins, study
-from peftbook.studies.tuned_comparison import decide, score_quantities
-from peftbook.tasks import get_task, test_groups
+from peftbook.studies import Quantity, Verdict, available, margins, study
+from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide, score_quantities
+from peftbook.tasks import test_groups
 
-__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
+__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "plan", "table"]
 
 ARMS: dict[str, Method] = {"full": Full(), "lora": LoRA(), "qlora": QLoRA(), "prompt": PromptTuning()}
 LABELS = {
@@ -48,95 +46,61 @@ LABELS = {
 DEFAULT_RATES = {"full": 5e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 0.3}
 EXPONENTS = {"full": (-1, 0, 1, 2), "lora": (-1, 0, 1, 2), "qlora": (-1, 0, 1, 2), "prompt": (-3, -2, -1, 0)}
 FACTOR = 3.0
-MAX_EXPONENT = 5  # the extension stops here even if the loss still falls
-SWEEP_SEED = 0
 SEEDS = (1, 2, 3)
-SHOT_SEED = 1  # draws the five examples, once: the arm is this one prompt, its spread over draws is not measured
 TOKENS = 48_000
 SHOTS = 5
 TEST_EXAMPLES = 200
 MARGIN_NATS, MARGIN_ROUGE = margins.LOSS, margins.ROUGE
+PAIRS = (
+    *((name, "untuned") for name in LABELS if name != "untuned"),
+    ("lora", "full"), ("qlora", "lora"), ("prompt", "lora"), ("prompt", "fewshot"), ("lora", "fewshot"),
+    ("qlora", "full"), ("prompt", "full"),
+)  # fmt: skip
 
 
-def rate(arm: str, exponent: int) -> float:
-    """default · 3^exponent, to three significant digits (so that the spec reads well)."""
-    return float(f"{DEFAULT_RATES[arm] * FACTOR**exponent:.3g}")
+def arm(name: str) -> Arm:
+    """One contender with its grid, default · 3^k, to three significant digits so that the spec reads well."""
+    if name not in ARMS:
+        return Arm(name, LABELS[name], Untuned(shots=SHOTS if name == "fewshot" else 0))
+    default = DEFAULT_RATES[name]
+    rates = tuple(float(f"{default * FACTOR**exponent:.3g}") for exponent in EXPONENTS[name])
+    return Arm(name, LABELS[name], ARMS[name], rates, default)
 
 
-def sweep_run(arm: str, exponent: int, seed: int = SWEEP_SEED) -> Run:
-    """One point of an arm's learning-rate sweep: validation loss only."""
-    return Run(
-        task=get_task("docstrings").spec,
-        method=ARMS[arm],
-        budget=specs.Budget(tokens=TOKENS, learning_rate=rate(arm, exponent)),
-        evaluation=specs.Evaluation(split="validation", n_loss=200),
-        seed=seed,
-    )
+class HeadToHead(TunedComparison):
+    """Texts are decoded in float32. Five examples are drawn once: that arm is one prompt, without a spread of draws."""
+
+    def final_runs(self, arm: Arm, store: Store) -> list[Run]:
+        """The arm's runs whose test texts are compared. Raises Missing until its rate is chosen."""
+        runs = super().final_runs(arm, store)[: 1 if arm.method.examples_shown else None]
+        evaluation = runs[0].evaluation.model_copy(update={"generation_dtype": "fp32"})
+        return [run.model_copy(update={"evaluation": evaluation}) for run in runs]
 
 
-def tuning(arm: str, further: Sequence[int] = ()) -> Sweep[Run]:
-    """The sweep that chooses the arm's rate, over exponents; further: as of `TunedComparison.tuning`."""
-    more = functools.partial(sweep_runs, arm, further)
-    return Sweep(
-        functools.partial(sweep_runs, arm, [SWEEP_SEED]),
-        EXPONENTS[arm],
-        longer,
-        further=more,
-        position=lambda k: math.log(rate(arm, int(k))),
-    )
+plan = HeadToHead(
+    task="docstrings",
+    tokens=TOKENS,
+    arms=tuple(map(arm, LABELS)),
+    factor=FACTOR,
+    seeds=SEEDS,
+    sweep_examples=200,
+    test_examples=TEST_EXAMPLES,
+    generate=TEST_EXAMPLES,
+)
+best_rate, final_records = plan.best_rate, plan.finals
 
 
-def sweep_runs(arm: str, seeds: Sequence[int], exponent: float) -> list[Run]:
-    """The runs of a rate with these seeds."""
-    return [sweep_run(arm, int(exponent), seed) for seed in seeds]
-
-
-def longer(losses: Mapping[float, float]) -> list[float]:
-    """The exponents, and one more beyond the best if that is an end."""
-    exponents, best = list(losses), best_of(losses)
-    if best == exponents[0] and best > -MAX_EXPONENT - 3:
-        return [best - 1, *exponents]
-    return [*exponents, best + 1] if best == exponents[-1] and best < MAX_EXPONENT else exponents
-
-
-def sweep(arm: str, store: Store) -> dict[int, Record]:
-    """Exponent → record of the sweep and of further rates at hand, in order of the rate. Raises Missing."""
-    tuning(arm).losses(store.get)
-    every = {k: store.get(sweep_run(arm, k)) for k in range(-MAX_EXPONENT - 3, MAX_EXPONENT + 1)}
-    return {exponent: record for exponent, record in every.items() if record is not None}
-
-
-def best_rate(arm: str, store: Store) -> float:
-    """The rate with the lowest validation loss. Raises Missing until the whole sweep is there."""
-    return rate(arm, int(tuning(arm).best(store.get)))
-
-
-def final_runs(arm: str, store: Store) -> list[Run]:
-    """The runs on fresh seeds whose test texts are compared. Raises Missing until the arm's rate is chosen."""
-    evaluation = specs.Evaluation(split="test", n_loss=TEST_EXAMPLES, n_generate=TEST_EXAMPLES)
-    task = get_task("docstrings").spec
-    if arm == "untuned":
-        return [Run(task=task, method=Untuned(), evaluation=evaluation)]
-    if arm == "fewshot":
-        return [Run(task=task, method=Untuned(shots=SHOTS), evaluation=evaluation, seed=SHOT_SEED)]
-    with untracked():
-        budget = specs.Budget(tokens=TOKENS, learning_rate=best_rate(arm, store))
-    return [Run(task=task, method=ARMS[arm], budget=budget, evaluation=evaluation, seed=seed) for seed in SEEDS]
+def final_runs(name: str, store: Store) -> list[Run]:
+    """The arm's runs on the test split. Raises Missing until its rate is chosen."""
+    return plan.final_runs(plan.arm(name), store)
 
 
 def runs(store: Store) -> list[Run]:
     """Baselines, then the sweeps round-robin, then the final runs of the chosen arms seed by seed, then few-shot."""
-    grids = [[sweep_run(arm, int(k)) for k in tuning(arm).rates(store.get)] for arm in ARMS]
-    finals = available(lambda arm: final_runs(arm, store), ARMS)
-    return [*final_runs("untuned", store), *interleave(grids), *interleave(finals), *final_runs("fewshot", store)]
-
-
-def final_records(arm: str, store: Store) -> list[Record]:
-    """The arm's final records, seed order. Raises Missing where one is not there, Unusable where one diverged."""
-    records = store.need_all(final_runs(arm, store))
-    if failed := [record for record in records if record.failure]:
-        raise Unusable(failed[0].spec, f"{LABELS[arm]} diverged at the chosen rate with seed {failed[0].spec.seed}.")
-    return records
+    plans = [plan.tuning(plan.arm(name)).plan(store.get) for name in ARMS]
+    finals = available(lambda name: final_runs(name, store), ARMS)
+    sweeps = interleave([[run for trial in found.values() for run in trial] for found in plans])
+    return [*final_runs("untuned", store), *sweeps, *interleave(finals), *final_runs("fewshot", store)]
 
 
 def groups() -> tuple[str, ...]:
@@ -154,54 +118,15 @@ def paired(first: list[Record], second: list[Record], column: str) -> stats.Inte
     return comparison.paired(first, second, column, groups())
 
 
-def difference(first: str, second: str, column: str, store: Store) -> stats.Interval:
-    """`paired` of two arms' final records; of losses, with the choice of rates. Raises Missing."""
-    records = {arm: final_records(arm, store) for arm in (first, second)}
-    tuned = [arm for arm in records if arm in ARMS and column == "loss_nats"]
-    with untracked():
-        errors = [comparison.choice_error(tuning(arm), records[arm], column, store.get) for arm in tuned]
-    return stats.with_choice(paired(records[first], records[second], column), *errors)
-
-
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Every named result of the study that its records determine."""
-    out = gathered(lambda arm: sweep_quantities(arm, store), ARMS)
-    finals: dict[str, list[Record]] = {}
-    for arm in LABELS:
+    out: dict[str, Quantity] = {}
+    for one in plan.arms:
+        out |= plan.sweep_quantities(one, store)
         with suppress(Missing):
-            finals[arm] = final_records(arm, store)
-            out |= arm_quantities(arm, finals[arm])
-    pairs = [(arm, "untuned") for arm in finals if arm != "untuned"]
-    for first, second in (
-        *pairs,
-        ("lora", "full"),
-        ("qlora", "lora"),
-        ("prompt", "lora"),
-        ("prompt", "fewshot"),
-        ("lora", "fewshot"),
-        ("qlora", "full"),
-        ("prompt", "full"),
-    ):
-        if first in finals and second in finals:
-            both = finals[first], finals[second]
-            each = functools.partial(difference, first, second, store=store)
-            out |= score_quantities(f"{first}_minus_{second}", both[0], each, keys_of(*both), least=-1.0)
-    return out
-
-
-def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
-    """Chosen and default rate with their validation losses, and how many runs the tuning took. Raises Missing."""
-    chosen, found = best_rate(arm, store), sweep(arm, store)
-    keys = keys_of(list(found.values()))
-    best = min(found, key=lambda k: validation_loss(found[k]))
-    out = {
-        f"{arm}_best_rate": Quantity(chosen, "", keys, digits=-2, seeds=1),
-        f"{arm}_default_rate": Quantity(DEFAULT_RATES[arm], "", (found[0].key,), digits=-2, seeds=1),
-        f"{arm}_sweep_runs": Quantity(len(found), "runs", keys, digits=0, seeds=1),
-    }
-    for name, exponent in (("best", best), ("default", 0)):
-        loss, key = validation_loss(found[exponent]), found[exponent].key
-        out[f"{arm}_{name}_validation_loss"] = Quantity(loss, "nats per token", (key,), seeds=1, n=200, digits=3)
+            out |= arm_quantities(one.name, final_records(one.name, store))
+    for first, second in PAIRS:
+        out |= plan.paired(first, second, store)
     return out
 
 
@@ -225,7 +150,7 @@ def arm_quantities(arm: str, records: list[Record]) -> dict[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Is LoRA's test loss within the margin of full fine-tuning's, or better? ROUGE-L is told beside it."""
     what = "LoRA's test loss minus full fine-tuning's"
-    nats, rouge = (difference("lora", "full", column, store) for column in ("loss_nats", "rougeL"))
+    nats, rouge = (plan.difference("lora", "full", column, store) for column in ("loss_nats", "rougeL"))
     found = decide(nats, 0.0, (-math.inf, MARGIN_NATS), what, "lora_minus_full_loss", "nats per token")
     in_rouge = stats.judge(rouge, 0.0, (-MARGIN_ROUGE, math.inf))
     beside = f"In ROUGE-L it is {rouge:+.3f} (margin {MARGIN_ROUGE}): {in_rouge}."

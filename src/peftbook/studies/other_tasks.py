@@ -1,10 +1,9 @@
 """Do the arms that beat LoRA on E2E beat it elsewhere: on other tasks, and after ten times as many steps?
 
 Written before the runs. In `beyond_lora` five arms have a surely lower test loss than plain LoRA on E2E after some
-forty steps: LoRA+ with ratio 16, PiSSA, OLoRA, OFT and MiSS. Each is better by .021 to .028 nats per token, which that
-study's margin calls too little to decide. One task and forty steps say nothing of others. Here the same arms, with full
-fine-tuning beside, are tuned anew on two tasks whose data ship with the package: docstrings, and real e-mails that are
-spam or not. LoRA, full fine-tuning, PiSSA and LoRA+ are trained for ten times the tokens on E2E.
+forty steps: LoRA+ with ratio 16, PiSSA, OLoRA, OFT and MiSS. Here the same arms, with full fine-tuning beside, are
+tuned anew on two tasks whose data ship with the package: docstrings, and real e-mails that are spam or not. LoRA, full
+fine-tuning, PiSSA and LoRA+ are trained for ten times the tokens on E2E.
 
 Grids lie around what each arm chose on E2E, three rates a factor of 2 apart, each trained with three seeds and extended
 at the edges; five fresh seeds at the chosen rate. The long trainings have one sweep seed and three fresh seeds. The
@@ -12,8 +11,7 @@ choice of every rate is in the interval (`stats.gain_of_best`).
 
 The gain is one number a comparison: the mean over its better arms of their test loss minus LoRA's, paired by seed and
 example, so that no arm is picked. LEAST is half of what the same mean is on E2E, where these arms were picked, so that
-their gain there is an overstatement. A mean below −LEAST in its whole 95 % interval bears the claim out, one above it
-refutes it; a gain that is real and smaller is "refuted", and its size is what the card says.
+their gain there is an overstatement. A gain that is real and smaller is "refuted", and its size is what the card says.
 
 Full fine-tuning on the e-mails has the margin of `methods`. Of an answer there are a word and the token that ends the
 turn, so that a loss per token there is not that of a sentence; whether the word is right is counted too.
@@ -29,7 +27,6 @@ from dataclasses import replace
 import numpy as np
 
 from peftbook.core.records import Missing, Store
-from peftbook.core.specs import Run
 from peftbook.evidence import comparison, stats
 from peftbook.methods.full import Full
 from peftbook.studies import Quantity, Verdict, beyond_lora, study
@@ -93,51 +90,34 @@ def gain(name: str, store: Store) -> stats.Interval:
     return stats.with_choice(found, *(share * one.choice_error(arm, store) for arm, share in shares.items()))
 
 
-def quantities_of(name: str) -> Callable[[Store], Mapping[str, Quantity]]:
-    """Rates, losses and sizes of a comparison's arms, their differences to LoRA, and the gain."""
-
-    def quantities(store: Store) -> Mapping[str, Quantity]:
-        one, arms = COMPARISONS[name], better(name)
-        out = one.quantities(store, [(arm, "lora") for arm in arms] + [("lora", "full")], f"{name}_")
+def quantities(store: Store) -> Mapping[str, Quantity]:
+    """Rates, losses and sizes of each comparison's arms, their differences to LoRA, and the gain."""
+    out: dict[str, Quantity] = {}
+    for name, one in COMPARISONS.items():
+        arms = better(name)
+        out |= one.quantities(store, [(arm, "lora") for arm in arms] + [("lora", "full")], f"{name}_")
         with suppress(Missing):
             keys = one.keys(store, "lora", *arms)
             out[f"{name}_gain"] = Quantity.of(gain(name, store), "nats per token", keys, 3)
-        return out
-
-    return quantities
+    return out
 
 
-def runs_of(name: str) -> Callable[[Store], list[Run]]:
-    """The runs of a comparison."""
-    return COMPARISONS[name].runs
-
-
-def gain_verdict(name: str, store: Store) -> Verdict:
+def gain_verdict(name: str) -> Callable[[Store], Verdict]:
     """Is the mean gain at least LEAST?"""
-    labels = ", ".join(COMPARISONS[name].arm(arm).label for arm in better(name))
-    what = f"Mean test loss of {labels} minus plain LoRA's on {SUBJECTS[name]}"
-    return decide(gain(name, store), 0.0, (-math.inf, -LEAST), what, f"{name}_gain", "nats per token")
+
+    def verdict(store: Store) -> Verdict:
+        labels = ", ".join(COMPARISONS[name].arm(arm).label for arm in better(name))
+        what = f"Mean test loss of {labels} minus plain LoRA's on {SUBJECTS[name]}"
+        return decide(gain(name, store), 0.0, (-math.inf, -LEAST), what, f"{name}_gain", "nats per token")
+
+    return verdict
 
 
-@study("gain_docstrings", runs_of("docstrings"), quantities_of("docstrings"))
-def gain_docstrings(store: Store) -> Verdict:
-    """On docstrings."""
-    return gain_verdict("docstrings", store)
+for _name in COMPARISONS:
+    study(f"gain_{_name}", COMPARISONS[_name].runs, quantities)(gain_verdict(_name))
 
 
-@study("gain_spam", runs_of("spam"), quantities_of("spam"))
-def gain_spam(store: Store) -> Verdict:
-    """On e-mails."""
-    return gain_verdict("spam", store)
-
-
-@study("gain_long", runs_of("long"), quantities_of("long"))
-def gain_long(store: Store) -> Verdict:
-    """After ten times the steps."""
-    return gain_verdict("long", store)
-
-
-@study("full_spam", runs_of("spam"), quantities_of("spam"))
+@study("full_spam", COMPARISONS["spam"].runs, quantities)
 def full_spam(store: Store) -> Verdict:
     """Is LoRA as good as full fine-tuning on e-mails?"""
     what = "Test loss of LoRA minus full fine-tuning's on e-mails"

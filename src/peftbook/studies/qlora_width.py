@@ -11,14 +11,9 @@ LoRA on sixteen bits (float32 weights, bfloat16 arithmetic) against LoRA on NF4,
 on two bits, the positive control. All have rank h/64, the share of the width that the source's r = 64 is of 4,096, so
 that the adapter can hold about the same share of the rounding error, 4r/h, at every width; α = 2r, as everywhere here.
 Three rates a factor of 2 apart for each arm at each width, one seed, extended at the edges; five fresh seeds at the
-chosen rate. What a finer grid might gain counted into a difference where it was more than a quarter of MARGIN; now the
-choice of every rate does, as in all comparisons.
+chosen rate.
 
-NF4 matches where it ends at most MARGIN above sixteen bits. The
-claim holds where it does so at all widths, and is refuted where it surely fails at one (Bonferroni). A width tells only
-if its control ends surely more than MARGIN above sixteen bits: else a loss of that size might not have been seen, and
-nothing is decided. What NF4 costs before tuning, and whether its cost after tuning changes with the width, is told and
-not judged. The widths differ in one pretraining each, whose seed is fixed.
+What NF4 costs before tuning, and whether its cost after tuning changes with the width, is told and not judged.
 
 On a GPU (`--platform cuda`) the same comparison is also made on SmolLM2-135M-Instruct as it was published, in bfloat16:
 its weights come from the hub, which the runs here do without.

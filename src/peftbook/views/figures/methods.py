@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.comparison import table
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
@@ -43,8 +44,8 @@ def difference(first: Sequence[Record], second: Sequence[Record], score: str) ->
 
 def sweep_points(arm: str, store: Store) -> tuple[list[float], list[float]]:
     """Learning rates of the arm's sweep, ascending, and their validation losses (infinite where a run diverged)."""
-    found = methods.sweep(arm, store)
-    return [methods.rate(arm, k) for k in found], [methods.validation_loss(record) for record in found.values()]
+    losses = methods.plan.tuning(methods.plan.arm(arm)).losses(store.get)
+    return list(losses), list(losses.values())
 
 
 def smooth(values: Sequence[float], span: int = 9) -> list[float]:
@@ -55,7 +56,7 @@ def smooth(values: Sequence[float], span: int = 9) -> list[float]:
 
 def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np.ndarray:
     """Loss per label token of each test example, first − second, averaged over the shared seeds. (examples,)."""
-    one, two = (methods.table(list(records), "loss_nats") for records in (first, second))
+    one, two = (table(list(records), "loss_nats") for records in (first, second))
     return (one - two).mean(axis=0) / np.asarray(first[0].per_example["label_tokens"], dtype=float)
 
 
@@ -331,7 +332,7 @@ def difference_histogram(store: Store) -> Chart:
 def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
     records = chosen_records("lora", store)
-    rouge, bert = (np.mean(methods.table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
+    rouge, bert = (np.mean(table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
     agreement = float(spearmanr(rouge, bert).statistic)
     figure, axes = canvas(height=3.9)
     axes.plot(
