@@ -30,7 +30,7 @@ from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies import Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.tuned_comparison import decide, score_quantities
-from peftbook.tasks import get_task, test_groups
+from peftbook.tasks import get_task, split_groups, test_groups
 
 __all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "sweep", "table", "tuning", "validation_loss"]
 
@@ -54,7 +54,7 @@ SEEDS = (1, 2, 3)
 SHOT_SEED = 1  # draws the five examples, once: the arm is this one prompt, its spread over draws is not measured
 TOKENS = 48_000
 SHOTS = 5
-TEST_EXAMPLES = 200
+SWEEP_EXAMPLES, TEST_EXAMPLES = 200, 200
 MARGIN_NATS, MARGIN_ROUGE = margins.LOSS, margins.ROUGE
 
 
@@ -69,7 +69,7 @@ def sweep_run(arm: str, exponent: int, seed: int = SWEEP_SEED) -> Run:
         task=get_task("docstrings").spec,
         method=ARMS[arm],
         budget=specs.Budget(tokens=TOKENS, learning_rate=rate(arm, exponent)),
-        evaluation=specs.Evaluation(split="validation", n_loss=200),
+        evaluation=specs.Evaluation(split="validation", n_loss=SWEEP_EXAMPLES),
         seed=seed,
     )
 
@@ -159,7 +159,8 @@ def difference(first: str, second: str, column: str, store: Store) -> stats.Inte
     records = {arm: final_records(arm, store) for arm in (first, second)}
     tuned = [arm for arm in records if arm in ARMS and column == "loss_nats"]
     with untracked():
-        errors = [comparison.choice_error(tuning(arm), records[arm], column, store.get) for arm in tuned]
+        units = split_groups("docstrings", "validation", SWEEP_EXAMPLES)
+        errors = [comparison.choice_error(tuning(arm), records[arm], column, store.get, units) for arm in tuned]
     return stats.with_choice(paired(records[first], records[second], column), *errors)
 
 
