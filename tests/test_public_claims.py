@@ -190,6 +190,23 @@ def test_the_margin_and_the_promise_decide_on_memory(invented):
         assert outcome("memory_public") == expected, factor
 
 
+@pytest.mark.parametrize(
+    ("ratios", "promised", "expected"),
+    [
+        ([1.0] * 3 + [0.8], 2, "undecided"),
+        ([1.0] * 60 + [0.8], 2, "reproduced"),
+        ([1.0] * 30 + [0.8] * 10, 2, "refuted"),
+        ([1.0] * 40, 0.99, "refuted"),
+    ],
+)
+def test_a_share_of_rows_is_tested_and_a_promise_is_not(monkeypatch, ratios, promised, expected):
+    """One miss among four tells nothing of nine in ten; one memory that was called enough and was not decides."""
+    bytes_of = [(round(1000 * ratio), round(1000 * promised)) for ratio in ratios]
+    found = [memory_public.Row(memory_public.Prediction("arm", ("id",), "fit", *each), 1000) for each in bytes_of]
+    monkeypatch.setattr(memory_public, "rows", lambda part: iter(found))
+    assert outcome("memory_public") == expected
+
+
 def test_every_run_has_one_prediction_or_a_reason_why_not():
     """And the file names the package that predicted."""
     header, *rows = map(json.loads, (PUBLIC_RUNS / "predictions.jsonl").read_text(encoding="utf-8").splitlines())

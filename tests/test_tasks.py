@@ -347,22 +347,26 @@ if "PEFTBOOK_E2E" in os.environ:  # the real files cannot ship: CC BY-SA
         _check_e2e(task)
         assert len(task.splits["test"]) == 630
         assert len({each.input for split in ("train", "validation") for each in task.splits[split]}) == 547
-        names = [each.input.split("|")[0] for each in task.splits["test"]]
-        assert len(set(names)) == len(set(e2e.TEST_GROUPS)) == len(set(zip(names, e2e.TEST_GROUPS, strict=True)))
+        splits = ("validation", "test")
+        names = [each.input.split("|")[0] for split in splits for each in task.splits[split]]
+        letters = "".join(e2e.GROUPS[split] for split in splits)
+        assert len(set(names)) == len(set(letters)) == len(set(zip(names, letters, strict=True)))
 
 
 def test_groups_come_from_the_data_or_from_nowhere(monkeypatch):
     """Where its data is gone, a task refuses: without groups the errors would be those of single examples."""
     monkeypatch.delenv("PEFTBOOK_E2E", raising=False)
-    assert 8 < len(set(tasks.test_groups.__wrapped__("e2e", 200))) < 20 and len(e2e.TEST_GROUPS) == 630
-    assert set(tasks.test_groups.__wrapped__("docstrings", 200)) - {""}
+    for split, count in (("validation", 100), ("test", 200)):
+        assert 8 < len(set(tasks.split_groups.__wrapped__("e2e", split, count))) < 20
+    assert e2e.TESTED == 630
+    assert set(tasks.split_groups.__wrapped__("docstrings", "test", 200)) - {""}
 
     def gone(name: str):
         raise InputError(f"{name} is missing")
 
     monkeypatch.setattr(tasks, "get_task", gone)
     with pytest.raises(InputError, match="docstrings is missing"):
-        tasks.test_groups.__wrapped__("docstrings", 200)
+        tasks.split_groups.__wrapped__("docstrings", "test", 200)
 
 
 def _parquet_copy(folder: Path, row) -> Path:

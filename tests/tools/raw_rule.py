@@ -97,14 +97,14 @@ class Setting:
         """Rate → validation loss; extended at its ends, and refined while it is too coarse."""
         return refined(lambda rate: loss(self.sweep(method, rate)), declared, self.factor, self.refined)
 
-    def choice(self, method: Raw, declared: Iterable[float] = ()) -> float:
-        """What the choice of the rate adds to the error of the final loss."""
+    def choice(self, method: Raw, declared: Iterable[float] = (), groups: Sequence[str] = ()) -> float:
+        """What the choice of the rate adds to the error of the final loss. groups: of the validation examples."""
         if not declared:
             return 0.0
         losses = self.grid(method, declared)
         beside = best_and_beside(losses)
         lower, upper = ([self.sweep(method, rate)] for rate in (beside[0], beside[-1]))
-        return choice(losses, sweep_noise(self.finals(method, declared), lower, upper))
+        return choice(losses, sweep_noise(self.finals(method, declared), lower, upper, groups=groups))
 
     def finals(self, method: Raw, declared: Iterable[float] = ()) -> list[Raw]:
         """The test runs of every seed, at the rate with the lowest validation loss."""
@@ -116,12 +116,21 @@ class Setting:
         ]
 
 
-def sweep_noise(finals: Sequence[Raw], lower: Sequence[Raw], upper: Sequence[Raw], name: str = "loss_nats") -> float:
-    """Of the difference of two rates: by a sweep's examples, and .65 of how a final score varies between seeds."""
+def sweep_noise(
+    finals: Sequence[Raw],
+    lower: Sequence[Raw],
+    upper: Sequence[Raw],
+    name: str = "loss_nats",
+    groups: Sequence[str] = (),
+) -> float:
+    """Of the difference of two rates: by a sweep's examples or, if that is more, their groups; and .65 of how a final
+    score varies between seeds.
+    """
     tokens = [column(records, "label_tokens")[0] if name == "loss_nats" else None for records in (lower, finals)]
-    beside = over_examples(column(upper, name) - column(lower, name), tokens[0])
+    apart = column(upper, name) - column(lower, name)
+    beside = max(over_examples(apart, tokens[0], units).unit_se for units in ((), groups))
     final = over_examples(column(finals, name), tokens[1])
-    return math.hypot(beside.unit_se, final.seed_se * math.sqrt(0.65 * len(finals) / len(lower)))
+    return math.hypot(beside, final.seed_se * math.sqrt(0.65 * len(finals) / len(lower)))
 
 
 def extended(measured: Callable[[float], float], declared: Iterable[float], factor: float) -> dict[float, float]:
@@ -280,12 +289,6 @@ def evenness(unit: np.ndarray, weights: np.ndarray) -> float:
 
 def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)), 0, len(values), INF)
-
-
-def over_draws(drawn: np.ndarray, examples: int) -> Interval:
-    """Of a statistic on all examples, then on samples of them: (1 + samples, seeds)."""
-    moved = drawn[1:] - drawn[1:].mean(axis=0)
-    return spread(drawn[0], moved, 1 / (len(moved) - 1), examples - 1)
 
 
 @functools.cache

@@ -33,6 +33,7 @@ from raw_rule import (
     verdict_of,
 )
 
+from peftbook.tasks import split_groups
 from peftbook.tasks import test_groups as groups_of_task
 
 # --- the studies: each gives its outcome and printed quantities, as mean, low and high -------------------------
@@ -52,7 +53,8 @@ def difference(setting: Setting, first: tuple, second: tuple, name: str = "loss_
     weights = column(other, "label_tokens")[0] if name == "loss_nats" else None
     groups = groups_of_task(setting.task, setting.tested)
     found = over_examples(column(one_arm, name) - column(other, name), weights, groups)
-    chosen = [setting.choice(*arm) for arm in (first, second) if name == "loss_nats"]
+    swept = split_groups(setting.task, "validation", setting.validated)
+    chosen = [setting.choice(*arm, groups=swept) for arm in (first, second) if name == "loss_nats"]
     return replace(found, choice=math.hypot(*chosen))
 
 
@@ -188,7 +190,7 @@ def merging_quality() -> Found:
     records = [probe("serving.merge_gap", seed) for seed in (1, 2, 3)]
     gained = (column(records, "untuned_loss_nats") - column(records, "unmerged_loss_nats")).mean(axis=0)
     lost = column(records, "merged_bf16_loss_nats") - column(records, "unmerged_bf16_loss_nats")
-    found = over_examples(lost, gained)
+    found = over_examples(lost, gained, split_groups("e2e", "validation", 100))
     return verdict_of(found, 0, -INF, 0.05), {"bf16_merge_lost": [100 * end for end in found.ends]}
 
 
@@ -253,9 +255,9 @@ def costs() -> Found:
 
 
 def log_best_rates(
-    setting: Setting, method: Raw, steps: int, grid: Sequence[float], seeds: Sequence[int], picks: np.ndarray
+    setting: Setting, method: Raw, steps: int, grid: Sequence[float], seeds: Sequence[int], counted: np.ndarray
 ) -> np.ndarray:
-    """log rate at the vertex of a least-squares parabola, (1 + draws, seeds), over rates near the first seed's best."""
+    """log rate at the vertex of a least-squares parabola, (seeds,), over rates near the first seed's best."""
     losses = setting.grid(method, grid)
     best, tried = min(losses, key=losses.__getitem__), list(losses)
     near = tried[max(0, tried.index(best) - steps) : tried.index(best) + steps + 1]
@@ -263,25 +265,26 @@ def log_best_rates(
     for seed in seeds:
         records = [setting.sweep(method, rate, seed) for rate in near]
         learnt = [each for each in records if raw_rule.loss(each) < each["curve"]["train_loss_nats"][0]]
-        nats, tokens = (column(learnt, name)[:, picks].sum(axis=2) for name in ("loss_nats", "label_tokens"))
+        nats, tokens = (column(learnt, name) @ counted for name in ("loss_nats", "label_tokens"))
         x = np.log([each["spec"]["budget"]["learning_rate"] for each in learnt])
         design = np.stack([x**2, x, np.ones_like(x)], axis=1)
         square, linear, _ = np.linalg.lstsq(design, nats / tokens, rcond=None)[0]
-        fits.append(np.where(square > 0, np.clip(-linear / (2 * square), x[0], x[-1]), np.nan))
-    return np.stack(fits, axis=1)
+        fits.append(float(np.clip(-linear / (2 * square), x[0], x[-1])) if square > 0 else math.nan)
+    return np.array(fits)
 
 
 def learning_rate(tokens: int, wide_seeds: Sequence[int], name: str) -> Found:
     """The ratio of best rates, LoRA's over full fine-tuning's, by three rates each; what five move it is its bias."""
-    setting, rng = Setting("e2e", tokens, factor=2), np.random.default_rng(7)
-    picks = np.concatenate([np.arange(100)[None], rng.integers(100, size=(2000, 100))])
-    narrow, wide = (
-        log_best_rates(setting, lora(), steps, rates(5e-5, 2, 8), seeds, picks)
-        - log_best_rates(setting, raw_rule.FULL, steps, rates(2e-4 / 32, 2, 8), seeds, picks)
-        for steps, seeds in ((1, (0, 10, 11)), (2, wide_seeds))
-    )
-    found = raw_rule.over_draws(narrow[np.isfinite(narrow).all(axis=1)], 100)
-    found = replace(found, bias=abs(float(np.mean(wide[0] - narrow[0, : len(wide_seeds)]))))
+    setting, whole = Setting("e2e", tokens, factor=2), np.ones(100)
+
+    def ratio(counted: np.ndarray, steps: int = 1, seeds: Sequence[int] = (0, 10, 11)) -> np.ndarray:
+        arms = (lora(), rates(5e-5, 2, 8)), (raw_rule.FULL, rates(2e-4 / 32, 2, 8))
+        best = [log_best_rates(setting, method, steps, grid, seeds, counted) for method, grid in arms]
+        return best[0] - best[1]
+
+    found = raw_rule.over_statistic(ratio, whole, split_groups("e2e", "validation", 100))
+    wide = ratio(whole, 2, wide_seeds)
+    found = replace(found, bias=abs(float(np.mean(wide - ratio(whole)[: len(wide_seeds)]))))
     return verdict_of(found, 0, math.log(5), math.log(20)), {name: exp(found)}
 
 
@@ -637,8 +640,8 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "weight_error_order": (weight_error_order, "+.4f", 1e-9),
     "subspace": (subspace, ".3f", 1e-9),
     "costs": (costs, ".2f", 1e-9),
-    "learning_rate": (lambda: learning_rate(34_000, (0, 10, 11), "r16_over_full"), ".1f", 0.02),
-    "learning_rate_long": (lambda: learning_rate(340_000, (0,), "long_ratio"), "", 0.02),
+    "learning_rate": (lambda: learning_rate(34_000, (0, 10, 11), "r16_over_full"), ".1f", 1e-7),
+    "learning_rate_long": (lambda: learning_rate(340_000, (0,), "long_ratio"), "", 1e-7),
     "serving": (serving, "", 0.01),
     "codebooks_squared": (lambda: codebooks("lloyd_pinned", "mse"), "+.2%", 1e-9),
     "codebooks_absolute": (lambda: codebooks("l1_pinned", "mae"), "+.2%", 1e-9),

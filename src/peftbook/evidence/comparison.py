@@ -82,17 +82,19 @@ def paired(first: Records, second: Records, column: str, groups: Groups = ()) ->
     return interval(values_of(first, column, units) - values_of(second, column, units), first, column, units)
 
 
-def choice_error(sweep: Sweep, finals: Records, column: str, lookup: Lookup) -> float:
+def choice_error(sweep: Sweep, finals: Records, column: str, lookup: Lookup, groups: Groups = ()) -> float:
     """What the choice of an arm's rate by this sweep adds to the standard error of its score. Raises Missing.
 
     The noise of the sweep is that of its examples, by the records of the rates beside the best, and that of its seeds,
-    by the spread of the final records.
+    by the spread of the final records.  groups: of the sweep's examples, as in `score`. Since few groups tell their
+    error badly, that of the examples is the larger one of both, over groups and over single examples.
     """
     losses, plan = sweep.losses(lookup), sweep.plan(lookup)
     near = [rate for rate in neighbours(losses) if math.isfinite(losses[rate])]
     lower, upper = (sweep.records(plan[rate], lookup) for rate in (near[0], near[-1]))
     spread = score(finals, column).seed_se * math.sqrt(len(finals))
-    noise = stats.rate_noise(spread, len(lower), paired(upper, lower, column).example_se)
+    example_se = max(paired(upper, lower, column, units).example_se for units in ((), groups))
+    noise = stats.rate_noise(spread, len(lower), example_se)
     return sweep.choice_error(lookup, float(noise))
 
 

@@ -225,7 +225,7 @@ def rate_noise(spread: np.ndarray | float, seeds: int, example_se: np.ndarray | 
 
     spread: standard deviation of the loss between seeds, at one rate.  example_se: of the difference, by the examples.
     The difference of two rates with one seed has .65 of the variance that one rate has between seeds: pooled over 15
-    pairs of neighbouring rates with three seeds each.
+    pairs of neighbouring rates with three seeds each. Arms differ in it; the study `rate_choice` has the range.
     """
     return np.hypot(math.sqrt(0.65 / seeds) * spread, example_se)
 

@@ -10,7 +10,8 @@ the chosen rates.
 What an arm pays is its test loss at the largest batch minus that at the smallest. Equal tokens leave a large batch
 fewer steps, which costs either arm; the claim is about the difference of the two costs, paired by seed and example. One
 arm must surely have paid more than the margin: where a large batch costs nothing there is nothing to tolerate. Warm-up
-is a tenth of the steps at every batch.
+is a tenth of the steps at every batch, gradients are clipped at norm 1. How often they were is told since a reader
+found that it differs by batch.
 
 Shown and not judged: the batch in the middle. A control: a training with the smallest batch and as few steps as the
 largest takes, rates tuned again. Where LoRA is as far behind after these as after the few steps of the largest batch,
@@ -43,7 +44,7 @@ from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
-__all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "cost", "extra", "paid_by"]
+__all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "clipping", "cost", "extra", "paid_by"]
 
 BATCHES = (2, 8, 32)  # examples
 SMALLEST, LARGEST = BATCHES[0], BATCHES[-1]
@@ -112,6 +113,19 @@ def extra(store: Store, plans: Pair = EQUAL_TOKENS) -> stats.Interval:
     return stats.with_choice(found, *(plan.choice_error(name, store) for plan in plans for name in ARMS))
 
 
+def clipping(plans: Pair, store: Store) -> str:
+    """In what share of each arm's steps gradients are clipped, in words; empty if records do not tell. Raises Missing.
+
+    Batches, and steps at equal tokens, differ in this too.
+    """
+    shares = {name: [plan.clipped_share(plan.finals(name, store)) for plan in plans] for name in ARMS}
+    if None in itertools.chain(*shares.values()):
+        return ""
+    said = "; ".join(f"{ARMS[name]}, {small:.0f}% and {large:.0f}%" for name, (small, large) in shares.items())
+    batches = " and ".join(str(plan.batch_size) for plan in plans)
+    return f" Steps with clipped gradients, with {batches} examples a batch: {said}."
+
+
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Losses and rates by batch, what the largest batch costs each arm, and how much more it costs LoRA."""
     out: dict[str, Quantity] = {}
@@ -140,7 +154,7 @@ def verdict(store: Store) -> Verdict:
     found = decide(extra(store), MARGIN, (0.0, math.inf), what, "extra_cost", "nats per token")
     costs = {name: cost(name, store) for name in ARMS}
     said = "; ".join(f"{ARMS[name]} pays {one:+.3f}" for name, one in costs.items())
-    sentence = f"{found.sentence.removesuffix('.')}; {said}."
+    sentence = f"{found.sentence.removesuffix('.')}; {said}.{clipping(EQUAL_TOKENS, store)}"
     named = (*found.quantities, *(f"{name}_cost" for name in ARMS))
     if all(one.low <= MARGIN for one in costs.values()):
         blunt = f"Neither is surely above {MARGIN}: there is nothing to tolerate."

@@ -19,7 +19,18 @@ from dataclasses import replace
 
 from peftbook.core.records import Store
 from peftbook.studies import BLIND, Quantity, Verdict, margins, study
-from peftbook.studies.batch_size import ARMS, LARGEST, MIDDLES, SMALLEST, Pair, comparison, cost, extra, paid_by
+from peftbook.studies.batch_size import (
+    ARMS,
+    LARGEST,
+    MIDDLES,
+    SMALLEST,
+    Pair,
+    clipping,
+    comparison,
+    cost,
+    extra,
+    paid_by,
+)
 from peftbook.studies.tuned_comparison import FURTHER, decide, runs_of
 
 __all__ = ["PLANS"]
@@ -55,7 +66,7 @@ def verdict(store: Store) -> Verdict:
     said = "; ".join(f"{ARMS[name]} changes by {one:+.3f}" for name, one in costs.items())
     found = replace(
         found,
-        sentence=f"{found.sentence.removesuffix('.')}; {said}.",
+        sentence=f"{found.sentence.removesuffix('.')}; {said}.{clipping(BOTH, store)}",
         quantities=(*found.quantities, *(f"{name}_cost" for name in ARMS)),
     )
     if all(one.high >= -MARGIN for one in costs.values()):

@@ -6,7 +6,8 @@ simulated to show what no rule of this kind repairs.
 
 The whole procedure, with the choice of rates, is simulated since: two methods whose rates one sweep seed or three chose
 from rates a factor of 2 or 4 apart are compared with three or five final seeds. Aim: at least 93 % in every cell, of
-the difference at the best rates of both grids and at the best of all. Losses are parabolas; curvatures and noise are
+the difference at the best rates of both grids and at the best of all. That no cell be above 98.5 % is asked of these
+too since a reader noticed that it was not. Losses are parabolas; curvatures and noise are
 those on record. Of the 91 arms of the book's tuned comparisons whose best rate has two finite neighbours, BENDS are the
 deciles (5 %, 15 %, …) of the curvature per squared doubling over the spread of final seeds, EXAMPLE_SE is the median of
 the standard error that validation examples give the difference of neighbours, over that spread, and CONTRAST is pooled
@@ -128,7 +129,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 
 def tuned_quantities(store: Store) -> dict[str, Quantity]:
-    """Where rates are chosen: coverage, mean and range over cells, by seeds of sweep and finals; the least of all."""
+    """Where rates are chosen: coverage, mean and range over cells, by seeds of sweep and finals; the ends of all."""
     out, keys = {}, tuple(tuned_probe(seeds).key for seeds in FINALS)
     covered: dict[str, list[float]] = {name: [] for name in TUNED}
     for seeds, key in zip(FINALS, keys, strict=True):
@@ -144,8 +145,12 @@ def tuned_quantities(store: Store) -> dict[str, Quantity]:
             out[f"width_{place}"] = Quantity(
                 np.median(curve["width"][here]), "×", (key,), digits=2, note="median over cells, over that without"
             )
-    least = {name: Quantity(min(rates), "%", keys, digits=1) for name, rates in covered.items()}
-    return out | {f"{name}_worst": one for name, one in least.items()}
+    for name, rates in covered.items():
+        out[f"{name}_worst"] = Quantity(min(rates), "%", keys, digits=1)
+        out[f"{name}_highest"] = Quantity(max(rates), "%", keys, digits=1)
+        above = sum(rate > MOST for rate in rates)
+        out[f"{name}_above"] = Quantity(above, f"of {len(rates)} cells", keys, n=len(rates), digits=0)
+    return out
 
 
 def worst(store: Store, rule: str = RULE) -> GridCell:
@@ -162,7 +167,9 @@ def verdict(store: Store) -> Verdict:
     chosen, without = (
         {truth: found[f"{rule}_{truth}_worst"].value for truth in ("grid", "all")} for rule in ("choice", "plain")
     )
-    met = low >= FEWEST and mean >= MEAN and high <= MOST and min(chosen.values()) >= FEWEST
+    above = {truth: found[f"choice_{truth}_above"] for truth in chosen}
+    enough = low >= FEWEST and mean >= MEAN and min(chosen.values()) >= FEWEST
+    narrow = high <= MOST and not any(one.value for one in above.values())
     aims = f"aims {FEWEST:g}, {MEAN:g} and {MOST:g}"
     return Verdict(
         "measured",
@@ -171,12 +178,14 @@ def verdict(store: Store) -> Verdict:
         f"{cell.share:.0%} of the variance from seeds, {cell.shape}) and {high:.1f} % at most; {aims}. Where a sweep "
         f"chose the rates it covers the difference at the grids' best rates {chosen['grid']:.1f} % of the time in the "
         f"worst cell and that at the best of all {chosen['all']:.1f} % ({without['grid']:.1f} and "
-        f"{without['all']:.1f} % without the error of the choice; aim {FEWEST:g}): "
-        f"{'all aims are met' if met else 'not all aims are met'}. Without a choice the width is "
-        f"{found[f'{RULE}_aimed_width'].value:.2f} times that with known errors; that of t(n − 1) for both errors "
-        f"{found[f'{BEFORE}_aimed_width'].value:.2f} times.",
+        f"{without['all']:.1f} % without the error of the choice). It covers more than {MOST:g} % in "
+        f"{above['grid'].value:.0f} and {above['all'].value:.0f} of {above['grid'].n} cells, and "
+        f"{found['choice_grid_highest'].value:.1f} % at most. So the aims for too little coverage are "
+        f"{'met' if enough else 'missed'}, and those for too much are {'met' if narrow else 'missed'}. Without a "
+        f"choice the width is {found[f'{RULE}_aimed_width'].value:.2f} times that with known errors; that of t(n − 1) "
+        f"for both errors {found[f'{BEFORE}_aimed_width'].value:.2f} times.",
         (
             *(f"{RULE}_aimed_{name}" for name in ("coverage", "width")),
-            f"{BEFORE}_aimed_width", "choice_grid_worst", "choice_all_worst",
+            f"{BEFORE}_aimed_width", "choice_grid_worst", "choice_all_worst", "choice_grid_highest",
         ),
     )  # fmt: skip

@@ -33,6 +33,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
+from peftbook.tasks import split_groups
 
 RANKS = (1, 4, 16, 64, 256)
 REPLICATED = ("full", "r4", "r16", "r64")
@@ -152,17 +153,22 @@ def vertices(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
         return np.where(a > 0, np.clip(middle - b / (2 * a), x.min(), x.max()), np.nan)
 
 
+def groups() -> tuple[str, ...]:
+    """The restaurant of each validation example."""
+    return split_groups("e2e", "validation", SHORT.sweep_examples)
+
+
 def resampled(record: Record) -> np.ndarray:
-    """Mean validation loss on the rows of `resampling.replicates`, (1 + draws,)."""
+    """Mean validation loss on the rows of `resampling.replicates`, (1 + replicates,)."""
     nats, tokens = (table([record], name)[0] for name in ("loss_nats", "label_tokens"))
-    counts = resampling.replicates(len(nats))
+    counts = resampling.replicates(len(nats), groups())
     return (counts @ nats) / (counts @ tokens)
 
 
 def log_best(
     comparison: TunedComparison, name: str, seeds: tuple[int, ...], store: Store, steps: int = WINDOW
 ) -> np.ndarray:
-    """log of the best rate, (1 + draws, seeds), on the rows of `resampling.replicates`, by the rates within `steps`.
+    """log of the best rate, (1 + replicates, seeds), on rows of `resampling.replicates`, by the rates within `steps`.
 
     A run that has not `learned` is left out of the fit. Raises Missing until the runs are there, and Unusable where
     three are not left or the data themselves have no minimum.
@@ -191,7 +197,7 @@ def keys(store: Store, *names: str) -> tuple[str, ...]:
 
 def interval_of_logs(values: np.ndarray) -> stats.Interval:
     """Interval of a logarithm that `log_best` gave, or of a difference of two."""
-    return resampling.statistic_interval(values, SHORT.sweep_examples)
+    return resampling.statistic_interval(values, SHORT.sweep_examples, groups())
 
 
 def log_ratio(first: str, second: str, store: Store, comparison: TunedComparison = SHORT) -> stats.Interval:
@@ -247,7 +253,7 @@ def cost_of(
             )
         pairs.append(pair)
     giving, owning = zip(*pairs, strict=True)
-    return paired(giving, owning, "loss_nats")
+    return paired(giving, owning, "loss_nats", groups())
 
 
 def log_moved(name: str, store: Store) -> stats.Interval:
@@ -274,7 +280,8 @@ def wrong_rate(name: str, factor: float, store: Store) -> Quantity | None:
     if len(records) < 2:
         return None
     wrong, right = records
-    return Quantity.of(paired([wrong], [right], "loss_nats"), "nats per token", tuple(run.key for run in runs))
+    keys = tuple(run.key for run in runs)
+    return Quantity.of(paired([wrong], [right], "loss_nats", groups()), "nats per token", keys)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

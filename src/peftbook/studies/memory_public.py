@@ -25,7 +25,7 @@ from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.public_arms import SEEN_MEMORY, batch
 
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
-LEVEL = 0.05  # at which a share of the rows is surely as large
+LEVEL = 0.05  # at which a share of the rows is surely smaller or larger
 EMPTIED_SELDOM = "2025-11"  # since when the cache is emptied every ten steps
 PARTS = ("judged", "seen", "stand_in")
 
@@ -113,7 +113,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 @study("memory_public", lambda store: [], quantities)
 def verdict(store: Store) -> Verdict:
-    """Are surely as many judged rows within the margin as is claimed, and none above what `fit` promises?"""
+    """Are surely as many judged rows within the margin as is claimed, or surely fewer? Does a promise not hold?"""
     found = list(rows("judged"))
     within, false = sum(abs(row.ratio - 1) <= MARGIN for row in found), broken(found)
     named = ", ".join(dict.fromkeys(row.prediction.arm for row in found))
@@ -123,8 +123,11 @@ def verdict(store: Store) -> Verdict:
         f"{sum(one.kind != 'fit' for one in predictions())}."
     )
     named_quantities = ("judged_share", "judged_ratio")
-    if within < LEAST * len(found) or false:
+    fewer, more = (
+        scipy.stats.binomtest(within, len(found), LEAST, alternative=side).pvalue <= LEVEL
+        for side in ("less", "greater")
+    )
+    if fewer or false:
         return Verdict("refuted", sentence, named_quantities)
-    chance = scipy.stats.binomtest(within, len(found), LEAST, alternative="greater").pvalue
-    held = f"{len(found)} figures are too few to show {LEAST:.0%}" if chance > LEVEL else ""
+    held = "" if more else f"{len(found)} figures are too few to tell whether it is {LEAST:.0%}"
     return Verdict("undecided" if held else "reproduced", sentence, named_quantities, held=held)

@@ -20,7 +20,7 @@ from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, measured, score, table, weights
 from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
-from peftbook.tasks import task_spec
+from peftbook.tasks import split_groups, task_spec
 
 MACHINE = "AMD EPYC, 2 cores"  # the machine whose records ship; `costs` was timed on another
 # dtype, batch → trials of a process, processes
@@ -178,7 +178,7 @@ def lost_share(records: Sequence[Record], state: str, against: str, tuned: str =
     """
     gained = (nats(records, "untuned") - nats(records, tuned)).mean(axis=0)
     difference = nats(records, state) - nats(records, against)
-    return stats.mean_interval(difference, gained)
+    return stats.mean_interval(difference, gained, split_groups("e2e", "validation", len(gained)))
 
 
 def loss_quantities(records: Sequence[Record], states: Sequence[str], tuned: str) -> dict[str, Quantity]:

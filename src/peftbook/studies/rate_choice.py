@@ -107,19 +107,33 @@ def costs(store: Store) -> tuple[list[float], tuple[str, ...]]:
 def contrast(store: Store) -> dict[str, Quantity]:
     """How much two neighbouring rates differ with one seed, in the variance that one rate has between seeds.
 
-    Pooled over the pairs of rates whose further runs are there; `stats.rate_noise` has the value of the first 15.
+    Pooled over the pairs of rates whose further runs are there, and of single arms the lowest and the highest.
+    `stats.rate_noise` has the value of the first 15 pairs.
     """
     pairs: dict[tuple[str, ...], tuple[float, float]] = {}
+    shares = []  # of the arms
     for _, several in sweeps():
+        own = {}
         whole = [runs for runs in several.plan(store.get).values() if len(runs) > 1 and all(map(store.get, runs))]
         for runs in itertools.pairwise(whole):
             losses = np.array([[validation_loss(store.need(run)) for run in trial] for trial in runs])
             if np.isfinite(losses).all():
                 spread = float(np.diff(losses, axis=0).var(ddof=1)), float(losses.var(axis=1, ddof=1).mean())
-                pairs[tuple(run.key for trial in runs for run in trial)] = spread
-    share = math.fsum(one for one, _ in pairs.values()) / (math.fsum(of for _, of in pairs.values()) or math.nan)
+                own[tuple(run.key for trial in runs for run in trial)] = spread
+        shares += [pooled(own)] * bool(own)
+        pairs |= own
     keys = tuple(dict.fromkeys(itertools.chain(*pairs)))
-    return {"contrast": Quantity(share, "", keys, n=len(pairs), seeds=1 + len(FURTHER), note="n: pairs of rates")}
+    each = functools.partial(Quantity, unit="", runs=keys, n=len(pairs), seeds=1 + len(FURTHER))
+    return {
+        "contrast": each(pooled(pairs), note="n: pairs of rates"),
+        "contrast_lowest": each(min(shares, default=math.nan), note="of single arms"),
+        "contrast_highest": each(max(shares, default=math.nan), note="of single arms"),
+    }
+
+
+def pooled(pairs: Mapping[tuple[str, ...], tuple[float, float]]) -> float:
+    """The variances of differences over those of single rates, of all pairs together."""
+    return math.fsum(one for one, _ in pairs.values()) / (math.fsum(of for _, of in pairs.values()) or math.nan)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

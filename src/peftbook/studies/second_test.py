@@ -109,7 +109,8 @@ def likeness(store: Store) -> dict[str, Quantity]:
     pairs = [zip(*(by_seed(name, each) for each in (store, Others(store))), strict=True) for name in DECIDING]
     found = [float(np.corrcoef(*pair)[0, 1]) for pair in itertools.chain(*pairs)]
     keys = itertools.chain(*(DECIDING[name][0].keys(Others(store), *arms(name)) for name in DECIDING))
-    note = f"median and range over {len(found)} differences"
+    seeds = sorted({len(DECIDING[name][0].seeds) for name in DECIDING})
+    note = f"median and range over {len(found)} differences, each over {seeds[0]} to {seeds[-1]} seeds"
     return {"seed_correlation": Quantity.middle(found, "", tuple(dict.fromkeys(keys)), note, digits=3)}
 
 
@@ -147,7 +148,10 @@ def fate_of(name: str, store: Store) -> tuple[str, str, str]:
 def verdict(store: Store) -> Verdict:
     """Does every verdict hold on the other inputs?"""
     fates = {name: fate_of(name, store) for name in DECIDING}
-    said = "; ".join(f"{get_study(name).title} {before} → {after}" for name, (_, before, after) in fates.items())
+    said = "; ".join(
+        f"{get_study(name).title}{' (on its first grid)' if name in JUDGES else ''} {before} → {after}"
+        for name, (_, before, after) in fates.items()
+    )
     became = [fate for fate, _, _ in fates.values()]
     names = [next(iter(of_study(name, store))) for name in DECIDING]
     decided = [fate for fate, before, _ in fates.values() if before != "undecided"]
@@ -155,9 +159,9 @@ def verdict(store: Store) -> Verdict:
     beside = f", beside {idle} that had decided nothing" if idle else ""
     alike = likeness(store)["seed_correlation"]
     sentence = (
-        f"{decided.count('holds')} of {len(decided)} verdicts hold on the other inputs{beside}. {said}. The "
-        f"same trained seeds are asked, whose differences on both correlate by {alike.low:.3f} to {alike.high:.3f}: "
-        "little could have turned over."
+        f"{decided.count('holds')} of {len(decided)} verdicts hold on the other inputs{beside}. {said}. The same "
+        "trained seeds are asked, so little could have turned over. Differences on both correlate by "
+        f"{alike.low:.3f} to {alike.high:.3f}, roughly: {alike.note.partition(', ')[2]}."
     )
     turned = "turns over" in became
     held = "" if turned else "none turned over, and of the same trained seeds hardly one could"

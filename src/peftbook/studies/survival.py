@@ -42,7 +42,7 @@ from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import nats, percent, ratio_quantity
 from peftbook.studies.standard import rates
 from peftbook.studies.weight_error import spearman
-from peftbook.tasks import task_spec
+from peftbook.tasks import split_groups, task_spec
 
 SEEDS = (1, 2, 3, 4, 5)
 EXAMPLES = 60
@@ -79,7 +79,17 @@ class MergedAdapter(NamedTuple):
     @property
     def share(self) -> stats.Interval:
         """The share of the gain that is left."""
-        return resampling.statistic_interval(self.kept, self.examples)
+        return interval(self.kept, self.examples)
+
+
+def groups() -> tuple[str, ...]:
+    """The restaurant of each example."""
+    return split_groups("e2e", "validation", EXAMPLES)
+
+
+def interval(values: np.ndarray, examples: int) -> stats.Interval:
+    """The interval of a statistic on the rows of `resampling.replicates`, over seeds and restaurants."""
+    return resampling.statistic_interval(values, examples, groups())
 
 
 def probe(model: str, rate: float, seed: int) -> specs.Probe:
@@ -104,7 +114,7 @@ def adapter(model: str, rate: float, store: Store) -> MergedAdapter:
     """What the records of a rate say. Raises Missing."""
     records = store.need_all(probe(model, rate, seed) for seed in SEEDS)
     untuned, merged, requantised = (nats(records, state) for state in ("untuned", "merged", "requantised"))
-    counts = resampling.replicates(untuned.shape[1])
+    counts = resampling.replicates(untuned.shape[1], groups())
     return MergedAdapter(
         model,
         rate,
@@ -131,7 +141,7 @@ def correlation(found: Sequence[MergedAdapter]) -> stats.Interval:
     """Spearman's correlation of size and kept share over the adapters, with each seed and each draw of examples."""
     size = np.array([one.size for one in found]).T  # (seeds, adapters)
     kept = np.array([one.kept for one in found]).transpose(1, 2, 0)  # (1 + replicates, seeds, adapters)
-    return resampling.statistic_interval(spearman(np.broadcast_to(size, kept.shape), kept), found[0].examples)
+    return interval(spearman(np.broadcast_to(size, kept.shape), kept), found[0].examples)
 
 
 def spans(found: Sequence[MergedAdapter]) -> bool:
@@ -165,7 +175,7 @@ def scale(found: Mapping[str, Sequence[MergedAdapter]]) -> stats.Interval | None
     if not np.isfinite([one[0], two[0]]).all():
         return None
     with np.errstate(invalid="ignore"):
-        return resampling.statistic_interval(np.log(one) - np.log(two), next(iter(found.values()))[0].examples)
+        return interval(np.log(one) - np.log(two), next(iter(found.values()))[0].examples)
 
 
 def parts(store: Store) -> dict[str, list[MergedAdapter]]:
@@ -220,7 +230,7 @@ def part_quantities(name: str, found: Sequence[MergedAdapter]) -> dict[str, Quan
     out[f"{name}_distance"] = percent(stats.seed_interval(distance), keys)
     out[f"{name}_span"] = Quantity.of(stats.seed_interval(size.max(axis=0) / size.min(axis=0)), "×", keys, 0)
     if name in MODELS and np.isfinite(half := half_sizes(found))[0].all():
-        out[f"{name}_half_size"] = Quantity.of(resampling.statistic_interval(half, found[0].examples), "", keys, 2)
+        out[f"{name}_half_size"] = Quantity.of(interval(half, found[0].examples), "", keys, 2)
     return out
 
 

@@ -24,7 +24,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Lookup, Sweep, best_of, extended, grown, interleave, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
-from peftbook.tasks import task_spec, test_groups
+from peftbook.tasks import split_groups, task_spec, test_groups
 
 __all__ = [
     "FURTHER", "Arm", "TunedComparison", "decide", "length_ratio", "runs_of", "score_quantities", "tuning_quantities",
@@ -203,7 +203,8 @@ class TunedComparison:
             return 0.0
         finals = self.finals(name, store)
         with untracked():
-            return comparison.choice_error(self.tuning(arm), finals, "loss_nats", store.get)
+            groups = split_groups(self.task, "validation", self.sweep_examples)
+            return comparison.choice_error(self.tuning(arm), finals, "loss_nats", store.get, groups)
 
     def verdict(
         self,
@@ -265,12 +266,17 @@ class TunedComparison:
                 2,
                 note="words written over words of the nearest references; mean and range of the seeds",
             )
-        if norms := [float(value) for record in records for value in record.curve.get("gradient_norm", [])]:
-            share = 100 * sum(norm > self.budget(1.0).max_grad_norm for norm in norms) / len(norms)
+        if (share := self.clipped_share(records)) is not None:
             out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
         trained = float(first.measurements["trainable_parameters"] or 0)
         out[f"{name}_parameters"] = Quantity(trained, "parameters", keys[:1], digits=0)
         return out
+
+    def clipped_share(self, records: Sequence[Record]) -> float | None:
+        """Of the steps of these records those with clipped gradients, in percent; None if they have no norms."""
+        norms = [float(value) for record in records for value in record.curve.get("gradient_norm", [])]
+        clipped = sum(norm > self.budget(1.0).max_grad_norm for norm in norms)
+        return 100 * clipped / len(norms) if norms else None
 
     def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
         """What the arm's sweep chose, with the number of runs it took; empty until all of them are there."""

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 
-from peftbook.core.records import Missing, Store
+from peftbook.core.records import Store
 from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, benchmark, margins, study, variants
 from peftbook.studies.standard import rates
@@ -59,10 +58,4 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def verdict(store: Store) -> Verdict:
     """Is LoRA+ with ratio 16 better than one rate for both, each at its best?"""
     what = "With every rate tuned, the test loss of η_B = 16 η_A minus that of one shared rate"
-    found = ALL_INPUTS.verdict("plus16", "lora", MARGIN, (-math.inf, 0.0), what, store, prefix="all_")
-    with suppress(Missing):
-        lowest = {name: min(COMPARISON.tuning(COMPARISON.arm(name)).losses(store.get).values()) for name in RATIOS}
-        best = min(RATIOS, key=lambda name: lowest[name])
-        said = f"{found.sentence.removesuffix('.')}; the lowest validation loss of the map is at a ratio of"
-        return replace(found, sentence=f"{said} {RATIOS[best]:g}.")
-    return found
+    return ALL_INPUTS.verdict("plus16", "lora", MARGIN, (-math.inf, 0.0), what, store, prefix="all_")

@@ -163,16 +163,21 @@ def groups_of(examples: Sequence[TaskExample]) -> list[str]:
 
 
 @functools.cache
-def test_groups(name: str, count: int) -> tuple[str, ...]:
-    """The groups of the first `count` test examples; empty where none are shared.
+def split_groups(name: str, split: str, count: int) -> tuple[str, ...]:
+    """The groups of the first `count` examples of a split; empty where none are shared.
 
-    A task whose data is not part of the project has them in its module (`TEST_GROUPS`).
+    A task whose data is not part of the project has them in its module (`GROUPS`).
     Raises InputError where the data is missing: an error over single examples would be a smaller one.
     """
-    if known := getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "TEST_GROUPS", ""):
-        return tuple(known[:count])
-    groups = tuple(example.group for example in get_task(name).splits["test"][:count])
+    if known := getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "GROUPS", {}):
+        return tuple(known[split][:count])
+    groups = tuple(example.group for example in get_task(name).splits[split][:count])
     return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
+
+
+def test_groups(name: str, count: int) -> tuple[str, ...]:
+    """`split_groups` of the first `count` test examples."""
+    return split_groups(name, "test", count)
 
 
 def size_of_test(name: str) -> int:
