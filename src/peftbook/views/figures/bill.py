@@ -17,8 +17,6 @@ from peftbook.evidence.literature import published
 from peftbook.memory import SHAPES, DecoderShape, Setup, training_step
 from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
-from peftbook.methods.lora import LoRA
-from peftbook.methods.prompt import PromptTuning
 from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.drawn import draw_lines
@@ -288,38 +286,3 @@ def time_saved() -> Figure:
     axes.minorticks_off()
     axes.legend(loc="lower right", title="computed, for a card", alignment="left")
     return finding(figure, "LoRA's step takes two thirds of a full one, less where tokens are few")
-
-
-DISK = 1e12
-TASKS = (1, 10, 100, 1_000, 10_000, 100_000)
-
-
-@figure
-def tasks_on_disk() -> Figure:
-    """How many tasks fit on a disk? Bytes of k fine-tuned copies, and of one base with k adapters, against k."""
-    figure, axes = canvas(height=4.3)
-    shape, counts = SHAPES["llama-2-7b"], np.geomspace(1, TASKS[-1], 300)
-    base, full = 2.0 * shape.parameters, list[float]()
-    kinds = {  # label → bytes once, bytes a task, method, where its label stands
-        "a copy a task": (0.0, base, "full", (1.2, 4e11)),
-        "LoRA, rank 16, all": (base, 4.0 * LoRA(rank=16).parameters(shape), "lora", (900, 7e10)),
-        "20 soft tokens": (base, 4.0 * PromptTuning(length=20).parameters(shape), "prompt", (1_000, 6e9)),
-    }
-    axes.axhline(DISK / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-    tag(axes, "a disk of 1 TB", (TASKS[-1], DISK / 1e9), (0, -15), ha="right", fontsize=SMALL, fontweight="normal")
-    for label, (once, each, method, at) in kinds.items():
-        look = arm_looks()[method]
-        axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
-        axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
-        full_at = (DISK - once) // each
-        full.append(full_at)
-        if full_at <= TASKS[-1]:
-            axes.plot(full_at, DISK / 1e9, **mark(method, look.marker))
-            tag(axes, f"{full_at:,.0f} tasks", (full_at, DISK / 1e9), (-5, 8), method, ha="right", fontsize=SMALL)
-    axes.set(xscale="log", yscale="log", xlabel="Tasks", ylabel="GB on disk, Llama-2-7B (computed)")
-    axes.set(xlim=(0.85, TASKS[-1]), ylim=(4, 6e3))
-    axes.set_xticks(TASKS, [f"{count:,}" for count in TASKS])
-    axes.set_yticks([10, 100, 1_000], ["10", "100", "1,000"])
-    axes.minorticks_off()
-    copies, adapters = full[:2]
-    return finding(figure, f"A disk of 1 TB holds {copies:,.0f} tasks as copies, {adapters:,.0f} as LoRA adapters")

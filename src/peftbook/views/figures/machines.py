@@ -13,15 +13,14 @@ from matplotlib.patches import Rectangle
 
 from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.scratch.schedule import best_interval, bounds, expected_seconds, makespan
 from peftbook.studies import throughput
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.fit import draw_cards
-from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, paint, plain_ticks
-from peftbook.views.figures.style import canvas, colour, finding, name_rows, say, tag
+from peftbook.views.figures.parts import Points, decimals, labelled, paint, plain_ticks
+from peftbook.views.figures.style import canvas, colour, finding, say
 
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
@@ -59,23 +58,6 @@ def time_by_workers(store: Store) -> Figure:
     enough = next(count for count, hours in zip(workers, found["simulated"][0], strict=True) if hours < 1.1 * chain)
     text = f"Beyond {enough} workers the longest chain sets the time, {chain:.1f} hours"
     return labelled(figure, text, axes, ends, column=0.74)
-
-
-@figure
-def runs_an_hour(store: Store) -> Figure:
-    """Do more workers make more runs? Runs an hour of small runs, measured, for one, two and four workers."""
-    figure, axes = canvas(height=3.6)
-    rows = [quantity(f"throughput.measured_{count}", store) for count in throughput.MEASURED]
-    places = range(len(rows))
-    axes.barh(places, [row.value for row in rows], height=0.55, color=colour("lora"), alpha=0.85)
-    for place, row in zip(places, rows, strict=True):
-        axes.plot([row.low, row.high], [place, place], color=colour("ink"), linewidth=2.0)
-        end = (row.high or row.value, place)
-        tag(axes, f"{row.value:,.0f}", end, (8, 0), va="center", fontsize=SMALL, fontweight="normal")
-    name_rows(axes, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
-    axes.set(xlim=(0, 1.15 * max(row.high or row.value for row in rows)), xlabel="Small runs an hour, median and range")
-    text = "On two cores two workers make {throughput.measured_2;value}, four {throughput.measured_4;value}"
-    return finding(figure, text, store)
 
 
 class Span(NamedTuple):
