@@ -43,6 +43,7 @@ from peftbook.studies import (
     prompt_design,
     subspace,
 )
+from peftbook.studies import methods as head_to_head
 from peftbook.views import figures
 from peftbook.views.figures import (
     bits,
@@ -50,7 +51,6 @@ from peftbook.views.figures import (
     evidence,
     four_bits,
     lora,
-    machines,
     measuring,
     methods,
     parts,
@@ -281,7 +281,7 @@ def test_the_parts_of_a_step_are_its_peak():
 
 def test_differences_average_to_the_difference_of_means(store: Store):
     """The seeds drawn in a forest must average to the mean drawn there."""
-    first, second = methods.chosen_records("lora", store), methods.chosen_records("full", store)
+    first, second = head_to_head.final_records("lora", store), head_to_head.final_records("full", store)
     for score in methods.SCORES:
         interval, seeds = methods.difference(first, second, score)
         assert np.mean(seeds) == pytest.approx(interval.mean)
@@ -491,26 +491,6 @@ def test_what_is_drawn_is_what_the_studies_have():
 def test_differences_are_printed_with_sign_and_two_digits(value: float, text: str):
     """A tiny difference must not be printed as zero."""
     assert parts.signed(value) == text
-
-
-@pytest.mark.parametrize("wire", [0.0, 0.8, 5.0])
-def test_a_sharded_step_uses_each_layer_whole_and_holds_two_at_most(wire: float):
-    """Wire and devices do one thing at a time; where the wire costs nothing, a step takes what it computes."""
-    takes = machines.TAKES | {"gather": wire, "scatter": wire}
-    spans = machines.fsdp_step(layers=5, takes=takes)
-    on_wire = [span for span in spans if span.kind in ("gather", "scatter")]
-    for lane in (on_wire, [span for span in spans if span not in on_wire]):
-        assert all(one.end <= two.start for one, two in itertools.pairwise(lane))
-    for kind in ("forward", "backward"):
-        used = [span for span in spans if span.kind == kind]
-        assert sorted(span.layer for span in used) == [1, 2, 3, 4, 5]
-        for span in used:
-            gathered = [one for one in spans if one.kind == "gather" and one.layer == span.layer]
-            assert any(one.end <= span.start for one in gathered) and len(gathered) == 2
-    assert max(machines.layers_held(spans, span.start) for span in spans) <= 2
-    assert machines.layers_held(spans, spans[-1].end) == 0
-    if not wire:
-        assert spans[-1].end == pytest.approx(5 * (takes["forward"] + takes["backward"]) + takes["step"])
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])

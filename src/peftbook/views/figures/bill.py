@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import prod
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,10 +17,9 @@ from peftbook.memory import SHAPES, DecoderShape, Setup, training_step
 from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
 from peftbook.views.figures import figure
-from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
-from peftbook.views.figures.style import canvas, colour, drawing, finding, say, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
 # part → tone, share of it, hatch
@@ -206,60 +204,6 @@ def time_ratios() -> Chart:
         x_range=(16, 65536),
         y_range=(0, 0.8),
     )
-
-
-# What the gradient passes through.
-
-
-class Layer(NamedTuple):
-    """A linear layer of the drawing: what it is, what it keeps for the backward pass, what it computes there."""
-
-    name: str
-    trained: str  # "", "W" or "BA"
-    keeps: tuple[str, ...]
-    computes: tuple[str, ...]
-
-
-STACK = (  # from the tokens up
-    Layer("below the\nlowest adapter", "", (), ()),
-    Layer("frozen, with the\nlowest adapter", "BA", ("$x$", "$Ax$"),
-          (r"$\gamma\, g\, (Ax)^\top$  for $B$", r"$\gamma\, B^\top g\, x^\top$  for $A$")),
-    Layer("frozen", "", (), (r"$W^\top g$  for the layer below",)),
-    Layer("trained", "W", ("$x$",), (r"$g\, x^\top$  for $W$", r"$W^\top g$  for the layer below")),
-)  # fmt: skip
-FLOOR, STOREY, UP, DOWN = 0.5, 1.02, 1.72, 2.28  # inches: of the lowest layer, from layer to layer, x of the two ways
-
-
-@figure
-def gradient_path() -> Figure:
-    """What passes a frozen layer backward? Four linear layers: what each keeps, and what it computes going down."""
-    figure, axes = drawing(5.8, FLOOR + STOREY * len(STACK) + 0.9)
-    top = FLOOR + STOREY * len(STACK)
-    for at, layer in enumerate(STACK):
-        draw_layer(axes, layer, FLOOR + STOREY * at)
-    say(axes, UP, FLOOR - 0.35, "$x$", "muted")
-    wire(axes, (UP, FLOOR - 0.22), (UP, FLOOR))
-    rounded(axes, 1.45, top, 1.1, 0.32, "loss", facecolor=colour("paper"))
-    for x, text in ((3.0, "keeps"), (3.75, "computes backward")):
-        say(axes, x, top + 0.16, text, fontweight="bold", fontsize=SMALL, ha="left")
-    return finding(figure, "A frozen layer passes g down and keeps nothing")
-
-
-def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
-    """A layer with the ways through it: up always, down as far as something below it is trained."""
-    trained = {"facecolor": shade("lora", 0.35), "edgecolor": colour("lora")}
-    beside = layer.trained == "BA"
-    rounded(axes, 1.45, y, 0.54 if beside else 1.1, 0.5, "$W$", **(trained if layer.trained == "W" else {}))
-    if beside:
-        rounded(axes, 2.01, y, 0.54, 0.5, "$BA$", **trained)
-    say(axes, 1.35, y + 0.25, layer.name, fontsize=SMALL, ha="right", linespacing=1.2)
-    wire(axes, (UP, y + 0.5), (UP, y + STOREY))
-    if layer.trained or layer.computes:
-        wire(axes, (DOWN, y + STOREY), (DOWN, y + 0.5), head=12, color=colour("qlora"), linewidth=2.0)
-        say(axes, DOWN + 0.14, y + 0.76, "$g$", "qlora")
-    for texts, x in ((layer.keeps, 3.0), (layer.computes, 3.75)):
-        for line_at, text in enumerate(texts or ("–",)):
-            say(axes, x, y + 0.25 - 0.24 * (line_at - (len(texts or "–") - 1) / 2), text, fontsize=SMALL, ha="left")
 
 
 @figure

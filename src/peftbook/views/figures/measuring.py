@@ -17,7 +17,6 @@ from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
 from peftbook.studies import coverage, methods
 from peftbook.views.figures import figure
-from peftbook.views.figures.methods import chosen_records
 from peftbook.views.figures.parts import (
     SMALL,
     as_row,
@@ -91,7 +90,7 @@ def paired_intervals(store: Store) -> Figure:
     for axes, (column, margin, label) in zip(both, panels, strict=True):
         draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
-            one, two = (chosen_records(arm, store) for arm in pair)
+            one, two = (methods.final_records(arm, store) for arm in pair)
             tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
             alone = unpaired_interval(*tables, weights, methods.groups())
             together = methods.paired(one, two, column)

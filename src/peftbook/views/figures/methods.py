@@ -18,7 +18,16 @@ from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
 from peftbook.views.figures.charts import rate_chart
-from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, mark_key, per_seed
+from peftbook.views.figures.parts import (
+    LOSS,
+    SCORES,
+    ForestRow,
+    draw_rows,
+    draw_series,
+    interval_row,
+    mark_key,
+    per_seed,
+)
 from peftbook.views.figures.style import SIZE, canvas, colour, finding, look, say, shade, tag
 
 NAMED = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning"}
@@ -29,11 +38,6 @@ CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
 
 # What figures and deck share: numbers from records.
-
-
-def chosen_records(arm: str, store: Store) -> list[Record]:
-    """The arm's final records, one a seed (untuned has one in all)."""
-    return methods.final_records(arm, store)
 
 
 def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[stats.Interval, list[float]]:
@@ -66,8 +70,8 @@ def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np
 @figure
 def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
-    base = chosen_records("untuned", store)
-    found = {arm: chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
+    base = methods.final_records("untuned", store)
+    found = {arm: methods.final_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
     height = 1.2 + 0.373 * len(scores) * len(found)
     figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
     for axes, score in zip(panels[:, 0], scores, strict=True):
@@ -93,24 +97,21 @@ def quality_against_parameters(store: Store) -> Figure:
     figure, axes = canvas(height=3.9)
     top = 1.0
     for arm in ("untuned", "fewshot"):
-        level = float(np.mean(per_seed(chosen_records(arm, store), "loss")))
+        level = float(np.mean(per_seed(methods.final_records(arm, store), "loss")))
         axes.axhline(level, color=colour(arm), linestyle=arm_looks()[arm].line, linewidth=1.6)
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right"}
         said = f"{arm_looks()[arm].label}: nothing trained"
         tag(axes, said, (1.0, level), (0, 4), arm, fontsize=SIZE - 1, fontweight="normal", **place)
     for arm in methods.ARMS:
-        records = chosen_records(arm, store)
+        records = methods.final_records(arm, store)
         size = float(records[0].measurements["trainable_parameters"] or 0)
-        interval = methods.score(records, "loss_nats")
+        row = arm_row(arm, methods.score(records, "loss_nats"), per_seed(records, "loss"))
         # Arms of equal size stand side by side, so that both are seen.
         size *= {"lora": 0.88, "qlora": 1.14}.get(arm, 1.0)
-        axes.plot([size] * 2, [interval.low, interval.high], color=colour(arm), linewidth=2.2)
-        seeds = per_seed(records, "loss")
-        axes.plot([size * 1.28] * len(seeds), seeds, "_", color=colour(arm), markersize=6, markeredgewidth=1.4)
-        axes.plot(size, interval.mean, **look(arm, line=False))
+        draw_series(axes, [size], [row])
         left = arm in ("lora", "full")
-        offset, side = ((-9, 0), "right") if left else ((16, 0), "left")
-        tag(axes, arm_looks()[arm].label, (size, interval.mean), offset, arm, va="center", ha=side)
+        offset, side = ((-9, 0), "right") if left else ((9, 0), "left")
+        tag(axes, arm_looks()[arm].label, (size, row.value), offset, arm, va="center", ha=side)
         top = max(top, size)
     axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
     word = "{methods.lora_minus_full_loss;below|not separable from|above}"
@@ -156,7 +157,7 @@ def learning_rates(store: Store) -> Chart:
 
 def loss_curves(arm: str, store: Store) -> tuple[list[list[float]], list[float]]:
     """Training losses of the arm's final runs, and their mean over seeds, as far as all go, smoothed."""
-    curves = [record.curve["train_loss_nats"] for record in chosen_records(arm, store)]
+    curves = [record.curve["train_loss_nats"] for record in methods.final_records(arm, store)]
     return curves, smooth([math.fsum(step) / len(step) for step in zip(*curves, strict=False)])
 
 
@@ -211,7 +212,7 @@ def qlora_against_lora(store: Store) -> Figure:
 
 def paired_histogram(store: Store, first: str, second: str) -> Figure:
     """Histogram of per-example loss differences; the tails beyond the 1st and 99th percentile stand in the end bins."""
-    one, two = chosen_records(first, store), chosen_records(second, store)
+    one, two = methods.final_records(first, store), methods.final_records(second, store)
     values = example_differences(one, two)
     interval, seeds = difference(one, two, "loss")
     reach = float(np.quantile(np.abs(values), 0.98)) * 1.02
@@ -252,7 +253,7 @@ def paired_histogram(store: Store, first: str, second: str) -> Figure:
 
 def difference_histogram(store: Store) -> Chart:
     """How many test examples have which difference in loss, LoRA minus full, averaged over seeds."""
-    found = example_differences(*(chosen_records(arm, store) for arm in ("lora", "full")))
+    found = example_differences(*(methods.final_records(arm, store) for arm in ("lora", "full")))
     half = math.ceil(float(np.quantile(np.abs(found), 0.98)) * 10) / 10
     edges = np.linspace(-half, half, 13)
     counts, _ = np.histogram(np.clip(found, -half, half), edges)
@@ -274,7 +275,7 @@ def difference_histogram(store: Store) -> Chart:
 @figure
 def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
-    records = chosen_records("lora", store)
+    records = methods.final_records("lora", store)
     rouge, bert = (np.mean(methods.table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
     agreement = float(spearmanr(rouge, bert).statistic)
     figure, axes = canvas(height=3.9)

@@ -32,6 +32,7 @@ __all__ = [
     "drawing",
     "finding",
     "look",
+    "mixed",
     "mode_context",
     "name_rows",
     "render_svg",

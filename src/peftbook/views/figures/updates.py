@@ -23,11 +23,13 @@ from peftbook.views.figures.parts import (
     SMALL,
     as_row,
     difference_row,
+    draw_interval,
     draw_margin,
     draw_rows,
     labelled,
     loss_row,
     mark,
+    mark_key,
     mosaic,
     note,
 )
@@ -214,28 +216,18 @@ def merging_latency(store: Store) -> Figure:
         for group, (dtype, batch) in enumerate(merging.CONDITIONS):
             top = group * (len(pairs) + 1)
             ticks.append(top + 1)
-            for at, (pair, label, tone, marker) in enumerate(pairs, start=top):
+            for at, (pair, _, tone, marker) in enumerate(pairs, start=top):
                 found = quantity(f"merging_latency.{pair}_{part}_{dtype}_batch{batch}", store)
-                axes.plot([found.low, found.high], [at, at], color=colour(tone), linewidth=2.4, solid_capstyle="butt")
-                axes.plot(found.value, at, **mark(tone, marker), label=label if group == 0 else None)
+                draw_interval(axes, at, as_row("", found, (), tone, marker))
             base = quantity(f"merging_latency.merged_{part}_{dtype}_batch{batch}_milliseconds", store).value
             note(axes, f"merged: {base:,.0f} ms", 0.99, top, transform=axes.get_yaxis_transform(), va="center")
         axes.set_ylim(len(merging.CONDITIONS) * (len(pairs) + 1) - 0.7, -0.8)
         axes.set_yticks(ticks, [f"{types[dtype]}\nbatch {batch}" for dtype, batch in merging.CONDITIONS])
-        axes.set_title(title)
+        axes.set(title=title, xlabel="Time ratio (band: margin)")
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in panels:
-        axes.set_xlabel("Time ratio (band: margin)")
-    legend = figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3,
-        title=store.machine or merging.MACHINE,
-        handletextpad=0.1,
-        columnspacing=0.9,
-    )
-    legend.get_title().set(fontsize=SMALL, color=colour("muted"))
+    marks = {label: mark(tone, marker) for _, label, tone, marker in pairs}
+    mark_key(figure, panels[0], marks, title=store.machine or merging.MACHINE, title_fontsize=SMALL, columnspacing=0.9)
     text = (
         "At batch 1 LoRA beside the model takes {merging_latency.lora_over_merged_forward_fp32_batch1} the merged time"
     )

@@ -47,7 +47,7 @@ def differences(rows: list[tuple[str, str, Interval]], axis: str) -> Chart:
 
 def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
     """Docstrings: every method's test score minus that of `base`, paired, lowest on top; but for the untuned model."""
-    found = {arm: figures.methods.chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
+    found = {arm: methods.final_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
     of_base = found.pop(base)
     rows = [
         (arm_looks()[arm].label, arm, figures.methods.difference(records, of_base, score)[0])
