@@ -27,6 +27,7 @@ from torch import nn
 from peftbook.core.errors import InputError
 from peftbook.core.records import Missing, Store, default_store
 from peftbook.evidence import stats
+from peftbook.evidence.chart import spread_out
 from peftbook.evidence.results import study_quantities
 from peftbook.memory import SHAPES, training_step
 from peftbook.methods import arm_looks
@@ -402,12 +403,12 @@ def test_the_drawn_intervals_have_all_five_verdicts():
 def test_labels_are_moved_apart_and_keep_their_order(seed: int):
     """Direct labels must not touch, nor change places; those that stand well apart stay where they are."""
     values = np.random.default_rng(seed).uniform(0, 60, 8)
-    moved = parts.spread(values, 10)
+    moved = spread_out(values, 10)
     assert (np.argsort(moved) == np.argsort(values)).all()
     assert np.diff(np.sort(moved)).min() >= 10 - 1e-9
     assert moved.mean() == pytest.approx(values.mean())
-    assert parts.spread(values, 1e-9) == pytest.approx(values)
-    held = parts.spread(values, 10, 5, 90)
+    assert spread_out(values, 1e-9) == pytest.approx(values)
+    held = spread_out(values, 10, 5, 90)
     assert held.min() >= 5 and held.max() <= 90 and np.diff(np.sort(held)).min() >= 10 - 1e-9
 
 

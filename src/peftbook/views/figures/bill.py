@@ -102,7 +102,7 @@ def landmarks(names: tuple[str, ...], shape: DecoderShape) -> Iterator[tuple[flo
 @figure
 def step_timeline(model: str = "llama-2-7b") -> Figure:
     """What is in memory when? Bytes along one training step, all weights against LoRA."""
-    figure, axes = canvas(2, 1, height=6.6, sharex=True, sharey=True)
+    figure, axes = canvas(2, 1, height=7.0, sharex=True, sharey=True)
     drawn = {method: timeline(SHAPES[model], Setup(method=method, seq=2048)) for method in ("full", "lora")}
     totals = {method: np.sum(list(parts.values()), axis=0) / 1e9 for method, (_, parts) in drawn.items()}
     highest = max(total.max() for total in totals.values())
@@ -112,34 +112,11 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
         mark_peak(ax, places, totals[method], arm_looks()[method].label)
-        name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=1.4)
     full, lora = (totals[method].max() for method in ("full", "lora"))
     return finding(figure, f"{NAMES[model]}: full fine-tuning peaks at {full:.3g} GB, LoRA at {lora:.3g}")
-
-
-def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
-    """Write the name of each part where it is thickest, if there is room for it."""
-    below = np.zeros(len(places))
-    box = {"facecolor": colour("paper"), "edgecolor": "none", "boxstyle": "round,pad=0.1"}
-    for part, sizes in parts.items():
-        at = int(sizes.argmax())
-        height = (below[at] + sizes[at] / 2) / 1e9
-        below = below + sizes
-        early, late = sizes[0] > 0.9 * sizes[at], places[at] > 0.75 * places[-1]
-        shift, side = (12, "left") if part == "logits and loss" else (-6, "right") if late else (0, "center")
-        if sizes[at] / 1e9 > 0.055 * axes.get_ylim()[1]:
-            axes.annotate(
-                part,
-                (0.03 * places[-1] if early else places[at], height),
-                xytext=(0 if early else shift, 0),
-                textcoords="offset points",
-                va="center",
-                ha="left" if early else side,
-                fontsize=SMALL,
-                bbox=box,
-            )
 
 
 def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -148,9 +125,8 @@ def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) 
     for part, sizes in parts.items():
         _, tone, share, hatch = PARTS[part]
         top = below + sizes / 1e9
-        axes.fill_between(
-            places, below, top, facecolor=shade(tone, share), hatch=hatch, edgecolor=colour("paper"), linewidth=0.4
-        )
+        look = {"facecolor": shade(tone, share), "hatch": hatch, "edgecolor": colour("paper"), "linewidth": 0.4}
+        axes.fill_between(places, below, top, label=part, **look)
         below = top
     axes.plot(places, below, color=colour("ink"), linewidth=1.4)
 

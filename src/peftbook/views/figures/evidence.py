@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +17,9 @@ from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
-from peftbook.studies import Quantity, benchmark, data_size, learning_rate, prompt_design
+from peftbook.studies import benchmark, data_size, learning_rate, prompt_design
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import forest, rate_chart
+from peftbook.views.figures.charts import differences, rate_chart
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -104,10 +103,9 @@ def benchmark_differences(store: Store) -> Chart:
     rows = []
     for arm in (arm for arm in benchmark_order(store) if arm != "lora"):
         label, tone, _ = arm_look(arm)
-        found = benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)
         look = tone if tone in arm_looks() else "untuned"
-        rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
-    return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
+        rows.append((label, look, benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)))
+    return differences(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0")
 
 
 # Learning rates.

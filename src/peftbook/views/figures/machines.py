@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
 from peftbook.memory import SHAPES, Setup, training_step
-from peftbook.scratch.schedule import best_interval, bounds, expected_seconds, makespan
+from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import throughput
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
@@ -26,9 +25,6 @@ BY_DEVICES = {
     "QLoRA": (replace(ROW, quantised="nf4"), "qlora"),
 }
 HOUR = 3600.0
-FAILURES = {"hourly": HOUR, "daily": 24 * HOUR, "monthly": 720 * HOUR}  # of a worker
-COST = 5.0  # seconds that a checkpoint takes, in the drawing
-MOST_LOST = 300  # per cent
 
 
 @figure
@@ -88,26 +84,3 @@ def memory_by_devices() -> Figure:
     full, qlora = (ends[method][1] for method in ("Full", "QLoRA"))
     text = f"On {DEVICES[-1]} devices full fine-tuning of Llama-2-70B takes {full:.0f} GB of each, QLoRA {qlora:.0f}"
     return labelled(figure, text, axes, ends, column=0.8)
-
-
-@figure
-def lost_work() -> Figure:
-    """How often should a run write a checkpoint? Time lost to checkpoints and failures against the interval."""
-    figure, axes = canvas(height=4.2)
-    intervals = np.geomspace(10, 20_000, 80)
-    ends: Points = {}
-    for (name, between), tone in zip(FAILURES.items(), ("prompt", "qlora", "lora"), strict=True):
-        lost = [100 * (expected_seconds(1.0, one, COST, between) - 1) for one in intervals]
-        seen = [(one, share) for one, share in zip(intervals, lost, strict=True) if share < MOST_LOST]
-        axes.plot(*zip(*seen, strict=True), color=paint(tone), linewidth=1.8)
-        best = best_interval(COST, between)
-        axes.plot(best, 100 * (expected_seconds(1.0, best, COST, between) - 1), "o", color=paint(tone), markersize=7)
-        ends[f"fails {name}"] = *seen[-1], tone
-    axes.set(xscale="log", yscale="log", ylabel="Time lost, %")
-    axes.set_xlabel(f"Seconds between checkpoints of {COST:.0f} s (dots: √2cM)")
-    plain_ticks(axes, (10, 60, 600, 3600))
-    decimals(axes.yaxis, (1, 3))
-    axes.set(xlim=(8, 300_000), ylim=(0.1, MOST_LOST))
-    minutes = best_interval(COST, FAILURES["daily"]) / 60
-    text = f"A worker that fails daily should write a checkpoint every {minutes:.0f} minutes"
-    return labelled(figure, text, axes, ends, column=0.775)

@@ -25,7 +25,7 @@ from peftbook.views.figures.parts import (
     plain_ticks,
 )
 from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade
-from peftbook.views.figures.updates import PATHS
+from peftbook.views.figures.updates import PATHS, draw_path
 
 FRONTIERS = {
     "full": ("Full", "full", "s", "-"),
@@ -49,12 +49,7 @@ def frontiers(store: Store) -> Figure:
     for arm, (label, tone, marker, line) in FRONTIERS.items():
         paths = [paths[arm] for paths in frontier.seed_paths((arm,), store)]
         losses = [one.losses(np.ones(len(one.target_tokens)), np.ones(len(one.general_tokens))) for one in paths]
-        for gained, forgotten in losses:
-            axes.plot(gained, forgotten, color=shade(tone, 0.4), linestyle=line, linewidth=0.8)
-        x, y = np.mean(losses, axis=0)
-        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
-        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 6}))
-        ends[label] = (float(x[-1]), float(y[-1]), tone)
+        ends[label] = draw_path(axes, *np.swapaxes(losses, 0, 1), tone, marker, line)
     axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"General loss added,\n{LOSS}")
     low, high = axes.get_xlim()
     axes.set_xlim(high, low - 0.4 * (high - low))

@@ -6,8 +6,10 @@ Bars are 95 % intervals and small strokes single seeds; a hollow mark has one se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -81,6 +83,15 @@ PATHS = {
 }
 
 
+def draw_path(axes: Axes, x: np.ndarray, y: np.ndarray, tone: str, marker: str, line: Any) -> tuple[float, float, str]:
+    """An arm's way through two losses, (seeds, points): thin for a seed, thick for the mean. Returns its end."""
+    axes.plot(x.T, y.T, color=shade(tone, 0.4), linewidth=0.8)
+    x, y = x.mean(axis=0), y.mean(axis=0)
+    axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
+    axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 5.5}))
+    return float(x[-1]), float(y[-1]), tone
+
+
 @figure
 def forgetting_paths(store: Store) -> Figure:
     """Does LoRA forget less? Prose loss against target loss while arms train, and differences at equal target loss."""
@@ -91,12 +102,7 @@ def forgetting_paths(store: Store) -> Figure:
             np.array([one.curve[f"{name}_loss_nats"] for one in forgetting.curves(arm, store)])
             for name in ("validation", "prose")
         )
-        rise = prose - prose[:, :1]
-        axes.plot(aims.T, rise.T, color=shade(tone, 0.4), linewidth=0.8)
-        x, y = aims.mean(axis=0), rise.mean(axis=0)
-        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
-        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 5.5}))
-        ends[label] = (float(x[-1]), float(y[-1]), tone)
+        ends[label] = draw_path(axes, aims, prose - prose[:, :1], tone, marker, line)
     axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"Prose loss added, {LOSS}")
     low, high = axes.get_xlim()
     axes.set_xlim(high, low - 0.32 * (high - low))

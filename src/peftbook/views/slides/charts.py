@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.stats import Interval
 from peftbook.methods import arm_looks
-from peftbook.studies import Quantity, methods, prompt_design
+from peftbook.studies import methods, prompt_design
 from peftbook.views import figures
-from peftbook.views.figures.charts import forest
+from peftbook.views.figures.charts import differences
 from peftbook.views.figures.parts import LOSS
 from peftbook.views.placeholders import outcomes
 
@@ -37,12 +35,6 @@ def verdicts(store: Store) -> Chart:
         gap=40,
         point_looks=[looks.get(outcome, "untuned") for outcome in counts],
     )
-
-
-def differences(rows: list[tuple[str, str, Interval]], axis: str) -> Chart:
-    """Bars of (label, look, paired difference) with their 95 % intervals; each label says its value."""
-    found = [(label, look, Quantity(one.mean, "", (), one.low, one.high)) for label, look, one in rows]
-    return replace(forest(found, axis, 3, "0.00"), gap=40)
 
 
 def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
