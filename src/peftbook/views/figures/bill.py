@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import prod
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -125,7 +126,12 @@ def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) 
     for part, sizes in parts.items():
         _, tone, share, hatch = PARTS[part]
         top = below + sizes / 1e9
-        look = {"facecolor": shade(tone, share), "hatch": hatch, "edgecolor": colour("paper"), "linewidth": 0.4}
+        look: dict[str, Any] = {
+            "facecolor": shade(tone, share),
+            "hatch": hatch,
+            "edgecolor": colour("paper"),
+            "linewidth": 0.4,
+        }
         axes.fill_between(places, below, top, label=part, **look)
         below = top
     axes.plot(places, below, color=colour("ink"), linewidth=1.4)

@@ -133,14 +133,14 @@ KEY = {"frozen": "frozen", "trained": "trained", "random": "random, frozen", "da
 
 def matrix(axes: Axes, x: float, y: float, wide: float, tall: float, kind: str) -> None:
     """A matrix around (x, y): of a kind of the key, or an outline."""
-    look: dict[str, Any] = {
+    looks: dict[str, dict[str, Any]] = {
         "frozen": {"facecolor": colour("fill"), "edgecolor": colour("muted")},
         "trained": {"facecolor": shade("lora", 0.85), "edgecolor": colour("lora")},
         "random": {"facecolor": colour("paper"), "edgecolor": colour("muted"), "hatch": "xxxx"},
         "data": {"facecolor": shade("prompt", 0.85), "edgecolor": colour("prompt")},
         "outline": {"fill": False, "edgecolor": colour("muted"), "linewidth": 0.7, "linestyle": (0, (2, 2))},
-    }[kind]
-    axes.add_patch(Rectangle((x - wide / 2, y - tall / 2), wide, tall, **({"linewidth": 0.9} | look)))
+    }
+    axes.add_patch(Rectangle((x - wide / 2, y - tall / 2), wide, tall, **({"linewidth": 0.9} | looks[kind])))
 
 
 def draw_cell(axes: Axes, cell: Cell, x: float, y: float) -> None:

@@ -49,7 +49,8 @@ def frontiers(store: Store) -> Figure:
     for arm, (label, tone, marker, line) in FRONTIERS.items():
         paths = [paths[arm] for paths in frontier.seed_paths((arm,), store)]
         losses = [one.losses(np.ones(len(one.target_tokens)), np.ones(len(one.general_tokens))) for one in paths]
-        ends[label] = draw_path(axes, *np.swapaxes(losses, 0, 1), tone, marker, line)
+        gained, forgotten = np.swapaxes(losses, 0, 1)
+        ends[label] = draw_path(axes, gained, forgotten, tone, marker, line)
     axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"General loss added,\n{LOSS}")
     low, high = axes.get_xlim()
     axes.set_xlim(high, low - 0.4 * (high - low))
