@@ -97,14 +97,14 @@ def test_the_lecture_has_24_slides_for_fifty_minutes():
 
 
 def test_two_polls_are_answered_by_the_slides_that_follow():
-    """A question with three or four options; the next slide's notes name the right one."""
+    """A question with three or four options and what the room does; the next slide and its notes name the right one."""
     polls = [(one, after) for one, after in pairwise(slides.read_outline()) if one["title"].endswith("?")]
     assert len(polls) == 2
     for poll, after in polls:
         letters = "".join(card["head"] for card in poll["cards"])
         assert letters in ("ABC", "ABCD") and poll["section"] == after["section"]
         right = re.match(r"The answer is ([A-D])\b", after["notes"])
-        assert right and right[1] in letters
+        assert right and right[1] in letters and after["body"][0].startswith(f"{right[1]}. ") and poll["body"]
 
 
 def test_no_face_has_more_than_60_words(deck):
@@ -251,9 +251,10 @@ def test_charts_hold_the_quantities_of_the_records(deck):
     assert of_length["100, vocabulary"] == pytest.approx(
         -value("prompt_length.vocabulary_20_minus_vocabulary_100_loss")
     )
-    trained = ("full", "lora", "qlora", "prompt")
-    for name, unit in (("step_seconds", 1), ("peak_memory", 1e9)):
-        assert drawn(name) == pytest.approx([value(f"costs.{arm}_{name}") / unit for arm in trained])
+    for name, said in (("step_seconds", "time"), ("peak_memory", "memory")):
+        for arm in ("full", "qlora", "prompt"):
+            found = by_label("cost_ratios")[f"{arm_looks()[arm].label}, {said}"]
+            assert found == pytest.approx(100 * value(f"costs.{arm}_over_lora_{name}") - 100)
     for series in charts["learning_rates"].plots[0].series:
         arm = next(name for name, look in arm_looks().items() if look.label == series.name)
         assert min(series.values) == pytest.approx(value(f"methods.{arm}_best_validation_loss"))
@@ -269,7 +270,7 @@ def test_charts_hold_the_quantities_of_the_records(deck):
 def test_error_bars_are_the_intervals(deck):
     """The distances stored in the chart, added to the value, are the ends of the interval; also from below."""
     for name, quantities in (
-        ("step_seconds", [f"costs.{arm}_step_seconds" for arm in ("full", "lora", "qlora", "prompt")]),
+        ("recovered", [f"recovery.small_{bits}_before_minus_before_loss" for bits in ("nf4", "fp4", "int4", "nf2")]),
         ("target_differences", [f"targets_all.{a}_minus_all_loss" for a in ("mlp", "attention", "query_value")]),
     ):
         chart = charts_of(deck)[name]

@@ -199,6 +199,25 @@ def test_flat_preferences_are_trained_on_what_was_chosen():
     assert "“rejected” is not used" in cautions(examine(table, columns), "{input}")[1][0]
 
 
+@pytest.mark.parametrize("turns", [False, True])
+def test_completions_that_are_labelled_bad_are_left_out(turns):
+    """KTO's rows: those whose `label` is false would teach what nobody wants. A label of another kind is a column."""
+    rows = [
+        {
+            "prompt": spoken(f"p{n}") if turns else f"p{n}",
+            "completion": spoken(f"c{n}", first="assistant") if turns else f"c{n}",
+            "label": n % 2 == 0,
+        }
+        for n in range(20)
+    ]
+    table = read_table("\n".join(map(json.dumps, rows)).encode())
+    columns = Columns("input", "target") if turns else Columns("prompt", "completion")
+    examples, faults = usable_rows(table, columns)
+    assert [example.target for example in examples] == [f"c{n}" for n in range(0, 20, 2)]
+    assert len(faults) == 10 and all(fault.column == "label" and "bad" in fault.problem for fault in faults)
+    assert guess_columns(table)[0] == columns
+
+
 def test_chats_that_end_alike_are_neither_one_unit_nor_in_conflict():
     """Where earlier turns, or what the system says, differ, “go on” is another question."""
     chats = [{"messages": spoken(f"topic {n}", f"about {n}", "go on", f"more {n}")} for n in range(20)]

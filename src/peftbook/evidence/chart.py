@@ -46,7 +46,6 @@ class Chart:
     stacked: bool = False
     number_format: str = "General"
     x_format: str = "General"
-    label_format: str = ""  # of the value on each bar; none without it
     point_looks: list[str] = field(default_factory=list)
     gap: int = 55  # between bars, in per cent of their width
     alt: str = ""

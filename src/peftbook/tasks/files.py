@@ -102,11 +102,17 @@ def usable_rows(table: TextTable, columns: Columns) -> tuple[list[TaskExample], 
         )
     target = table.columns.index(columns.target)
     group = None if columns.group is None else table.columns.index(columns.group)
+    verdicts = columns.target == "completion" or (table.turns and columns.target == MADE[2])  # KTO's rows have one each
+    label = table.columns.index("label") if verdicts and "label" in table.columns else None
     examples, faults = [], list(table.faults)
     for number, row, (text, turns) in zip(table.numbers, table.rows, asked_in(table, columns), strict=True):
         empty = columns.input if not text else columns.target if not row[target].strip() else ""
         if empty:
             faults.append(Fault(number, empty, "is empty: fill it, or remove the row"))
+            continue
+        if label is not None and row[label].lower() == "false":
+            said = "marks a bad completion, which is not trained on: rename the column if it means another thing"
+            faults.append(Fault(number, "label", said))
             continue
         belongs = "" if group is None else row[group]
         examples.append(TaskExample(f"row-{number:06d}", text, row[target], belongs, turns))

@@ -47,7 +47,7 @@ for (const path of pages) for (const [width, height] of [[360, 740], [1350, 940]
   await session.send("Network.enable");
   session.on("Network.loadingFinished", ({ encodedDataLength }) => { bytes += encodedDataLength; });
   session.on("Network.requestWillBeSent", ({ request: { url } }) => {
-    if (!url.startsWith(base) && !url.startsWith("data:")) report(`other host: ${path} asks for ${url}`);
+    if (!url.startsWith(base) && !url.startsWith("data:") && !url.startsWith(`blob:${base}`)) report(`other host: ${path} asks for ${url}`);
   });
   await page.evaluateOnNewDocument(() => {
     globalThis.shift = 0;

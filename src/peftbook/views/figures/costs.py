@@ -8,37 +8,17 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.comparison import measured
-from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, preset_method
-from peftbook.studies import costs
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import draw_stacks
 from peftbook.views.figures.style import canvas, finding, name_rows
 
 LLAMA = SHAPES["llama-2-7b"]
 ARMS = ("full", "lora", "qlora", "prompt")  # of the deck
-COSTS = {  # quantity of the study → field of its records, unit, axis
-    "step_seconds": ("median_step_seconds", 1.0, "Seconds per step"),
-    "peak_memory": ("peak_memory_bytes", 1e9, "Peak memory, GB"),
-}
 QUANTISED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-
-
-def cost_bars(cost: str, store: Store) -> Chart:
-    """Bars of one cost by method with the range of its repeats."""
-    field, unit, axis = COSTS[cost]
-    values = [quantity(f"costs.{arm}_{cost}", store).value / unit for arm in ARMS]
-    runs = [measured(costs.arm_records(arm, store), field) for arm in ARMS]
-    series = Series(axis, values, spread=[(min(one) / unit, max(one) / unit) for one in runs])
-    labels = [arm_looks()[arm].label for arm in ARMS]
-    return Chart(
-        [series], "", axis, labels, y_range=(0, None), number_format="0.0", label_format="0.00", point_looks=list(ARMS)
-    )
 
 
 def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:

@@ -137,6 +137,7 @@ def trained_numbers() -> Chart:
     """Numbers that each method trains on Llama-2-7B."""
     counts = trained_parameters(SHAPES["llama-2-7b"])
     shown = {name: one for name, one in MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
+    shown = dict(sorted(shown.items(), key=lambda item: -counts[item[0]]))
     labels = [f"{one.name}: {counts[name]:,}" for name, one in shown.items()]
     series = Series("Trained numbers", [float(counts[name]) for name in shown], "lora")
     return Chart(

@@ -19,7 +19,7 @@ from peftbook.evidence.chart import Chart
 from peftbook.evidence.results import quantity
 from peftbook.studies import forgetting, merging, subspace, targets
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import forest, measured_series
+from peftbook.views.figures.charts import forest
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -238,22 +238,3 @@ def merging_latency(store: Store) -> Figure:
         "At batch 1 LoRA beside the model takes {merging_latency.lora_over_merged_forward_fp32_batch1} the merged time"
     )
     return finding(figure, text, store)
-
-
-def latency(store: Store) -> Chart:
-    """Time of a forward pass at batch 1 over that of the merged model, two precisions."""
-    names = {"merged_over_base": "merged / base", "adapter_over_merged": "adapter / merged",
-             "lora_over_merged": "unmerged / merged"}  # fmt: skip
-    series = [
-        measured_series(label, [f"merging_latency.{name}_forward_{dtype}_batch1" for name in names], store, look)
-        for dtype, label, look in (("fp32", "float32", "lora"), ("bf16", "bfloat16", "qlora"))
-    ]
-    return Chart(
-        series,
-        "",
-        "Ratio of times, forward pass",
-        list(names.values()),
-        y_range=(0, None),
-        number_format="0.0",
-        label_format="0.00",
-    )

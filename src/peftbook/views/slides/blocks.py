@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, M
 
 Box = tuple[float, float, float, float]  # left, top, width, height in inches
 APART = 0.35  # inches between a table, a still or code and what stands beside it
-MONO, CODE_SIZE = "Courier New", 18
+MONO, CODE_SIZE = "Courier New", 20
 SKETCH = 1.15  # inches that a sketch is high
 _PAIR = [(0.0, 0.0, 0.95, 0.12, True), (1.03, 0.2, 0.12, 0.95, True)]  # left, top, width, height, trained
 _CODES = [(0.24 * column, 0.2 + 0.24 * row, 0.2, 0.2, False) for row in range(4) for column in range(4)]
@@ -58,21 +59,25 @@ def add_picture(slide: Any, picture: Picture, name: str, alt: str, left: float, 
 
 
 def add_cards(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
-    """Equal panels side by side: a head (a number or a name) and what it means."""
+    """Equal panels, in a grid if `columns` says so and beside the text if there is some: a head and what it means."""
     cards = [(fill(card["head"], sources), fill(card["text"], sources)) for card in outline["cards"]]
-    gap, pad = 0.35, 0.3
-    width = (WIDTH - 2 * MARGIN - gap * (len(cards) - 1)) / len(cards)
-    head_size = float(outline.get("head_size", 28))
+    gap, pad = 0.35, 0.25
+    start = outline["body_right"] + APART if "body" in outline else MARGIN
+    columns = outline.get("columns", len(cards))
+    rows = math.ceil(len(cards) / columns)
+    width = (WIDTH - MARGIN - start - gap * (columns - 1)) / columns
+    head_size, size = float(outline.get("head_size", 28)), float(outline.get("size", 22))
     inner = width - 2 * pad - 0.05
-    panels = [[(head, head_size, True), *((line, 22.0, False) for line in text.split("\n"))] for head, text in cards]
+    panels = [[(head, head_size, True), *((line, size, False) for line in text.split("\n"))] for head, text in cards]
     sketched = SKETCH + 0.1 if any("sketch" in card for card in outline["cards"]) else 0.0
     height = max(height_needed(paragraphs, inner, gap=12) for paragraphs in panels) + 2 * pad + 0.1 + sketched
-    room = BOTTOM - TOP - 0.25
+    room = (BOTTOM - TOP - 0.25 - gap * (rows - 1)) / rows
     if height > room:
         raise InputError(f"A card overflows by {height - room:.2f} in: shorten the longest.")
-    top = TOP + min(0.25 + (room - height) / 3, 0.9)
+    first = TOP + min(0.25 + (room - height) / 3, 0.9) if rows == 1 else TOP
+    height = height if rows == 1 else room
     for at, paragraphs in enumerate(panels):
-        left = MARGIN + at * (width + gap)
+        left, top = start + at % columns * (width + gap), first + at // columns * (height + gap)
         shape = add_rectangle(slide, (left, top, width, height))
         shape.name = f"Card {at + 1}"
         shape.fill.fore_color.rgb = rgb(FILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from peftbook.core.errors import InputError
@@ -10,11 +11,11 @@ from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
 from peftbook.methods import arm_looks
-from peftbook.studies import methods, prompt_design
+from peftbook.studies import Quantity, methods, prompt_design
 from peftbook.views import figures
-from peftbook.views.figures.charts import differences
+from peftbook.views.figures.charts import differences, forest
 from peftbook.views.figures.parts import LOSS
-from peftbook.views.placeholders import outcomes
+from peftbook.views.placeholders import ends, outcomes
 
 
 def verdicts(store: Store) -> Chart:
@@ -46,6 +47,39 @@ def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
         for arm, records in found.items()
     ]
     return differences(sorted(rows, key=lambda row: row[2].mean), axis)
+
+
+def ratios(rows: list[tuple[str, str, str]], axis: str, store: Store) -> Chart:
+    """Bars of (label, look, name of a ratio): how far each is from one, in per cent, with its 95 % interval."""
+    found = []
+    for label, look, name in rows:
+        one = results.quantity(name, store)
+        value, low, high = (100 * (end - 1) for end in (one.value, *ends(one)))
+        found.append((label, look, Quantity(value, "", (), low, high)))
+    return replace(forest(found, axis, 0, "0"), gap=40)
+
+
+def cost_ratios(store: Store) -> Chart:
+    """Time and peak memory of a training step over LoRA's, paired by repeat."""
+    names = {"time": "step_seconds", "memory": "peak_memory"}
+    rows = [
+        (f"{arm_looks()[arm].label}, {what}", arm, f"costs.{arm}_over_lora_{name}")
+        for arm in ("full", "qlora", "prompt")
+        for what, name in names.items()
+    ]
+    return ratios(rows, "Difference from LoRA, %", store)
+
+
+def latency(store: Store) -> Chart:
+    """Time of a forward pass at batch 1 with an adapter of either kind, over that of the merged model."""
+    names = {"merged over base": "merged_over_base", "adapter over merged": "adapter_over_merged",
+             "unmerged over merged": "lora_over_merged"}  # fmt: skip
+    rows = [
+        (f"{label}, {bits} bits", look, f"merging_latency.{name}_forward_{dtype}_batch1")
+        for label, name in names.items()
+        for dtype, bits, look in (("fp32", 32, "lora"), ("bf16", 16, "qlora"))
+    ]
+    return ratios(rows, "Added time of a forward pass, %", store)
 
 
 def prompt_differences(store: Store) -> Chart:
@@ -86,12 +120,11 @@ MEASURED: dict[str, Callable[[Store], Chart]] = {
     "example_differences": figures.evidence.example_differences,
     "target_differences": figures.updates.target_differences,
     "forgotten": figures.updates.forgotten,
-    "latency": figures.updates.latency,
+    "latency": latency,
     "requantised": figures.qlora.requantised,
     "recovered": figures.bits.recovered,
     "predicted_peaks": figures.limits.predicted_peaks,
-    "step_seconds": partial(figures.costs.cost_bars, "step_seconds"),
-    "peak_memory": partial(figures.costs.cost_bars, "peak_memory"),
+    "cost_ratios": cost_ratios,
     "verdicts": verdicts,
 }
 CHARTS = (*COMPUTED, *MEASURED)

@@ -9,7 +9,6 @@ from lxml import etree
 from pptx.chart.data import CategoryChartData, XyChartData
 from pptx.enum.chart import (
     XL_CHART_TYPE,
-    XL_LABEL_POSITION,
     XL_LEGEND_POSITION,
     XL_MARKER_STYLE,
     XL_TICK_LABEL_POSITION,
@@ -126,7 +125,7 @@ def format_axis(axis: Any, title: str, number_format: str, grid: bool) -> None:
 
 
 def format_bars(native: Any, chart: Chart) -> None:
-    """Colours, gaps, error bars, and the value on each bar where the chart wants one."""
+    """Colours, gaps and error bars."""
     plot = native.plots[0]
     plot.gap_width = chart.gap
     if not chart.stacked:
@@ -142,11 +141,6 @@ def format_bars(native: Any, chart: Chart) -> None:
             index.addnext(etree.Element(qn("c:invertIfNegative"), val="0"))  # else negative bars lose their colour
         if ours.spread:
             add_error_bars(series._element, ours, "c:cat", upwards)
-        if chart.label_format:
-            labels = series.data_labels
-            labels.show_value, labels.position = True, XL_LABEL_POSITION.INSIDE_BASE
-            labels.number_format, labels.number_format_is_linked = chart.label_format, False
-            labels.font.size, labels.font.color.rgb = Pt(SMALL), rgb(INK)
 
 
 def paint(target: Any, colour: str, *, light: bool) -> None:
