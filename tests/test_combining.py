@@ -13,7 +13,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record, Store
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.studies import averaging, get_study
+from peftbook.studies import averaging, get_study, joint_adapter
 from peftbook.training import execute
 from peftbook.training.probes import combining, measure
 
@@ -108,6 +108,42 @@ def test_what_is_put_into_a_model_is_taken_out_again(tiny_runs):
     assert torch.equal(model[0].weight, before)
 
 
+def test_a_joint_adapter_sees_the_batches_of_the_single_ones_and_no_others(tiny_runs):
+    """Each batch of each run once, in an order that the seed draws; tokens are those of the single ones together."""
+    trainees = [execute.prepare(run) for run in tiny_runs]
+    data, plan = combining.joint_plan(trainees, seed=3)
+    alone = [[one.encoded[index] for index in batch] for one in trainees for batch in one.plan]
+    joint = [[data[index] for index in batch] for batch in plan]
+    assert joint != alone and sorted(map(repr, joint)) == sorted(map(repr, alone))
+    found = measure(joint_of(tiny_runs))
+    assert found.measurements["train_tokens"] == sum(one.train().tokens for one in trainees)
+    assert found.measurements["train_steps"] == len(alone)
+
+
+def joint_of(runs, rate: float = 2e-2) -> specs.Probe:
+    return specs.Probe(
+        measure="combining.joint_losses", settings={"learning_rate": rate}, runs=runs, model=runs[0].model, seed=3
+    )
+
+
+def test_a_joint_adapter_is_scored_as_combined_ones_are(tiny_runs):
+    """At a rate of nearly nothing it scores as no adapter does; on a run without training there are no batches."""
+    idle, learnt = (measure(joint_of(tiny_runs, rate)) for rate in (1e-12, 2e-2))
+    untuned = measure(probe_of(tiny_runs)).per_example
+    for task in ("one", "two", "three"):
+        nats = idle.per_example[f"{task}_joint_loss_nats"]
+        assert nats == pytest.approx(untuned[f"{task}_untuned_loss_nats"], abs=1e-4)
+        assert nats != pytest.approx(learnt.per_example[f"{task}_joint_loss_nats"], abs=1e-2)
+    counts = [untuned[f"{task}_label_tokens"] for task in ("one", "two", "three")]
+    means = [
+        sum(idle.per_example[f"{task}_joint_loss_nats"]) / sum(counts[at])
+        for at, task in enumerate(("one", "two", "three"))
+    ]
+    assert idle.measurements["loss_nats"] == pytest.approx(np.mean(means), abs=1e-4)
+    with pytest.raises(InputError, match="runs with a budget"):
+        measure(joint_of((tiny_runs[0].model_copy(update={"budget": None}),)))
+
+
 # --- the verdict -----------------------------------------------------------------------------------------------
 
 TOKENS = 10.0  # label tokens of every row
@@ -124,10 +160,28 @@ def fill(store: Store, kept, gain: float = 2.0, apart: float = 0.0) -> None:
                 store.save(invented(run, kept, gain, apart))
 
 
+def fill_joint(store: Store, kept, gain: float = 2.0) -> None:
+    """Invented records of joint adapters, beside those of averages that keep half: `kept` of the gain by task."""
+    fill(store, lambda subset, task: 0.5, gain)
+    while missing := get_study("joint_adapter").missing(store):
+        for probe in missing:
+            loss = abs(math.log(probe.number("learning_rate") / 2e-3))
+            measured = {"loss_nats": loss, "train_tokens": 100, "train_steps": 10}
+            columns = {
+                f"{task}_joint_loss_nats": rows(4.0 - gain * kept(task), 999 + probe.seed) for task in averaging.TASKS
+            }
+            store.save(Record(key=probe.key, spec=probe, measurements=measured, per_example=columns))
+
+
+def rows(level: float, seed: int) -> list[float]:
+    """Nats of test rows around a level, with what all states share and a little of their own."""
+    noise = np.random.default_rng(7).normal(0, 0.2, averaging.ROWS)
+    return (TOKENS * (level + noise + np.random.default_rng(seed).normal(0, 0.02, averaging.ROWS))).tolist()
+
+
 def invented(probe: specs.Probe, kept, gain: float, apart: float) -> Record:
     per_example, curve, measured = {}, {}, {}
     for task in averaging.TASKS:
-        noise = np.random.default_rng(7).normal(0, 0.2, averaging.ROWS)
         levels = {"untuned": 4.0} | {f"by_{other}": 4.0 - gain * (other == task) for other in averaging.TASKS}
         for subset in (*averaging.PAIRS, averaging.TASKS):
             if task in subset:
@@ -136,8 +190,7 @@ def invented(probe: specs.Probe, kept, gain: float, apart: float) -> Record:
                 curve |= {f"{'+'.join(subset)}_{way}_{task}": [share] * 5 for way in averaging.SCALES}
         per_example[f"{task}_label_tokens"] = [TOKENS] * averaging.ROWS
         for at, (state, level) in enumerate(levels.items()):
-            own = np.random.default_rng(100 * probe.seed + at).normal(0, 0.02, averaging.ROWS)
-            per_example[f"{task}_{state}_loss_nats"] = (TOKENS * (level + noise + own)).tolist()
+            per_example[f"{task}_{state}_loss_nats"] = rows(level, 100 * probe.seed + at)
     for subset in (*averaging.PAIRS, averaging.TASKS):
         name = "+".join(subset)
         measured |= {f"{name}_{way}_scale": 0.5 for way in averaging.SCALES}
@@ -148,7 +201,8 @@ def invented(probe: specs.Probe, kept, gain: float, apart: float) -> Record:
 @pytest.fixture(autouse=True)
 def ungrouped(monkeypatch):
     """Rows stand for themselves, as where no data are at hand."""
-    monkeypatch.setattr(averaging, "test_groups", lambda task, count: ())
+    for module in (averaging, joint_adapter):
+        monkeypatch.setattr(module, "test_groups", lambda task, count: ())
 
 
 @pytest.mark.parametrize(
@@ -209,3 +263,29 @@ def test_no_two_adapters_of_a_study_share_a_seed(tmp_path):
     probes = [run for run in get_study("averaging").runs(store) if isinstance(run, specs.Probe)]
     seeds = [run.seed for probe in probes for run in probe.runs]
     assert len(set(seeds)) == len(seeds) == len(averaging.SEEDS) * len(averaging.TASKS) and 0 not in seeds
+
+
+@pytest.mark.parametrize(
+    ("kept", "gain", "outcome"),
+    [
+        (lambda task: 0.9, 2.0, "reproduced"),
+        (lambda task: 0.3 if task == "sort" else 0.9, 2.0, "refuted"),
+        (lambda task: 0.5 if task == "sort" else 0.9, 2.0, "undecided"),
+        (lambda task: 0.9, 0.05, "undecided"),
+    ],
+)
+def test_a_joint_adapter_must_keep_more_of_every_gain(tmp_path, kept, gain, outcome):
+    """One task in which the average keeps more refutes; a task that nobody learnt leaves it open."""
+    store = Store(tmp_path)
+    fill_joint(store, kept, gain)
+    study = get_study("joint_adapter")
+    verdict, known = study.verdict(store), study.quantities(store)
+    assert verdict.outcome == outcome and set(verdict.quantities) <= set(known)
+    assert known["best_rate"].value == 2e-3 and known["train_tokens"].value == 100
+    assert known["sort_kept"].value == pytest.approx(100 * kept("sort"), abs=20 if gain < 1 else 1)
+    assert known["sort_lead"].value == pytest.approx(100 * (kept("sort") - 0.5), abs=20 if gain < 1 else 1)
+    singles = {
+        probe.seed: probe.runs for probe in study.runs(store) if "validation_examples" in getattr(probe, "settings", {})
+    }
+    joint = [probe for probe in study.runs(store) if getattr(probe, "measure", "") == "combining.joint_losses"]
+    assert {probe.seed: probe.runs for probe in joint if probe.seed} == singles  # the very batches

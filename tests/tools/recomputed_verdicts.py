@@ -333,11 +333,15 @@ def qlora_7b_memory() -> Found:
 
 def kept_gain(records: Sequence[Raw], task: str, subset: Sequence[str]) -> Interval:
     """What an average of adapters keeps of the gain that the task's own has over no adapter."""
-    states = ("untuned", f"by_{task}", f"{'+'.join(subset)}_average")
-    untuned, alone, averaged = (column(records, f"{task}_{state}_loss_nats") for state in states)
-    groups = groups_of_task(task, 60)
+    untuned = column(records, f"{task}_untuned_loss_nats")
+    return gain_share(records, task, untuned - column(records, f"{task}_{'+'.join(subset)}_average_loss_nats"))
+
+
+def gain_share(records: Sequence[Raw], task: str, part: np.ndarray) -> Interval:
+    """Nats of each seed and row, over those that the task's own adapter gains on no adapter."""
+    untuned, alone = (column(records, f"{task}_{state}_loss_nats") for state in ("untuned", f"by_{task}"))
     return raw_rule.over_statistic(
-        lambda counted: ((untuned - averaged) @ counted) / ((untuned - alone) @ counted), np.ones(60), groups
+        lambda counted: (part @ counted) / ((untuned - alone) @ counted), np.ones(60), groups_of_task(task, 60)
     )
 
 
@@ -371,6 +375,30 @@ def averaging() -> Found:
         ends = (found.mean, found.mean - found.half(level), found.mean + found.half(level))
         lowest[f"{name}_adapters_average_least"] = [100 * end for end in ends]
     return "undecided" if idle else raw_rule.of_parts(outcomes), lowest
+
+
+def joint_adapter() -> Found:
+    """Four differences in what is kept of a gain: any may refute at the level of one of them; gains are controls."""
+    tasks = ("tickets", "sort", "docstrings", "e2e")
+    records = [probe("combining.kept_gains", seed, model="small-llama") for seed in range(1, 6)]
+
+    def joint(rate: float, seed: int) -> Raw:
+        return probe("combining.joint_losses", seed, model="small-llama", learning_rate=rate)
+
+    losses = raw_rule.extended(lambda rate: joint(rate, 0)["measurements"]["loss_nats"], rates(1e-3, 2, 3), 2)
+    best = min(losses, key=losses.__getitem__)
+    finals = [joint(best, seed) for seed in range(1, 6)]
+    outcomes, printed = [], {}
+    for task in tasks:
+        averaged = column(records, f"{task}_{'+'.join(tasks)}_average_loss_nats")
+        found = gain_share(records, task, averaged - column(finals, f"{task}_joint_loss_nats"))
+        own = column(records, f"{task}_untuned_loss_nats") - column(records, f"{task}_by_{task}_loss_nats")
+        gain = over_examples(own, column(records, f"{task}_label_tokens")[0], groups_of_task(task, 60))
+        outcome = verdict_of(found, 0.05, 0, INF)
+        sure = outcome != "refuted" or surely_below(found, -0.05, 0.05 / 4)
+        outcomes.append(outcome if sure and gain.ends[1] > 0.1 else "undecided")
+        printed[f"{task}_lead"] = [100 * end for end in found.ends]
+    return raw_rule.of_parts(outcomes), printed
 
 
 def sorted_by(rank: int, rate: float, seed: int, split: str) -> Raw:
@@ -617,6 +645,7 @@ CASES: dict[str, tuple[Callable[[], Found], str, float]] = {
     "bertscore_negation": (bertscore_negation, "+.3f", 1e-9),
     "qlora_7b_memory": (qlora_7b_memory, ".2f", 1e-9),
     "averaging": (averaging, ".0f", 1e-9),
+    "joint_adapter": (joint_adapter, "+.0f", 0.01),
     "reward_rank": (reward_rank, "+.3f", 1e-9),
     "expressiveness": (expressiveness, "", 1e-9),
     "frontier": (lambda: frontier((LORA, OFT), {"lora_minus_oft": (LORA, OFT)}), "+.3f", 1e-9),

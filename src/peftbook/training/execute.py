@@ -84,6 +84,12 @@ class Trainee:
         """The training examples as token ids."""
         return encode_training(self.tokenizer, self.task, self.run.budget) if self.run.budget else []
 
+    @property
+    def plan(self) -> list[list[int]]:
+        """The examples of each batch."""
+        budget, lengths = self.run.budget, [len(example.ids) for example in self.encoded]
+        return batch_plan(lengths, budget.batch_size, budget.tokens, self.run.seed) if budget else []
+
     @functools.cached_property
     def graded(self) -> list[Encoded]:
         """The examples on which the run takes its loss as token ids, the solved ones before their questions."""
@@ -108,9 +114,7 @@ class Trainee:
             return None
         if out is not None:
             out["truncated_examples"] = sum(example.truncated for example in self.encoded)
-        lengths = [len(example.ids) for example in self.encoded]
-        plan = batch_plan(lengths, budget.batch_size, budget.tokens, self.run.seed)
-        data, plan = with_replay(self.encoded, plan, replay, share)
+        data, plan = with_replay(self.encoded, self.plan, replay, share)
         with order_of(self.run, self.model):
             return train(
                 self.model,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,13 +26,13 @@ from peftbook.scratch.combining import (
     ties,
 )
 from peftbook.training.encode import Encoded
-from peftbook.training.execute import prepare
-from peftbook.training.loop import losses, order_of
+from peftbook.training.execute import Trainee, prepare
+from peftbook.training.loop import losses, order_of, train
 from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.probes.serving import trained_update
 
-__all__ = ["kept_gains", "subsets"]
+__all__ = ["joint_losses", "kept_gains", "subsets"]
 
 PLAIN = ("average", "factors", "factor_mean")  # ways of combining that have no scale
 SCALED = ("sum", "ties", "dare")
@@ -131,6 +132,58 @@ def kept_gains(probe: specs.Probe) -> Findings:
     return Findings(measurements=measured, curve=curve, per_example=per_example | counts)
 
 
+def joint_losses(probe: specs.Probe) -> Findings:
+    """Train one adapter on the batches of all of the probe's runs, in an order drawn by its seed; score every task.
+
+    Method and start are those of the first run; weights are merged for scoring, as in `kept_gains`.
+
+    settings: `learning_rate`.
+    per_example: `{task}_joint_loss_nats`, summed nats of the rows that the task's run is scored on.
+    measurements: `loss_nats`, nats per label token of a task, mean over tasks; `train_tokens`, `train_steps`.
+    """
+    trainees = [prepare(run) for run in probe.runs]
+    first, run = trainees[0], probe.runs[0]
+    if run.budget is None:
+        raise InputError("joint_losses takes the batches of trained runs: give it runs with a budget.")
+    budget = run.budget.model_copy(update={"learning_rate": probe.number("learning_rate")})
+    data, plan = joint_plan(trainees, probe.seed)
+    pad_id = first.tokenizer.pad_token_id
+    with order_of(run, first.model):
+        result = train(
+            first.model,
+            data,
+            budget,
+            plan=plan,
+            seed=probe.seed,
+            pad_id=pad_id,
+            dtype=run.dtype,
+            platform=run.platform,
+        )
+    scorer = Scorer(load_model(probe.model, platform=probe.platform).model, run)
+    scorer.put({name: factors.update for name, factors in layers_of(first.model).items()})
+    scored = {one.run.task.name: (scorer.sums(one.graded, pad_id), one.graded) for one in trainees}
+    means = [math.fsum(nats) / sum(row.label_tokens for row in rows) for nats, rows in scored.values()]
+    return Findings(
+        measurements={
+            "loss_nats": math.fsum(means) / len(means),
+            "train_tokens": result.tokens,
+            "train_steps": len(result.losses),
+        },
+        per_example={f"{task}_joint_loss_nats": [round(one, 5) for one in nats] for task, (nats, _) in scored.items()},
+    )
+
+
+def joint_plan(trainees: Sequence[Trainee], seed: int) -> tuple[list[Encoded], list[list[int]]]:
+    """The training rows of all runs, and the batches of each alone in a shuffled order."""
+    data: list[Encoded] = []
+    plan: list[list[int]] = []
+    for trainee in trainees:
+        plan += [[len(data) + index for index in batch] for batch in trainee.plan]
+        data += trainee.encoded
+    order = np.random.default_rng(seed).permutation(len(plan))
+    return data, [plan[at] for at in order]
+
+
 def share(untuned: float, single: float, loss: float) -> float:
     """A loss as the share of a gain: 1 with the task's own adapter alone."""
     return (untuned - loss) / (untuned - single)
@@ -142,15 +195,21 @@ def trained(run: specs.Run, validation_examples: int) -> TrainedAdapters:
         raise InputError(f"kept_gains needs LoRA runs with init 'kaiming' and without DoRA, not {run.method!r}.")
     trainee = prepare(run)
     trainee.train()
-    state, scaling = trained_update(trainee.model)
-    layers = {
+    choosing = run.evaluation.model_copy(update={"split": "validation", "n_loss": validation_examples})
+    validation = replace(trainee, run=run.model_copy(update={"evaluation": choosing})).graded
+    return TrainedAdapters(
+        run.task.name, layers_of(trainee.model), validation, trainee.graded, trainee.tokenizer.pad_token_id
+    )
+
+
+def layers_of(model: nn.Module) -> dict[str, Factors]:
+    """A and γB of a trained LoRA by adapted layer."""
+    state, scaling = trained_update(model)
+    return {
         name.removesuffix(".A"): Factors(A.clone(), scaling * state[f"{name.removesuffix('.A')}.B"])
         for name, A in state.items()
         if name.endswith(".A")
     }
-    choosing = run.evaluation.model_copy(update={"split": "validation", "n_loss": validation_examples})
-    validation = replace(trainee, run=run.model_copy(update={"evaluation": choosing})).graded
-    return TrainedAdapters(run.task.name, layers, validation, trainee.graded, trainee.tokenizer.pad_token_id)
 
 
 def single_scores(scorer: Scorer, adapters: Sequence[TrainedAdapters]) -> dict[str, Shares]:

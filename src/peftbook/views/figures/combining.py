@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
-from peftbook.studies import averaging
+from peftbook.studies import averaging, joint_adapter
 from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES, TASKS
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
@@ -44,11 +44,26 @@ def row_of(cell: averaging.MergeCase, store: Store) -> ForestRow:
     return as_row(label, quantity(f"averaging.{cell.name}_average_kept", store), seeds.tolist(), tone, marker)
 
 
+def joint_row(task: str, store: Store) -> ForestRow:
+    """The share that one adapter trained on all rows has, hollow, with its seeds."""
+    seeds = 100 * averaging.share_replicates(joint_adapter.records_of(store), task, "joint")[0]
+    tone, marker, _ = LOOKS[task]
+    label = f"{LABELS[task]}, jointly"
+    return as_row(label, quantity(f"joint_adapter.{task}_kept", store), seeds.tolist(), tone, marker)._replace(
+        hollow=True
+    )
+
+
 @figure
 def kept_by_average(store: Store) -> Figure:
-    """What does an average keep of each task's gain? Three pairs and the four for each, docstrings by themselves."""
-    figure, axes = mosaic([["most"], ["docstrings"]], height=7.2, height_ratios=(12, 4.6))
-    rows = {task: [row_of(cell, store) for cell in averaging.CELLS if cell.task == task] for task in TASKS}
+    """What does an average keep of each task's gain? Three pairs, the four, and one adapter on all rows; docstrings by
+    themselves.
+    """
+    figure, axes = mosaic([["most"], ["docstrings"]], height=8.6, height_ratios=(15, 5.6))
+    rows = {
+        task: [*(row_of(cell, store) for cell in averaging.CELLS if cell.task == task), joint_row(task, store)]
+        for task in TASKS
+    }
     parts = {
         "most": [row for task in LOOKS if task != "docstrings" for row in rows[task]],
         "docstrings": rows["docstrings"],
