@@ -27,7 +27,7 @@ from peftbook.evidence import results
 from peftbook.methods import arm_looks
 from peftbook.scratch import lora
 from peftbook.views import slides
-from peftbook.views.figures.style import PAPER
+from peftbook.views.figures.style import PAPER, mixed
 from peftbook.views.site import identity, lecture
 from peftbook.views.slides import native, pictures, template
 
@@ -222,7 +222,7 @@ def test_colours_have_the_contrast_of_aa():
         for ground in (PAPER["light"], template.FILL):
             assert template.contrast(colour, ground) >= 4.5
     for look in filter(lambda look: look.light, arm_looks().values()):
-        assert template.contrast(template.INK, native.mixed(look.light, native.LIGHT)) >= 4.5
+        assert template.contrast(template.INK, mixed(look.light, PAPER["light"], native.LIGHT)) >= 4.5
     assert template.contrast("#000000", "#ffffff") == pytest.approx(21)
     for bad, message in (("green", "not a colour"), ("#88cc99", "contrast")):
         with pytest.raises(InputError, match=message):
@@ -460,7 +460,7 @@ def test_libreoffice_reads_the_deck_and_writes_it_back(part: Path, tmp_path: Pat
 @pytest.mark.office
 @pytest.mark.slow
 def test_the_handout_shows_each_slide_with_all_its_notes(part: Path, tmp_path: Path):
-    """One page a slide, and the last line of the notes is on it; the contact sheet shows them all."""
+    """One page a slide, and the last line of the notes is on it."""
     pdf = slides.handout(part, tmp_path / "handout.pdf")
     text = subprocess.run(["pdftotext", str(pdf), "-"], check=True, capture_output=True, text=True).stdout
     pages = text.split("\f")[:-1]
@@ -468,9 +468,6 @@ def test_the_handout_shows_each_slide_with_all_its_notes(part: Path, tmp_path: P
     assert len(pages) == len(deck.slides)
     for page, slide in zip(pages, deck.slides, strict=True):
         assert " ".join(notes(slide).split("\n\n")[-1].split()) in " ".join(page.split())
-    with Image.open(slides.contact_sheet(pdf, tmp_path / "sheet.png")) as sheet:
-        assert sheet.width > 2500
-        assert len(sheet.convert("RGB").resize((50, 50)).getcolors(2500) or []) > 20
 
 
 @pytest.mark.office

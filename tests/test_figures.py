@@ -21,19 +21,17 @@ from matplotlib.ft2font import LoadFlags
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from peft import LoraConfig, get_peft_model
-from peft.utils import constants
 from scipy import stats as oracle
 from torch import nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Missing, Store, default_store
 from peftbook.evidence import stats
+from peftbook.evidence.chart import spread_out
 from peftbook.evidence.results import study_quantities
 from peftbook.memory import SHAPES, training_step
 from peftbook.methods import arm_looks
 from peftbook.runtime.processes import run_child
-from peftbook.scratch.capacity import free_numbers
 from peftbook.scratch.codebooks import expected_error
 from peftbook.scratch.forgetting import energy_rank
 from peftbook.studies import (
@@ -46,27 +44,22 @@ from peftbook.studies import (
     prompt_design,
     subspace,
 )
-from peftbook.training.encode import encode_turns
-from peftbook.training.models import prepare_embedded
+from peftbook.studies import methods as head_to_head
 from peftbook.views import figures
 from peftbook.views.figures import (
     bits,
     costs,
-    data,
     evidence,
     four_bits,
     lora,
-    machines,
     measuring,
     methods,
     parts,
     prompt,
     quantisation,
     retention,
-    shipping,
     style,
     updates,
-    vectors,
 )
 
 FROM_RECORDS = [name for name in figures.FIGURES if figures.from_records(name)]
@@ -166,7 +159,7 @@ def test_a_title_states_a_finding(name: str, drawn: dict[str, Drawn]):
 
 def test_an_empty_store_renders_only_what_is_computed(tmp_path: Path, monkeypatch):
     """A figure without records is left out; without a date and with glyphs as paths, a file is the same everywhere."""
-    tried = {name: figures.FIGURES[name] for name in ("low_rank_update", "head_to_head", "chat_mask")}
+    tried = {name: figures.FIGURES[name] for name in ("low_rank_update", "head_to_head", "token_strip")}
     monkeypatch.setattr(figures, "FIGURES", tried)
     empty = Store(tmp_path / "none")
     written = figures.render_all(tmp_path / "out", empty)
@@ -289,18 +282,14 @@ def test_the_parts_of_a_step_are_its_peak():
 
 def test_differences_average_to_the_difference_of_means(store: Store):
     """The seeds drawn in a forest must average to the mean drawn there."""
-    first, second = methods.chosen_records("lora", store), methods.chosen_records("full", store)
+    first, second = head_to_head.final_records("lora", store), head_to_head.final_records("full", store)
     for score in methods.SCORES:
         interval, seeds = methods.difference(first, second, score)
         assert np.mean(seeds) == pytest.approx(interval.mean)
 
 
-def test_leading_directions_of_noise_hold_more_than_their_share_of_free_numbers():
-    """What the rank's room shows: the share of energy is that of the whole matrix at full rank, and above it before."""
-    energy = np.cumsum(retention.noise_energy(24, 24))
-    free = np.array([free_numbers(rank, 24, 24) for rank in range(1, 25)]) / 24**2
-    assert energy[-1] == pytest.approx(1) == free[-1]
-    assert (energy[:-1] > free[:-1]).all()
+def test_directions_of_noise_are_counted_as_those_of_an_update():
+    """The last row of the figure has the scratch code's energy rank."""
     noise = np.random.default_rng(0).standard_normal((12, 24))
     assert retention.energy_directions(retention.noise_energy(24, 12)) == energy_rank(torch.tensor(noise))
 
@@ -414,12 +403,12 @@ def test_the_drawn_intervals_have_all_five_verdicts():
 def test_labels_are_moved_apart_and_keep_their_order(seed: int):
     """Direct labels must not touch, nor change places; those that stand well apart stay where they are."""
     values = np.random.default_rng(seed).uniform(0, 60, 8)
-    moved = parts.spread(values, 10)
+    moved = spread_out(values, 10)
     assert (np.argsort(moved) == np.argsort(values)).all()
     assert np.diff(np.sort(moved)).min() >= 10 - 1e-9
     assert moved.mean() == pytest.approx(values.mean())
-    assert parts.spread(values, 1e-9) == pytest.approx(values)
-    held = parts.spread(values, 10, 5, 90)
+    assert spread_out(values, 1e-9) == pytest.approx(values)
+    held = spread_out(values, 10, 5, 90)
     assert held.min() >= 5 and held.max() <= 90 and np.diff(np.sort(held)).min() >= 10 - 1e-9
 
 
@@ -503,58 +492,6 @@ def test_what_is_drawn_is_what_the_studies_have():
 def test_differences_are_printed_with_sign_and_two_digits(value: float, text: str):
     """A tiny difference must not be printed as zero."""
     assert parts.signed(value) == text
-
-
-def test_a_mixed_batch_reads_the_base_once_and_the_others_once_an_adapter():
-    """With one adapter nothing is saved; each further one costs a mixed batch no more than itself."""
-    ways = ("mixed", "one after the other", "merged copies")
-    mixed, in_turn, copies = ({n: shipping.decoding_bytes(n, way) for n in (1, 2, 16)} for way in ways)
-    adapter = in_turn[1] - copies[1]
-    assert mixed[1] == in_turn[1] and mixed[2] - mixed[1] == adapter
-    assert in_turn[16] == 16 * in_turn[1] and copies[16] == 16 * copies[1]
-
-
-@pytest.mark.parametrize("wire", [0.0, 0.8, 5.0])
-def test_a_sharded_step_uses_each_layer_whole_and_holds_two_at_most(wire: float):
-    """Wire and devices do one thing at a time; where the wire costs nothing, a step takes what it computes."""
-    takes = machines.TAKES | {"gather": wire, "scatter": wire}
-    spans = machines.fsdp_step(layers=5, takes=takes)
-    on_wire = [span for span in spans if span.kind in ("gather", "scatter")]
-    for lane in (on_wire, [span for span in spans if span not in on_wire]):
-        assert all(one.end <= two.start for one, two in itertools.pairwise(lane))
-    for kind in ("forward", "backward"):
-        used = [span for span in spans if span.kind == kind]
-        assert sorted(span.layer for span in used) == [1, 2, 3, 4, 5]
-        for span in used:
-            gathered = [one for one in spans if one.kind == "gather" and one.layer == span.layer]
-            assert any(one.end <= span.start for one in gathered) and len(gathered) == 2
-    assert max(machines.layers_held(spans, span.start) for span in spans) <= 2
-    assert machines.layers_held(spans, spans[-1].end) == 0
-    if not wire:
-        assert spans[-1].end == pytest.approx(5 * (takes["forward"] + takes["backward"]) + takes["step"])
-
-
-def test_the_chat_of_the_mask_is_split_as_the_tokeniser_does():
-    """Token by token: template, contents and ends of turns."""
-    tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
-    turns = [{"role": "".join(role), "content": "".join(content)} for role, content in data.CHAT]
-    ids = [token for piece in encode_turns(tokenizer, turns) for token in piece]
-    shown = [text for turn in data.CHAT for text, _ in data.turn_tokens(*turn)]
-    assert [tokenizer.decode([token]) for token in ids[: len(shown)]] == shown
-
-
-def test_the_drawn_vectors_are_where_peft_and_the_models_have_them():
-    """Every part has its name in a Llama; (IA)³ and norm tuning by peft's defaults, biases by the models' shapes."""
-    with torch.device("meta"):
-        block = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1)).model.layers[0]
-    assert set(vectors.PARTS) - {"attention"} <= {name.rpartition(".")[2] for name, _ in block.named_modules()}
-    ia3, bias, norm = vectors.VECTORS
-    assert set(ia3.trained) == set(constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING["llama"])
-    assert constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING["llama"] == ["down_proj"]
-    assert {*norm.trained, "norm"} == set(constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING["llama"])
-    assert set(SHAPES["qwen2.5-7b"].biased) == set(bias.trained)
-    assert set(SHAPES["qwen2.5-7b"].linears) == {*bias.trained, *bias.absent}
-    assert not SHAPES["llama-2-7b"].biased
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.methods.lora import LoRA
-from peftbook.scratch.lora import LoRALinear
 from peftbook.views.figures import bill
 
 SETUPS = {
@@ -57,31 +54,3 @@ def test_adapters_have_the_published_number_of_parameters():
     shape = SHAPES["llama-2-7b"]
     assert LoRA(rank=4, targets=("q_proj", "v_proj")).parameters(shape) == 2 * 32 * 4 * (4096 + 4096)
     assert LoRA(rank=1).parameters(shape) == 2_498_560
-
-
-def test_each_layer_of_the_drawing_keeps_and_computes_what_torch_does():
-    """Tensors that autograd saves beside the weights, by layer, and whether the layer below gets a gradient."""
-    torch.manual_seed(0)
-    layers = []
-    for layer in bill.STACK:
-        one = nn.Linear(6, 6, bias=False).requires_grad_(layer.trained == "W")
-        layers.append(LoRALinear(one, rank=2, alpha=2) if layer.trained == "BA" else one)
-    weights = {w.untyped_storage().data_ptr() for layer in layers for w in layer.parameters()}
-    x = torch.randn(5, 6)
-    kept: list[list[tuple[int, ...]]] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[-1].append(tuple(tensor.shape))
-        return tensor
-
-    outputs = []
-    for layer in layers:
-        kept.append([])
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            x = layer(x)
-        outputs.append(x.requires_grad)
-    shapes = {"$x$": (5, 6), "$Ax$": (5, 2)}
-    assert [sorted(one) for one in kept] == [sorted(shapes[name] for name in layer.keeps) for layer in bill.STACK]
-    goes_down = [any("below" in text for text in layer.computes) for layer in bill.STACK]
-    assert goes_down == [False, *outputs[:-1]]

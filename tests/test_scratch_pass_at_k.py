@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbook.scratch.pass_at_k import pass_at_k, plug_in, reliability
-from peftbook.views.figures.evaluation import mean_of_plug_in
 
 few = settings(max_examples=40, deadline=None)
 cases = st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
@@ -51,11 +50,6 @@ def test_the_plug_in_is_too_low(k, p):
     assert expected_large(n, k, p) - (1 - (1 - p) ** k) == pytest.approx(bias, rel=0.1)
     assert plug_in(7, np.arange(8), 1) == pytest.approx(np.arange(8) / 7)
     assert pass_at_k(7, np.arange(8), 1) == pytest.approx(np.arange(8) / 7)
-
-
-def test_the_figure_has_the_mean_of_the_plug_in():
-    """Summed over every outcome, as here."""
-    assert mean_of_plug_in(9, 4, 0.3) == pytest.approx(expected(plug_in, 9, 4, 0.3))
 
 
 def expected_large(n: int, k: int, p: float) -> float:

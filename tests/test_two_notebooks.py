@@ -14,8 +14,6 @@ from peftbook.core import specs
 from peftbook.core.folders import DATA
 from peftbook.tasks import get_task
 from peftbook.tasks.hub import _one_example_a_test_input, _task
-from peftbook.training.encode import encode_plain
-from peftbook.training.models import prepare_embedded
 from peftbook.views.figures import notebooks
 
 PAGE = (Path(__file__).resolve().parents[1] / "book/two-notebooks.md").read_text(encoding="utf-8")
@@ -28,33 +26,6 @@ def block(words: str) -> str:
     )
     (cell,) = [each for each in cells if words in each]
     return cell
-
-
-def test_the_parts_of_the_drawn_row_are_the_medians():
-    """The figure's constants are counts of the shipped task with the book's tokeniser."""
-    import numpy as np
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(prepare_embedded())
-    task = get_task("sql")
-    counts = []
-    for row in task.splits["train"]:
-        schema, question = row.input.rsplit("\nQuestion: ", 1)
-        texts = (task.instruction.replace("{input}", ""), schema, "\nQuestion: " + question, row.target)
-        counts.append([len(encode_plain(tokenizer, text)) for text in texts])
-    medians = np.median(counts, axis=0).astype(int).tolist()
-    medians[-1] += 1  # the end of turn
-    assert medians == list(notebooks.SEGMENTS.values())
-
-
-@pytest.mark.parametrize("policy", ["right", "left", "question"])
-def test_a_cut_row_fills_the_limit(policy):
-    """Every policy leaves as many tokens as the limit, and none more of a part than there were."""
-    left = dict(notebooks.parts_left(policy))
-    assert sum(left.values()) == notebooks.LIMIT
-    assert all(left[name] <= size for name, size in notebooks.SEGMENTS.items())
-    assert (left["query"] == 0) == (policy == "right")
-    assert dict(notebooks.parts_left("whole")) == notebooks.SEGMENTS
 
 
 def test_the_text_about_systems_without_a_model_is_true():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 
 @dataclass
@@ -47,3 +50,15 @@ class Chart:
     gap: int = 55  # between bars, in per cent of their width
     alt: str = ""
     note: str = ""
+
+
+def spread_out(values: Sequence[float], gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+    """Positions from `low` to `high` nearest to `values` (least squares), in their order and at least `gap` apart."""
+    from scipy import optimize
+
+    order = np.argsort(values, kind="stable")
+    steps = gap * np.arange(len(values))
+    free = optimize.isotonic_regression(np.asarray(values, dtype=float)[order] - steps).x
+    out = np.empty(len(values))
+    out[order] = np.clip(free, low, high - steps[-1]) + steps
+    return out

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.chart import Chart, Series, spread_out
 
 APART = 34  # pixels for what is 0 on a logarithmic axis
 ROUND = "M-3 0A3 3 0 1 1 3 0A3 3 0 1 1-3 0Z"  # a mark without a shape of its own
@@ -173,7 +173,8 @@ def line(series: Series, across: Scale, down: Scale) -> str:
 
 def marks(series: Sequence[Series], across: Scale, down: Scale, frame: Frame, shapes: Mapping[str, str]) -> list[str]:
     """Intervals and marks; each series of one point with its name on the right, where there is room for labels."""
-    places = spread_out([down(each.values[0]) for each in series], 17, frame.top, frame.base)
+    wanted = [down(each.values[0]) for each in series]
+    places = spread_out(wanted, 17, frame.top, frame.base) if frame.labels else wanted
     return [
         "<g>"
         + "".join(mark(each, across, down, shapes.get(each.look, ROUND)))
@@ -202,16 +203,3 @@ def label(name: str, x: float, y: float, place: float, frame: Frame) -> str:
     lead = f"M{x + 8:.1f} {y}L{frame.end - 6:g} {place:.1f}H{frame.end + 2:g}"
     text = f'<text x="{frame.end + 6:g}" y="{place + 4:.1f}">{escape(short)}</text>'
     return f'<path class="lead" d="{lead}"/>{text}'
-
-
-def spread_out(wanted: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """Places as near as may be to those wanted, at least `gap` apart, between top and bottom where they fit."""
-    order = sorted(range(len(wanted)), key=lambda at: wanted[at])
-    places = [0.0] * len(wanted)
-    above = top - gap
-    for at in order:
-        above = places[at] = max(wanted[at], above + gap)
-    below = bottom + gap
-    for at in reversed(order):
-        below = places[at] = min(places[at], below - gap)
-    return places

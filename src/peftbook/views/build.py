@@ -110,7 +110,7 @@ def check_checkout(root: Path) -> None:
 
 
 def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> list[Path]:
-    """The deck and, where LibreOffice is, its handout and contact sheet beside it; returns what was written.
+    """The deck and, where LibreOffice is, its handout beside it; returns what was written.
 
     sections: only these, after the cover.  accent: `#rrggbb` in place of the book's.
     """
@@ -124,11 +124,10 @@ def build_deck(out: Path, sections: Sequence[str] = (), accent: str = "") -> lis
             accent=accent or slides.ACCENT,
         )
     ]  # fmt: skip
-    pages, sheet = (out.with_name(f"{out.stem}-{end}") for end in ("handout.pdf", "slides.png"))
+    pages = out.with_name(f"{out.stem}-handout.pdf")
     if slides.find_office():
-        return [*written, slides.handout(out, pages), slides.contact_sheet(pages, sheet)]
-    for old in (pages, sheet):  # of an older deck
-        old.unlink(missing_ok=True)
+        return [*written, slides.handout(out, pages)]
+    pages.unlink(missing_ok=True)  # of an older deck
     return written
 
 

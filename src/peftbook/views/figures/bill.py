@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import prod
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,13 +17,10 @@ from peftbook.evidence.literature import published
 from peftbook.memory import SHAPES, DecoderShape, Setup, training_step
 from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
-from peftbook.methods.lora import LoRA
-from peftbook.methods.prompt import PromptTuning
 from peftbook.views.figures import figure
-from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
-from peftbook.views.figures.style import canvas, colour, drawing, finding, say, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 NAMES = {"llama-2-7b": "Llama-2-7B", "smollm2-135m": "SmolLM2-135M"}
 # part → tone, share of it, hatch
@@ -106,7 +103,7 @@ def landmarks(names: tuple[str, ...], shape: DecoderShape) -> Iterator[tuple[flo
 @figure
 def step_timeline(model: str = "llama-2-7b") -> Figure:
     """What is in memory when? Bytes along one training step, all weights against LoRA."""
-    figure, axes = canvas(2, 1, height=6.6, sharex=True, sharey=True)
+    figure, axes = canvas(2, 1, height=7.0, sharex=True, sharey=True)
     drawn = {method: timeline(SHAPES[model], Setup(method=method, seq=2048)) for method in ("full", "lora")}
     totals = {method: np.sum(list(parts.values()), axis=0) / 1e9 for method, (_, parts) in drawn.items()}
     highest = max(total.max() for total in totals.values())
@@ -116,34 +113,11 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
         ax.tick_params(axis="x", length=0)
         ax.grid(axis="x", visible=False)
         mark_peak(ax, places, totals[method], arm_looks()[method].label)
-        name_parts(ax, places, parts)
     middle = OUTSIDE + SHAPES[model].layers + OUTSIDE
     axes[1].set_xticks([middle / 2, middle, 1.5 * middle], ["forward →", "loss", "→ backward, optimiser"])
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=1.4)
     full, lora = (totals[method].max() for method in ("full", "lora"))
     return finding(figure, f"{NAMES[model]}: full fine-tuning peaks at {full:.3g} GB, LoRA at {lora:.3g}")
-
-
-def name_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
-    """Write the name of each part where it is thickest, if there is room for it."""
-    below = np.zeros(len(places))
-    box = {"facecolor": colour("paper"), "edgecolor": "none", "boxstyle": "round,pad=0.1"}
-    for part, sizes in parts.items():
-        at = int(sizes.argmax())
-        height = (below[at] + sizes[at] / 2) / 1e9
-        below = below + sizes
-        early, late = sizes[0] > 0.9 * sizes[at], places[at] > 0.75 * places[-1]
-        shift, side = (12, "left") if part == "logits and loss" else (-6, "right") if late else (0, "center")
-        if sizes[at] / 1e9 > 0.055 * axes.get_ylim()[1]:
-            axes.annotate(
-                part,
-                (0.03 * places[-1] if early else places[at], height),
-                xytext=(0 if early else shift, 0),
-                textcoords="offset points",
-                va="center",
-                ha="left" if early else side,
-                fontsize=SMALL,
-                bbox=box,
-            )
 
 
 def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -152,9 +126,13 @@ def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) 
     for part, sizes in parts.items():
         _, tone, share, hatch = PARTS[part]
         top = below + sizes / 1e9
-        axes.fill_between(
-            places, below, top, facecolor=shade(tone, share), hatch=hatch, edgecolor=colour("paper"), linewidth=0.4
-        )
+        look: dict[str, Any] = {
+            "facecolor": shade(tone, share),
+            "hatch": hatch,
+            "edgecolor": colour("paper"),
+            "linewidth": 0.4,
+        }
+        axes.fill_between(places, below, top, label=part, **look)
         below = top
     axes.plot(places, below, color=colour("ink"), linewidth=1.4)
 
@@ -210,60 +188,6 @@ def time_ratios() -> Chart:
     )
 
 
-# What the gradient passes through.
-
-
-class Layer(NamedTuple):
-    """A linear layer of the drawing: what it is, what it keeps for the backward pass, what it computes there."""
-
-    name: str
-    trained: str  # "", "W" or "BA"
-    keeps: tuple[str, ...]
-    computes: tuple[str, ...]
-
-
-STACK = (  # from the tokens up
-    Layer("below the\nlowest adapter", "", (), ()),
-    Layer("frozen, with the\nlowest adapter", "BA", ("$x$", "$Ax$"),
-          (r"$\gamma\, g\, (Ax)^\top$  for $B$", r"$\gamma\, B^\top g\, x^\top$  for $A$")),
-    Layer("frozen", "", (), (r"$W^\top g$  for the layer below",)),
-    Layer("trained", "W", ("$x$",), (r"$g\, x^\top$  for $W$", r"$W^\top g$  for the layer below")),
-)  # fmt: skip
-FLOOR, STOREY, UP, DOWN = 0.5, 1.02, 1.72, 2.28  # inches: of the lowest layer, from layer to layer, x of the two ways
-
-
-@figure
-def gradient_path() -> Figure:
-    """What passes a frozen layer backward? Four linear layers: what each keeps, and what it computes going down."""
-    figure, axes = drawing(5.8, FLOOR + STOREY * len(STACK) + 0.9)
-    top = FLOOR + STOREY * len(STACK)
-    for at, layer in enumerate(STACK):
-        draw_layer(axes, layer, FLOOR + STOREY * at)
-    say(axes, UP, FLOOR - 0.35, "$x$", "muted")
-    wire(axes, (UP, FLOOR - 0.22), (UP, FLOOR))
-    rounded(axes, 1.45, top, 1.1, 0.32, "loss", facecolor=colour("paper"))
-    for x, text in ((3.0, "keeps"), (3.75, "computes backward")):
-        say(axes, x, top + 0.16, text, fontweight="bold", fontsize=SMALL, ha="left")
-    return finding(figure, "A frozen layer passes g down and keeps nothing")
-
-
-def draw_layer(axes: Axes, layer: Layer, y: float) -> None:
-    """A layer with the ways through it: up always, down as far as something below it is trained."""
-    trained = {"facecolor": shade("lora", 0.35), "edgecolor": colour("lora")}
-    beside = layer.trained == "BA"
-    rounded(axes, 1.45, y, 0.54 if beside else 1.1, 0.5, "$W$", **(trained if layer.trained == "W" else {}))
-    if beside:
-        rounded(axes, 2.01, y, 0.54, 0.5, "$BA$", **trained)
-    say(axes, 1.35, y + 0.25, layer.name, fontsize=SMALL, ha="right", linespacing=1.2)
-    wire(axes, (UP, y + 0.5), (UP, y + STOREY))
-    if layer.trained or layer.computes:
-        wire(axes, (DOWN, y + STOREY), (DOWN, y + 0.5), head=12, color=colour("qlora"), linewidth=2.0)
-        say(axes, DOWN + 0.14, y + 0.76, "$g$", "qlora")
-    for texts, x in ((layer.keeps, 3.0), (layer.computes, 3.75)):
-        for line_at, text in enumerate(texts or ("–",)):
-            say(axes, x, y + 0.25 - 0.24 * (line_at - (len(texts or "–") - 1) / 2), text, fontsize=SMALL, ha="left")
-
-
 @figure
 def time_saved() -> Figure:
     """How much time can LoRA save? Time of its step over that of full fine-tuning, against the tokens of a step."""
@@ -288,38 +212,3 @@ def time_saved() -> Figure:
     axes.minorticks_off()
     axes.legend(loc="lower right", title="computed, for a card", alignment="left")
     return finding(figure, "LoRA's step takes two thirds of a full one, less where tokens are few")
-
-
-DISK = 1e12
-TASKS = (1, 10, 100, 1_000, 10_000, 100_000)
-
-
-@figure
-def tasks_on_disk() -> Figure:
-    """How many tasks fit on a disk? Bytes of k fine-tuned copies, and of one base with k adapters, against k."""
-    figure, axes = canvas(height=4.3)
-    shape, counts = SHAPES["llama-2-7b"], np.geomspace(1, TASKS[-1], 300)
-    base, full = 2.0 * shape.parameters, list[float]()
-    kinds = {  # label → bytes once, bytes a task, method, where its label stands
-        "a copy a task": (0.0, base, "full", (1.2, 4e11)),
-        "LoRA, rank 16, all": (base, 4.0 * LoRA(rank=16).parameters(shape), "lora", (900, 7e10)),
-        "20 soft tokens": (base, 4.0 * PromptTuning(length=20).parameters(shape), "prompt", (1_000, 6e9)),
-    }
-    axes.axhline(DISK / 1e9, color=colour("ink"), linestyle=(0, (2, 2)), linewidth=1.2)
-    tag(axes, "a disk of 1 TB", (TASKS[-1], DISK / 1e9), (0, -15), ha="right", fontsize=SMALL, fontweight="normal")
-    for label, (once, each, method, at) in kinds.items():
-        look = arm_looks()[method]
-        axes.plot(counts, (once + each * counts) / 1e9, color=colour(method), linestyle=look.line)
-        axes.annotate(label, (at[0], at[1] / 1e9), color=colour(method), fontweight="bold", fontsize=SMALL)
-        full_at = (DISK - once) // each
-        full.append(full_at)
-        if full_at <= TASKS[-1]:
-            axes.plot(full_at, DISK / 1e9, **mark(method, look.marker))
-            tag(axes, f"{full_at:,.0f} tasks", (full_at, DISK / 1e9), (-5, 8), method, ha="right", fontsize=SMALL)
-    axes.set(xscale="log", yscale="log", xlabel="Tasks", ylabel="GB on disk, Llama-2-7B (computed)")
-    axes.set(xlim=(0.85, TASKS[-1]), ylim=(4, 6e3))
-    axes.set_xticks(TASKS, [f"{count:,}" for count in TASKS])
-    axes.set_yticks([10, 100, 1_000], ["10", "100", "1,000"])
-    axes.minorticks_off()
-    copies, adapters = full[:2]
-    return finding(figure, f"A disk of 1 TB holds {copies:,.0f} tasks as copies, {adapters:,.0f} as LoRA adapters")

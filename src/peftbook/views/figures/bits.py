@@ -59,16 +59,15 @@ SOURCES = {"normal": "N(0, 1)", "minilm": "MiniLM", "small": "Small Llama", "smo
 
 
 @figure
-def codebook_errors(store: Store, measure: str = "mse") -> Figure:
+def codebook_errors(store: Store) -> Figure:
     """Which codebook errs least on which weights? Error against block size: normal draws, then trained weights."""
-    words = {"mse": "Mean squared error", "mae": "Mean absolute error"}[measure]
     figure, panels = mosaic([["normal"] * 3, ["minilm", "small", "smollm2"]], height=6.9, height_ratios=(1.55, 1))
     ends = {}
     for source, axes in panels.items():
         records = codebooks.records_of(source, store)
         blocks = records[0].curve["block"]
         for name, (label, marker, tone) in BOOKS.items():
-            values = np.mean([record.curve[f"{name}_{measure}"] for record in records], axis=0)
+            values = np.mean([record.curve[f"{name}_mse"] for record in records], axis=0)
             pale = source == "smollm2"
             paint = shade(tone, 0.5) if pale else colour(tone)
             axes.plot(
@@ -95,21 +94,14 @@ def codebook_errors(store: Store, measure: str = "mse") -> Figure:
         if source != "normal":
             axes.set_ylim(low, high)
         decimals(axes.yaxis, label=source in ("normal", "minilm"))
-    figure.supylabel(f"{words}, weights scaled to 1", fontsize=SIZE)
+    figure.supylabel("Mean squared error, weights scaled to 1", fontsize=SIZE)
     figure.supxlabel("Weights that share one scale (block size)\n* its weights come from a 4-bit file", fontsize=SIZE)
-    rival = {"mse": "lloyd_pinned", "mae": "l1_pinned"}[measure]
-    name = f"codebooks_squared.nf4_excess_{measure}_over_{rival}"
+    name = "codebooks_squared.nf4_excess_mse_over_lloyd_pinned"
     word, excess = f"{{{name};below|not separable from|above}}", 100 * quantity(name, store).value
-    text = f"At block 64 NF4's {words.lower()} is {word} the best with −1, 0 and 1: {excess:+.2f} %"
+    text = f"At block 64 NF4's mean squared error is {word} the best with −1, 0 and 1: {excess:+.2f} %"
     finding(figure, text, store)
     label_points(panels["normal"], ends, column=0.65, gap=13.5)
     return figure
-
-
-@figure
-def codebook_absolute_errors(store: Store) -> Figure:
-    """Which codebook errs least in absolute error? As `codebook_errors`."""
-    return codebook_errors(store, "mae")
 
 
 @figure

@@ -69,66 +69,6 @@ def touched_block() -> Figure:
     return finding(figure, "Each method acts at its own place in the block")
 
 
-class Way(NamedTuple):
-    """One of three methods in a block of its own: name, tone, and what stands below its drawing."""
-
-    name: str
-    tone: str
-    lines: tuple[str, ...]
-
-
-WAYS = {
-    "adapter": Way("Adapter", "prompt", ("in series", r"$h + U\,\sigma(D h)$", "neutral: $U = 0$", "stays beside")),
-    "prefix": Way("Prefix", "prompt", ("in front", "$[P_K; K],\\ [P_V; V]$", "never neutral", "stays beside")),
-    "lora": Way("LoRA", "lora", ("in parallel", r"$Wx + \gamma BAx$", "neutral: $B = 0$", "merges")),
-}
-SUBLAYERS = {"attention": 1.72, "MLP": 3.82}  # bottoms
-TALLER, JOIN = 0.98, 1.62  # of a sublayer, from its bottom to the sum
-
-
-@figure
-def three_ways() -> Figure:
-    """In series, in front or in parallel? The same block three times, with an adapter, a prefix and LoRA."""
-    figure, axes = drawing(5.8, 6.55)
-    for at, (kind, way) in enumerate(WAYS.items()):
-        draw_way(axes, kind, way, 1.0 + 1.93 * at)
-    return finding(figure, "Only LoRA runs in parallel, and only it merges")
-
-
-def draw_way(axes: Axes, kind: str, way: Way, middle: float) -> None:
-    """One column: the block with the method in it, its name above, and below what it does."""
-    trunk = middle - 0.75
-    say(axes, middle, 5.9, way.name, way.tone, fontweight="bold")
-    wire(axes, (trunk, 1.35), (trunk, 5.68))
-    for name, y in SUBLAYERS.items():
-        end = y + JOIN
-        wire(axes, (trunk, y - 0.14), (middle - 0.2, y - 0.14), (middle - 0.2, y + 0.12))
-        wire(axes, (middle - 0.2, y + 0.44), (middle - 0.2, y + 0.6))
-        wire(axes, (middle - 0.2, y + TALLER), (middle - 0.2, end), (trunk + 0.1, end))
-        rounded(axes, middle - 0.5, y, 1.28, TALLER, facecolor="none")
-        rounded(axes, middle - 0.42, y + 0.12, 0.44, 0.32, "$W$")
-        say(axes, middle - 0.42, y + 0.78, name, fontsize=SMALL, ha="left")
-        sign(axes, trunk, end, "+")
-        plug_in(axes, kind, name, middle, y)
-    for at, text in enumerate(way.lines):
-        say(axes, middle, 1.08 - 0.26 * at, text, fontsize=SMALL, fontweight="normal" if at else "bold")
-
-
-def plug_in(axes: Axes, kind: str, sublayer: str, middle: float, y: float) -> None:
-    """The method's trained part at a sublayer."""
-    if kind == "lora":
-        wire(axes, (middle - 0.2, y - 0.14), (middle + 0.46, y - 0.14), (middle + 0.46, y + 0.12))
-        wire(axes, (middle + 0.46, y + 0.44), (middle + 0.46, y + 0.53), (middle - 0.2, y + 0.53), arrow=False)
-        rounded(axes, middle + 0.24, y + 0.12, 0.44, 0.32, facecolor=colour("lora"), edgecolor=colour("lora"))
-        name_in(axes, middle + 0.46, y + 0.28, "$BA$")
-    elif kind == "adapter":
-        waist = [(-0.38, 0), (0.38, 0), (0.12, 0.17), (0.38, 0.34), (-0.38, 0.34), (-0.12, 0.17)]
-        corners = [(middle - 0.2 + x, y + TALLER + 0.14 + up) for x, up in waist]
-        axes.add_patch(Polygon(corners, facecolor=colour("prompt"), edgecolor="none", zorder=3))
-    elif sublayer == "attention":
-        new_part(axes, middle + 0.34, y + 0.66, 0.34, 0.24, "$P$")
-
-
 def rounded(axes: Axes, x: float, y: float, wide: float, tall: float, text: str = "", **look: Any) -> None:
     """A rounded box with its lower left corner at (x, y) and a text in its middle; frozen unless told."""
     frozen: dict[str, Any] = {"facecolor": colour("fill"), "edgecolor": colour("muted"), "linewidth": 0.9, "zorder": 2}

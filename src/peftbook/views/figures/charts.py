@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.stats import Interval
 from peftbook.studies import Quantity
 from peftbook.views.placeholders import ends
-
-__all__ = ["forest", "measured_series", "rate_chart"]
 
 
 def measured_series(label: str, names: Iterable[str], store: Store, look: str = "") -> Series:
@@ -48,3 +48,9 @@ def forest(
     labels = [label_with_value(label, found.value, digits, unit) for label, _, found in rows]
     looks = [look for _, look, _ in rows]
     return Chart([series], "", axis, labels, horizontal=True, number_format=number_format, point_looks=looks)
+
+
+def differences(rows: Sequence[tuple[str, str, Interval]], axis: str, digits: int = 3, form: str = "0.00") -> Chart:
+    """Bars of (label, look, paired difference) with their 95 % intervals; each label says its value."""
+    found = [(label, look, Quantity(one.mean, "", (), one.low, one.high)) for label, look, one in rows]
+    return replace(forest(found, axis, digits, form), gap=40)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,7 +12,6 @@ from peftbook.studies import averaging, joint_adapter
 from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES, TASKS
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
-    SMALL,
     ForestRow,
     Points,
     as_row,
@@ -22,32 +19,17 @@ from peftbook.views.figures.parts import (
     draw_rows,
     labelled,
     mark,
+    mark_key,
     mosaic,
-    note,
     plain_ticks,
 )
-from peftbook.views.figures.style import colour, finding, tag
+from peftbook.views.figures.style import colour, finding
 
 LOOKS = {  # task → tone, marker, line
     "tickets": ("lora", "o", "-"),
     "sort": ("qlora", "D", (0, (4, 1.5))),
     "e2e": ("full", "s", (0, (1, 1.2))),
     "docstrings": ("prompt", "^", (0, (4, 1.5, 1, 1.5))),
-}
-
-
-class Place(NamedTuple):
-    """Where a task's name stands: beside which pair, by how many points, and to which side it is set."""
-
-    subset: tuple[str, str]
-    offset: tuple[float, float]
-    side: str
-
-
-PLACES = {
-    "tickets": Place(("tickets", "docstrings"), (2, 7), "left"),
-    "sort": Place(("tickets", "sort"), (-8, -4), "right"),
-    "e2e": Place(("sort", "e2e"), (-8, -4), "right"),
 }
 LOWEST = -150  # of the axis of shares by scale, %
 
@@ -131,7 +113,6 @@ def kept_by_scale(store: Store) -> Figure:
 def halfway_by_parabola(store: Store) -> Figure:
     """Does a parabola foretell an average? The share that an average of two keeps against (3 + s) / 4, task by task."""
     figure, axes = mosaic([["most", "docstrings"]], height=4.0)
-    axes["most"].plot(8, 8, alpha=0)  # room for a name
     more: list[bool] = []
     for task, (tone, marker, _) in LOOKS.items():
         part = axes["docstrings" if task == "docstrings" else "most"]
@@ -148,10 +129,5 @@ def halfway_by_parabola(store: Store) -> Figure:
         part.set(xlim=ends, ylim=ends, xlabel="By the parabola, %")
         part.xaxis.set_major_locator(MaxNLocator(4))
     axes["most"].set_ylabel("Kept by the average of two, %")
-    finding(figure, f"In {sum(more)} of {len(more)} cases an average keeps more than the parabola says")
-    for task, place in PLACES.items():
-        cell = averaging.MergeCase(place.subset, task)
-        x, y = (quantity(f"averaging.{cell.name}_{what}", store).value for what in ("parabola", "average_kept"))
-        tag(axes["most"], LABELS[task], (x, y), place.offset, LOOKS[task][0], fontsize=SMALL, ha=place.side)
-    note(axes["docstrings"], LABELS["docstrings"], 0.05, ha="left", color=colour(LOOKS["docstrings"][0]), weight="bold")
-    return figure
+    mark_key(figure, axes["most"], {LABELS[task]: mark(tone, marker) for task, (tone, marker, _) in LOOKS.items()})
+    return finding(figure, f"In {sum(more)} of {len(more)} cases an average keeps more than the parabola says")

@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.comparison import measured
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, preset_method
-from peftbook.studies import costs
 from peftbook.views.figures import figure
-from peftbook.views.figures.drawn import draw_bars
 from peftbook.views.figures.parts import draw_stacks
-from peftbook.views.figures.style import SIZE, canvas, finding, look, name_rows, say, shade, tag
+from peftbook.views.figures.style import canvas, finding, name_rows
 
 LLAMA = SHAPES["llama-2-7b"]
 ARMS = ("full", "lora", "qlora", "prompt")  # of the deck
-COSTS = {  # quantity of the study → field of its records, unit, axis
-    "step_seconds": ("median_step_seconds", 1.0, "Seconds per step"),
-    "peak_memory": ("peak_memory_bytes", 1e9, "Peak memory, GB"),
-}
 QUANTISED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-
-
-def repeats(arm: str, store: Store, field: str) -> list[float]:
-    """One measurement of every timing repeat of an arm."""
-    return measured(costs.arm_records(arm, store), field)
-
-
-@figure
-def step_time(store: Store) -> Figure:
-    """How long is a training step? Every repeat and their median, on the machine of the records."""
-    text = "QLoRA's step takes {costs.qlora_over_lora_step_seconds} LoRA's time"
-    return repeats_figure("step_seconds", store, "Median seconds per step of 8 examples", text)
-
-
-@figure
-def peak_memory(store: Store) -> Figure:
-    """How much memory does training need? Peak memory of the process, every repeat and their median."""
-    text = "QLoRA's peak memory is {costs.qlora_over_lora_peak_memory} LoRA's"
-    return repeats_figure("peak_memory", store, "Peak memory of the process, GB", text)
-
-
-def repeats_figure(cost: str, store: Store, label: str, text: str) -> Figure:
-    field, unit, _ = COSTS[cost]
-    figure, axes = canvas(height=3.3)
-    found = {arm: repeats(arm, store, field) for arm in costs.ARMS}
-    for row, (arm, values) in enumerate(found.items()):
-        draw_repeats(axes, row, arm, [value / unit for value in values])
-    name_rows(axes, [arm_looks()[arm].label for arm in found])
-    axes.set(xlim=(0, max(max(values) for values in found.values()) / unit * 1.16), xlabel=label)
-    say(axes, 1, -0.26, costs.MACHINE, "muted", ha="right", va="top", transform=axes.transAxes, fontsize=SIZE - 2)
-    return finding(figure, text, store)
-
-
-def draw_repeats(axes: Axes, row: int, arm: str, values: Sequence[float]) -> None:
-    """A bar to the median with its value, and each repeat as the arm's marker."""
-    middle = sorted(values)[len(values) // 2]
-    axes.barh(row, middle, 0.62, color=shade(arm, 0.4))
-    axes.plot(values, [row] * len(values), **look(arm, line=False))
-    tag(axes, f"{middle:.2f}", (max(values), row), (9, 0), va="center")
 
 
 def state_bytes(method: str, rank: int = 16, length: int = 20) -> dict[str, float]:
@@ -100,16 +53,6 @@ def kept_state() -> Chart:
     )
 
 
-@figure
-def training_state() -> Figure:
-    """What must training keep at 7B? Weights, gradients and optimiser, computed; activations come on top."""
-    figure, axes = canvas(height=3.5)
-    draw_bars(axes, kept_state())
-    axes.legend(loc="lower right")
-    full, lora, qlora = (sum(state_bytes(arm).values()) / 1e9 for arm in ("full", "lora", "qlora"))
-    return finding(figure, f"At 7B full fine-tuning keeps {full:.0f} GB, LoRA {lora:.0f} and QLoRA {qlora:.1f}")
-
-
 LONG = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
 NF4 = replace(LONG, quantised="nf4")
 STEPS_7B = {
@@ -137,15 +80,27 @@ def bytes_by_part(setup: Setup, model: str = "llama-2-7b") -> dict[str, float]:
     return {part: sum(terms.get(name, 0.0) for name in names) for part, (names, *_) in PARTS.items()}
 
 
+def draw_peaks(axes: Axes, rows: Mapping[str, Mapping[str, float]]) -> float:
+    """A bar a row with its name and the parts of its peak; returns the longest, in GB."""
+    draw_stacks(axes, list(rows.values()), {part: one[1:] for part, one in PARTS.items()})
+    name_rows(axes, list(rows))
+    longest = max(sum(row.values()) for row in rows.values()) / 1e9
+    axes.set_xlim(0, 1.14 * longest)
+    return longest
+
+
+def part_key(figure: Figure, axes: Axes) -> None:
+    """What the parts are, below the figure."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4)
+
+
 @figure
 def memory_by_term() -> Figure:
     """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
     figure, axes = canvas(height=5.4)
-    looks = {part: one[1:] for part, one in PARTS.items()}
     rows = {name: bytes_by_part(setup) for name, setup in STEPS_7B.items()}
-    draw_stacks(axes, list(rows.values()), looks)
-    name_rows(axes, list(STEPS_7B))
-    axes.set(xlim=(0, 38), xlabel="GB at the peak, 1 × 2,048 tokens (computed)")
-    figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
+    draw_peaks(axes, rows)
+    axes.set_xlabel("GB at the peak, 1 × 2,048 tokens (computed)")
+    part_key(figure, axes)
     plain, cut = (sum(rows[f"QLoRA, {how}"].values()) / 1e9 for how in ("peft alone", "checkpointed"))
     return finding(figure, f"At 7B checkpointing cuts QLoRA's peak from {plain:.0f} to {cut:.1f} GB")

@@ -25,7 +25,7 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
 from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, shade
 
-__all__ = ["CHAT", "lookup", "split_similarities", "token_counts", "waste"]
+__all__ = ["lookup", "split_similarities", "token_counts", "waste"]
 
 TASKS = {"docstrings": "Docstrings", "sql": "SQL", "e2e": "E2E"}
 TONES = {"docstrings": ("lora", "o"), "sql": ("qlora", "D"), "e2e": ("prompt", "^")}
@@ -135,44 +135,6 @@ def draw_token(axes: Axes, left: float, bottom: float, text: str, kind: str) -> 
 
 
 # A chat of two questions as the tokeniser of SmolLM2 splits it, one line a turn: role, content.
-CHAT = (
-    (("system",), ("Be", " brief", ".")),
-    (("user",), ("Is", " ", "5", "1", " prime", "?")),
-    (("ass", "istant"), ("No", ":", " ", "3", " ×", " ", "1", "7", ".")),
-    (("user",), ("And", " ", "5", "3", "?")),
-    (("ass", "istant"), ("Yes", ".")),
-)
-MASKS = {"every answer": ("ink", 0.06), "the last answer": ("prompt", 0.14)}  # what is graded → tone, inches below
-TURN = 0.5  # inches from turn to turn
-
-
-def turn_tokens(role: Sequence[str], content: Sequence[str]) -> list[tuple[str, str]]:
-    """The tokens of a turn as the template writes it, each with its kind."""
-    kind, end = ("target", "end") if "".join(role) == "assistant" else ("question", "template")
-    frame = [(text, "template") for text in ("<|im_start|>", *role, "\n")]
-    return [*frame, *((text, kind) for text in content), ("<|im_end|>", end), ("\n", "template")]
-
-
-@figure
-def chat_mask() -> Figure:
-    """Which turns of a chat are graded? A chat of two questions token by token, and two masks under its tokens."""
-    figure, axes = drawing(5.8, TURN * len(CHAT) + 1.05)
-    top = TURN * len(CHAT) + 0.55
-    for number, (role, content) in enumerate(CHAT):
-        left, bottom = 0.1, top - TURN * number - 0.3
-        graded = [name for name in MASKS if name == "every answer" or number == len(CHAT) - 1]
-        for text, kind in turn_tokens(role, content):
-            wide = draw_token(axes, left, bottom, visible(text), kind)
-            for name in graded if kind in ("target", "end") else ():
-                tone, below = MASKS[name]
-                axes.plot(
-                    [left, left + wide], [bottom - below] * 2, color=colour(tone), linewidth=3.4, solid_capstyle="butt"
-                )
-            left += wide + GAP
-    for x, name in zip((0.1, 2.9), MASKS, strict=True):
-        axes.plot([x, x + 0.35], [0.16, 0.16], color=colour(MASKS[name][0]), linewidth=3.4, solid_capstyle="butt")
-        axes.text(x + 0.45, 0.16, f"graded: {name}", va="center", fontsize=SMALL, color=colour("ink"))
-    return finding(figure, "Every answer can be graded, or only the last")
 
 
 # --- truncation --------------------------------------------------------------------------------------------------

@@ -4,48 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import binom
 
 from peftbook.core.records import Store
-from peftbook.scratch.pass_at_k import plug_in
 from peftbook.studies import tries
 from peftbook.views.figures import figure
-from peftbook.views.figures.parts import SMALL, Points, label_points, mark, plain_ticks
-from peftbook.views.figures.style import canvas, colour, finding, shade, tag
+from peftbook.views.figures.parts import SMALL, Points, label_points, plain_ticks
+from peftbook.views.figures.style import canvas, colour, finding, shade
 
 LOOKS = {"cold": ("prompt", (0, (4, 1.5))), "hot": ("lora", "-")}
-
-
-SHARE = 0.1  # of the answers that are right
-BIASED = {2: ("lora", "-"), 5: ("prompt", (0, (4, 1.5))), 10: ("full", (0, (1, 1.2)))}  # k → tone, line
-
-
-def mean_of_plug_in(samples: int, k: int, right: float) -> float:
-    """The mean of the plug-in over every number of right answers among so many, each with its probability."""
-    counts = np.arange(samples + 1)
-    return float(binom.pmf(counts, samples, right) @ plug_in(samples, counts, k))
-
-
-@figure
-def plug_in_bias() -> Figure:
-    """How far too low is the plug-in? Its mean minus pass@k by the number of answers, for three k; computed."""
-    figure, axes = canvas(height=3.4)
-    ends: Points = {}
-    for k, (tone, line) in BIASED.items():
-        samples = np.unique(np.geomspace(k, 200, 40).astype(int))
-        missed = [mean_of_plug_in(int(n), k, SHARE) - (1 - (1 - SHARE) ** k) for n in samples]
-        axes.plot(samples, missed, color=colour(tone), linewidth=2.0, linestyle=line)
-        axes.plot(samples[0], missed[0], **mark(tone, "o"))
-        ends[f"k = {k}"] = (samples[0], missed[0], tone)
-    lowest = -min(y for _, y, _ in ends.values())
-    axes.axhline(0, color=colour("muted"), linewidth=1.2)
-    axes.set(xscale="log", xlabel="Answers n (first point: n = k)", ylabel="Mean of the plug-in\nminus pass@k")
-    axes.set_xlim(0.9, 200)
-    plain_ticks(axes, (2, 5, 10, 20, 50, 100, 200))
-    finding(figure, f"With as many answers as tries, the plug-in is up to {lowest:.2f} too low")
-    for text, (x, y, tone) in ends.items():
-        tag(axes, text, (x, y), (-8, 0), tone, fontsize=SMALL, ha="right")
-    return figure
 
 
 @figure

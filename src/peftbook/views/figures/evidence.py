@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.comparison import measured
 from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
-from peftbook.studies import Quantity, benchmark, data_size, learning_rate, prompt_design, standard
+from peftbook.studies import benchmark, data_size, learning_rate, prompt_design
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import forest, rate_chart
+from peftbook.views.figures.charts import differences, rate_chart
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -40,7 +37,7 @@ from peftbook.views.figures.parts import (
     per_seed,
     plain_ticks,
 )
-from peftbook.views.figures.style import SIZE, canvas, colour, finding, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 
 def arm_look(arm: str) -> tuple[str, str, str]:
@@ -50,47 +47,6 @@ def arm_look(arm: str) -> tuple[str, str, str]:
 
 
 # The budget and the benchmark.
-
-
-@figure
-def standard_curve(store: Store) -> Figure:
-    """How long must LoRA train? Validation loss against tokens, and the first point with 90 % of the best gain."""
-    figure, panels = canvas(2, 1, height=5.6, sharex=True)
-    for axes, (task, title) in zip(panels, (("e2e", "E2E NLG"), ("docstrings", "Docstrings")), strict=True):
-        found = standard.records(task, store)
-        chosen, at = standard.budget_point(found)
-        looks = (("lora", "o", "-"), ("qlora", "D", (0, (4, 1.5))))
-        for record, (tone, marker, line) in zip(found, looks, strict=False):
-            x, y = np.asarray(record.curve["tokens"]) / 1000, record.curve["validation_loss_nats"]
-            axes.plot(x, y, linestyle=line, color=colour(tone))
-            axes.plot(x, y, **(mark(tone, marker) | {"markersize": 5.5}))
-            rate = record.spec.runs[0].budget.learning_rate  # type: ignore[union-attr]
-            tag(axes, f"rate {rate:g}", (x[-1], y[-1]), (0, -8), tone, ha="center", va="top", fontsize=SMALL)
-        losses = chosen.curve["validation_loss_nats"]
-        before, best = losses[0], quantity(f"standard.{task}_loss_best", store).value
-        level = before - standard.SHARE * (before - best)
-        tokens, steps = chosen.curve["tokens"][at] / 1000, chosen.curve["step"][at]
-        axes.axhline(level, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
-        note(
-            axes,
-            f"{standard.SHARE:.0%} of the best gain".replace("%", " %"),
-            0.99,
-            level + 0.02 * (before - best),
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-        )
-        axes.plot([tokens, tokens], [losses[at], before - 0.42 * (before - best)], color=colour("ink"), linewidth=1.2)
-        axes.plot(tokens, losses[at], marker="*", markersize=16, color=colour("ink"), markeredgecolor=colour("paper"))
-        text = f"{tokens:.0f} thousand tokens,\n{steps:.0f} steps"
-        tag(axes, text, (tokens, before - 0.4 * (before - best)), (4, 0), va="bottom", fontsize=SIZE - 1)
-        axes.set(title=title, xlim=(-4, 200), ylim=(best - 0.2 * (before - best), before + 0.06 * (before - best)))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    panels[1].set_xlabel("Training tokens, thousands (one seed a curve)")
-    figure.supylabel(f"Validation loss, {LOSS}", fontsize=SIZE)
-    text = (
-        "90 % of LoRA's gain takes {standard.e2e_steps;value} on E2E, {standard.docstrings_steps;value} on docstrings"
-    )
-    return finding(figure, text, store)
 
 
 @figure
@@ -147,31 +103,9 @@ def benchmark_differences(store: Store) -> Chart:
     rows = []
     for arm in (arm for arm in benchmark_order(store) if arm != "lora"):
         label, tone, _ = arm_look(arm)
-        found = benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)
         look = tone if tone in arm_looks() else "untuned"
-        rows.append((label, look, Quantity(found.mean, "", (), found.low, found.high)))
-    return replace(forest(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0"), gap=40)
-
-
-@figure
-def benchmark_scores(store: Store) -> Figure:
-    """Do ROUGE-L and BLEU order the methods as the loss does? Scores of the texts, arms sorted by loss."""
-    figure, panels = canvas(1, 2, height=5.2, sharey=True)
-    for axes, score, column, label in (
-        (panels[0], "rougeL", "rougeL", "ROUGE-L, 0–1\n(better →)"),
-        (panels[1], "bleu", "bleu", "BLEU, 0–100\n(better →)"),
-    ):
-        rows = []
-        for arm in benchmark_order(store):
-            name, tone, marker = arm_look(arm)
-            seeds = measured(benchmark.COMPARISON.finals(arm, store), column)
-            rows.append(as_row(name, quantity(f"benchmark.{arm}_{score}", store), seeds, tone, marker))
-        draw_rows(axes, rows, label, 4)
-    text = (
-        "In ROUGE-L prompt tuning is {benchmark.prompt_minus_lora_rougeL;behind|not separable from|ahead of} LoRA, "
-        "and LoRA {benchmark.lora_minus_full_rougeL;behind|not separable from|ahead of} full fine-tuning"
-    )
-    return finding(figure, text, store)
+        rows.append((label, look, benchmark.COMPARISON.difference(arm, "lora", "loss_nats", store)))
+    return differences(rows, f"Test loss − LoRA's, {LOSS}", 2, "0.0")
 
 
 # Learning rates.

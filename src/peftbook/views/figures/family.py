@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES, DecoderShape
 from peftbook.methods import arm_looks, get
 from peftbook.methods.adapter import Adapter
@@ -19,9 +17,8 @@ from peftbook.methods.norm import NormTuning
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.vera import VeRA
-from peftbook.studies import benchmark
 from peftbook.views.figures import figure
-from peftbook.views.figures.parts import LOSS, SMALL, mark, note
+from peftbook.views.figures.parts import SMALL, mark, note
 from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade, tag
 
 
@@ -203,51 +200,3 @@ def work_against_count() -> Figure:
     axes.set(xlim=(5e3, 2.2e8), ylim=(5e3, 4e8))
     fewer, more = trained["lora"] / trained["vera"], work["vera"] / work["lora"]
     return finding(figure, f"VeRA trains 1/{fewer:.0f} of LoRA's numbers, and multiplies {more:.0f} times as often")
-
-
-# The runs.
-
-
-# arm → where its label stands: to the left or right of its mark, or above its interval
-SHOWN = {"lora": "right", "adapter": "left", "norm": "left", "ia3": "above", "prefix": "right", "prompt": "right"}
-
-
-@figure
-def loss_against_count(store: Store) -> Figure:
-    """What does a smaller count cost? Test loss above that of full fine-tuning, paired, against trained numbers.
-
-    LoRA and the adapter, whose counts are nearly equal, stand a little apart. QLoRA trains what LoRA trains.
-    """
-    comparison = benchmark.COMPARISON
-    figure, axes = canvas(height=4.4)
-    axes.axhspan(-benchmark.MARGIN, benchmark.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
-    full = quantity("benchmark.full_parameters", store).value
-    axes.axhline(0, color=colour("full"), linewidth=1.2)
-    axes.plot(full, 0, **(mark("full", "s") | {"markersize": 9}))
-    tag(axes, "All weights", (full, 0), (8, -9), "full", ha="right", va="top", fontsize=SMALL)
-    for name, side in SHOWN.items():
-        one, found = MEMBERS[name], comparison.difference(name, "full", "loss_nats", store)
-        x = quantity(f"benchmark.{name}_parameters", store).value * {"lora": 1.18, "adapter": 0.82}.get(name, 1)
-        axes.plot([x, x], [found.low, found.high], color=colour(one.tone), linewidth=2.4, solid_capstyle="butt")
-        axes.plot(x, found.mean, **(mark(one.tone, one.marker) | {"markersize": 9}))
-        at, offset = (found.high, (0, 9)) if side == "above" else (found.mean, (-9 if side == "left" else 9, 0))
-        align = {"left": "right", "right": "left", "above": "center"}[side]
-        tag(axes, one.label, (x, at), offset, one.tone, va="center", ha=align, fontsize=SMALL)
-    shots, untuned = (comparison.difference(name, "full", "loss_nats", store) for name in ("fewshot", "untuned"))
-    axes.axhline(shots.mean, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
-    remark = f"Five examples in the prompt, nothing trained (untuned: {untuned.mean:+.2f})"
-    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "top", "color": colour("fewshot")}
-    note(axes, remark, 0.99, shots.mean - 0.012, **place)
-    axes.set(xscale="log", xlabel="Trained numbers", ylabel=f"Test loss − full's, {LOSS}", xlim=(1.5e3, 3e8))
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.06 * (high - low))
-    note(
-        axes,
-        "band: margin for LoRA",
-        0.01,
-        -benchmark.MARGIN,
-        **(place | {"va": "bottom", "ha": "left", "color": colour("muted")}),
-    )
-    fewer = quantity("benchmark.lora_parameters", store).value / quantity("benchmark.norm_parameters", store).value
-    word = "{benchmark.norm_minus_lora_loss;ahead of|not separable from|behind}"
-    return finding(figure, f"With 1/{fewer:.0f} of LoRA's numbers norm gains are {word} LoRA", store)

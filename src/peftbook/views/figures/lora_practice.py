@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -11,7 +10,6 @@ from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
-from peftbook.scratch.checks import means
 from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
 from peftbook.studies.tuned_comparison import TunedComparison
 from peftbook.views.figures import figure
@@ -23,7 +21,6 @@ from peftbook.views.figures.parts import (
     as_row,
     difference_row,
     draw_margin,
-    draw_quantities,
     draw_rows,
     draw_series,
     labelled,
@@ -33,37 +30,6 @@ from peftbook.views.figures.parts import (
     plain_ticks,
 )
 from peftbook.views.figures.style import canvas, colour, finding, shade, tag
-
-RATE_MARKERS = {"full": "s", "r1": "v", "r4": "^", "r16": "o", "r64": "D", "r256": "P"}
-SHOWN_COST = 0.32  # nats per token; what costs more is an arrow at the top
-
-
-@figure
-def wrong_rate(store: Store) -> Figure:
-    """What does a wrong learning rate cost? Loss above that of an arm's best rate, against the rate over the best."""
-    figure, axes = canvas(height=4.3)
-    ends: Points = {}
-    for arm in learning_rate.SHORT.arms:
-        curve = learning_rate.curve(learning_rate.SHORT, arm.name, learning_rate.SEEDS[0], store)
-        best = learning_rate.SHORT.tuning(arm).best(store.get)
-        cost = {rate / best: loss - curve[best] for rate, loss in curve.items()}
-        tone = "full" if arm.name == "full" else "lora"
-        inside = {factor: value for factor, value in cost.items() if value <= SHOWN_COST}
-        line = (0, (4, 1.5)) if arm.name == "full" else "-"
-        axes.plot(list(inside), list(inside.values()), color=colour(tone), linewidth=1.3, linestyle=line)
-        axes.plot(list(inside), list(inside.values()), **mark(tone, RATE_MARKERS[arm.name]))
-        ends[arm.label.removeprefix("LoRA, ")] = (max(inside), inside[max(inside)], tone)
-    axes.axhline(0, color=colour("muted"), linewidth=1.2)
-    axes.set(
-        xscale="log", xlabel="Learning rate over the arm's best one", ylabel=f"Validation loss above the best,\n{LOSS}"
-    )
-    factors = [2.0**power for power in range(-4, 4)]
-    axes.set_xticks(factors, [f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}" for factor in factors])
-    axes.minorticks_off()
-    axes.set(xlim=(1 / 20, 80), ylim=(-0.015, SHOWN_COST + 0.015))
-    text = "A rate four times too high costs LoRA {learning_rate.r16_fourfold_cost;value}"
-    return labelled(figure, text, axes, ends, column=0.8, store=store)
-
 
 BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
 
@@ -111,37 +77,6 @@ def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> Fo
     tone, marker, _ = BATCH_LOOKS[name]
     seeds = per_seed(plan.finals(name, store), "loss")
     return as_row("", quantity(f"batch_size.{prefix}_{name}_loss", store), seeds, tone, marker)
-
-
-RANK_LINES = {"r1": (0, (1, 1.2)), "r4": (0, (5, 1.5)), "r16": "-", "r64": "-", "r256": (0, (2, 1))}
-RANK_TONES = {"r1": "qlora", "r4": "prompt", "r16": "lora", "r64": "muted", "r256": "ink"}
-
-
-def smooth_losses(arm: str, store: Store) -> np.ndarray:
-    """Training losses of a rank, nats per token, one row a seed, as far as its shortest run: means of five steps."""
-    curves = [record.curve["train_loss_nats"] for record in rank.COMPARISON.finals(arm, store)]
-    return np.array([means(curve[: min(map(len, curves))]) for curve in curves])
-
-
-@figure
-def rank_curves(store: Store) -> Figure:
-    """Does a higher rank learn faster? Training loss by step, and that of each rank minus rank 16's, batch by batch."""
-    figure, (losses, against) = canvas(2, 1, height=6.0, sharex=True)
-    found = {f"r{one}": smooth_losses(f"r{one}", store) for one in learning_rate.RANKS}
-    ends: Points = {}
-    for arm, curves in found.items():
-        look: dict[str, Any] = {"color": colour(RANK_TONES[arm]), "linestyle": RANK_LINES[arm]}
-        steps, differences = np.arange(curves.shape[1]) + 3, curves - found["r16"]
-        losses.plot(steps, curves.mean(axis=0), linewidth=1.6, **look)
-        against.plot(steps, differences.mean(axis=0), linewidth=2.0, **look)
-        against.plot(steps, differences.T, color=shade(RANK_TONES[arm], 0.3), linewidth=0.7, zorder=1)
-        ends[f"r = {arm[1:]}"] = steps[-1], float(differences.mean(axis=0)[-1]), RANK_TONES[arm]
-    losses.set_ylabel(f"Training loss, {LOSS}")
-    against.set(xlabel="Step (each point a mean of five)", ylabel="Minus r = 16's,\nsame batches", xlim=(1, 49))
-    against.set_xticks(range(0, 41, 10))
-    apart = max(float(np.abs((curves - found["r16"]).mean(axis=0)).max()) for curves in found.values())
-    text = f"Ranks 1 to 256 train alike, at no step more than {apart:.2f} nats per token from rank 16"
-    return labelled(figure, text, against, ends, column=0.83)
 
 
 @figure
@@ -192,27 +127,6 @@ def scaling_gains(store: Store) -> Figure:
         "{scaling.stabilised256_minus_standard256_loss;better|not separable|worse} once both are tuned"
     )
     return labelled(figure, text, losses, ends, column=0.87, store=store)
-
-
-@figure
-def update_sizes(store: Store) -> Figure:
-    """How large is the update at each rank? Change of the outputs under both scalings at one rate, log against log."""
-    figure, axes = canvas(height=3.9)
-    ends: Points = {}
-    for name, (label, tone, marker, line) in SCALING_LOOKS.items():
-        names = [f"scaling_size.{name}_r{r}_change" for r in scaling.SIZE_RANKS]
-        power = quantity(f"scaling_size.{name}_exponent", store).value
-        ends[f"{label}: $r^{{{power:+.2f}}}$"] = draw_quantities(
-            axes, scaling.SIZE_RANKS, names, store, tone=tone, marker=marker, line=line
-        )
-    axes.set(xscale="log", yscale="log", xlabel="Rank r, one rate for all", ylabel="RMS(γBAx) / RMS(Wx), %")
-    plain_ticks(axes, scaling.SIZE_RANKS)
-    axes.set_xlim(3.3, 1500)
-    text = (
-        "The update's size goes with rank to the power {scaling_size.standard_exponent;value} under α/r, "
-        "{scaling_size.stabilised_exponent;value} under α/√r"
-    )
-    return labelled(figure, text, axes, ends, column=0.76, store=store)
 
 
 WORST = 0.3  # nats above the best of the map where its fill fades to paper

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.results import quantity
 from peftbook.memory import SHAPES, Setup, training_step
-from peftbook.scratch.schedule import best_interval, bounds, expected_seconds, makespan
+from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import throughput
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.fit import draw_cards
-from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, paint, plain_ticks
-from peftbook.views.figures.style import canvas, colour, finding, name_rows, say, tag
+from peftbook.views.figures.parts import Points, decimals, labelled, paint, plain_ticks
+from peftbook.views.figures.style import canvas
 
 DEVICES = (1, 2, 4, 8, 16, 32)
 ROW = Setup(seq=2048, checkpointing=True)
@@ -31,9 +25,6 @@ BY_DEVICES = {
     "QLoRA": (replace(ROW, quantised="nf4"), "qlora"),
 }
 HOUR = 3600.0
-FAILURES = {"hourly": HOUR, "daily": 24 * HOUR, "monthly": 720 * HOUR}  # of a worker
-COST = 5.0  # seconds that a checkpoint takes, in the drawing
-MOST_LOST = 300  # per cent
 
 
 @figure
@@ -61,118 +52,7 @@ def time_by_workers(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.74)
 
 
-@figure
-def runs_an_hour(store: Store) -> Figure:
-    """Do more workers make more runs? Runs an hour of small runs, measured, for one, two and four workers."""
-    figure, axes = canvas(height=3.6)
-    rows = [quantity(f"throughput.measured_{count}", store) for count in throughput.MEASURED]
-    places = range(len(rows))
-    axes.barh(places, [row.value for row in rows], height=0.55, color=colour("lora"), alpha=0.85)
-    for place, row in zip(places, rows, strict=True):
-        axes.plot([row.low, row.high], [place, place], color=colour("ink"), linewidth=2.0)
-        end = (row.high or row.value, place)
-        tag(axes, f"{row.value:,.0f}", end, (8, 0), va="center", fontsize=SMALL, fontweight="normal")
-    name_rows(axes, [f"{count} worker{'s' * (count > 1)}" for count in throughput.MEASURED])
-    axes.set(xlim=(0, 1.15 * max(row.high or row.value for row in rows)), xlabel="Small runs an hour, median and range")
-    text = "On two cores two workers make {throughput.measured_2;value}, four {throughput.measured_4;value}"
-    return finding(figure, text, store)
-
-
-class Span(NamedTuple):
-    """What happens to a layer, and from when to when."""
-
-    kind: str
-    layer: int
-    start: float
-    end: float
-
-
-LAYERS = 3
 # Time that each takes, in forward passes of a layer: in the drawing the wire is a little faster than the layers.
-TAKES = {"gather": 0.8, "forward": 1.0, "backward": 2.0, "scatter": 0.8, "step": 0.6}
-KINDS = {  # label, tone, hatch
-    "gather": ("gather weights", "prompt", ""),
-    "forward": ("forward", "lora", ""),
-    "backward": ("backward", "full", ""),
-    "scatter": ("reduce-scatter gradients", "qlora", "////"),
-    "step": ("optimiser's step on shares", "muted", ""),
-}
-
-
-def fsdp_step(layers: int = LAYERS, takes: dict[str, float] = TAKES) -> list[Span]:
-    """One training step in shards, as torch's `fully_shard` orders it on every device.
-
-    One wire and one computing stream. A layer's weights are gathered while the layer before it computes, forward and
-    again backward, and freed after each use; its gradients are scattered while the next one's are computed.
-    """
-    spans: list[Span] = []
-    free = {"wire": 0.0, "device": 0.0}
-
-    def run(kind: str, layer: int, after: float) -> Span:
-        place = "wire" if kind in ("gather", "scatter") else "device"
-        start = max(free[place], after)
-        spans.append(Span(kind, layer, start, start + takes[kind]))
-        free[place] = start + takes[kind]
-        return spans[-1]
-
-    gathered = run("gather", 1, 0.0)
-    for layer in range(1, layers + 1):
-        forward = run("forward", layer, gathered.end)
-        gathered = run("gather", min(layer + 1, layers), forward.start if layer < layers else forward.end)
-    for layer in range(layers, 0, -1):
-        backward = run("backward", layer, gathered.end)
-        if layer > 1:
-            gathered = run("gather", layer - 1, backward.start)
-        scattered = run("scatter", layer, backward.end)
-    run("step", 0, scattered.end)
-    return spans
-
-
-def layers_held(spans: Sequence[Span], time: float) -> int:
-    """How many layers' weights a device holds whole: from the start of a gather until their next use has ended."""
-    held = 0
-    for at, span in enumerate(spans):
-        if span.kind == "gather":
-            used = next(one for one in spans[at:] if one.layer == span.layer and one.kind in ("forward", "backward"))
-            held += span.start <= time < used.end
-    return held
-
-
-@figure
-def sharded_timeline() -> Figure:
-    """When does a sharded step wait for the wire? Gathers, passes and scatters of three layers on two devices."""
-    figure, (lanes, held) = canvas(2, 1, height=4.9, sharex=True, height_ratios=(2.6, 1))
-    spans = fsdp_step()
-    for span in spans:
-        for lane in (1.0,) if span.kind in ("gather", "scatter") else (0.0, 2.0):
-            draw_span(lanes, span, lane)
-    busy = [span for span in spans if span.kind not in ("gather", "scatter")]
-    for end, start in zip((0.0, *(span.end for span in busy)), (span.start for span in busy), strict=False):
-        lanes.axvspan(end, start, color=colour("fill"), linewidth=0, zorder=0)
-    lanes.set(ylim=(2.5, -0.5))
-    lanes.set_yticks(range(3), ["device 1", "wire", "device 2"])
-    times = sorted({edge for span in spans for edge in (span.start, span.end)})
-    held.step(times, [layers_held(spans, time) for time in times], where="post", color=paint("prompt"))
-    held.set(ylabel="Layers\nwhole", ylim=(-0.2, 2.5), xlim=(-0.1, times[-1] + 0.1), yticks=(0, 1, 2))
-    held.set_xlabel("Time (1: a layer's forward pass)")
-    for axes in (lanes, held):
-        axes.grid(visible=False)
-    handles = [
-        Rectangle((0, 0), 1, 1, facecolor=colour(tone), hatch=hatch, edgecolor=colour("paper"), label=label)
-        for label, tone, hatch in (*KINDS.values(), ("devices wait", "fill", ""))
-    ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1.2, handlelength=1.4)
-    return finding(figure, "Devices wait at the first gather, at the turn and at the last scatter")
-
-
-def draw_span(axes: Axes, span: Span, lane: float) -> None:
-    """A box along time with the number of its layer."""
-    _, tone, hatch = KINDS[span.kind]
-    wide = span.end - span.start
-    look: dict[str, Any] = {"facecolor": colour(tone), "edgecolor": colour("paper"), "hatch": hatch, "linewidth": 1.2}
-    axes.add_patch(Rectangle((span.start, lane - 0.38), wide, 0.76, **look))
-    ground = {"facecolor": colour(tone), "edgecolor": "none", "pad": 1.2} if hatch else None
-    say(axes, span.start + wide / 2, lane, str(span.layer or ""), "paper", fontweight="bold", bbox=ground)
 
 
 def device_peaks() -> Chart:
@@ -204,26 +84,3 @@ def memory_by_devices() -> Figure:
     full, qlora = (ends[method][1] for method in ("Full", "QLoRA"))
     text = f"On {DEVICES[-1]} devices full fine-tuning of Llama-2-70B takes {full:.0f} GB of each, QLoRA {qlora:.0f}"
     return labelled(figure, text, axes, ends, column=0.8)
-
-
-@figure
-def lost_work() -> Figure:
-    """How often should a run write a checkpoint? Time lost to checkpoints and failures against the interval."""
-    figure, axes = canvas(height=4.2)
-    intervals = np.geomspace(10, 20_000, 80)
-    ends: Points = {}
-    for (name, between), tone in zip(FAILURES.items(), ("prompt", "qlora", "lora"), strict=True):
-        lost = [100 * (expected_seconds(1.0, one, COST, between) - 1) for one in intervals]
-        seen = [(one, share) for one, share in zip(intervals, lost, strict=True) if share < MOST_LOST]
-        axes.plot(*zip(*seen, strict=True), color=paint(tone), linewidth=1.8)
-        best = best_interval(COST, between)
-        axes.plot(best, 100 * (expected_seconds(1.0, best, COST, between) - 1), "o", color=paint(tone), markersize=7)
-        ends[f"fails {name}"] = *seen[-1], tone
-    axes.set(xscale="log", yscale="log", ylabel="Time lost, %")
-    axes.set_xlabel(f"Seconds between checkpoints of {COST:.0f} s (dots: √2cM)")
-    plain_ticks(axes, (10, 60, 600, 3600))
-    decimals(axes.yaxis, (1, 3))
-    axes.set(xlim=(8, 300_000), ylim=(0.1, MOST_LOST))
-    minutes = best_interval(COST, FAILURES["daily"]) / 60
-    text = f"A worker that fails daily should write a checkpoint every {minutes:.0f} minutes"
-    return labelled(figure, text, axes, ends, column=0.775)

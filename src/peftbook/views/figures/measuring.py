@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,7 +17,6 @@ from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
 from peftbook.studies import coverage, methods
 from peftbook.views.figures import figure
-from peftbook.views.figures.methods import chosen_records
 from peftbook.views.figures.parts import (
     SMALL,
     as_row,
@@ -28,7 +26,6 @@ from peftbook.views.figures.parts import (
     interval_row,
     mark,
     mark_key,
-    note,
     plain_ticks,
 )
 from peftbook.views.figures.style import canvas, colour, finding, look, name_rows, tag
@@ -93,7 +90,7 @@ def paired_intervals(store: Store) -> Figure:
     for axes, (column, margin, label) in zip(both, panels, strict=True):
         draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
-            one, two = (chosen_records(arm, store) for arm in pair)
+            one, two = (methods.final_records(arm, store) for arm in pair)
             tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
             alone = unpaired_interval(*tables, weights, methods.groups())
             together = methods.paired(one, two, column)
@@ -106,33 +103,6 @@ def paired_intervals(store: Store) -> Figure:
     mark_key(figure, both[0], marks)
     loss, rouge = narrower
     text = f"Pairing makes LoRA − full's interval {loss:.0f} times narrower in loss, {rouge:.1f} times in ROUGE-L"
-    return finding(figure, text)
-
-
-def example_losses(arm: str, store: Store) -> np.ndarray:
-    """Loss per label token of each test example, the mean of an arm's seeds. (examples,)."""
-    records = chosen_records(arm, store)
-    tokens = np.asarray(records[0].per_example["label_tokens"], dtype=float)
-    return comparison.table(records, "loss_nats").mean(axis=0) / tokens
-
-
-@figure
-def paired_scatter(store: Store) -> Figure:
-    """Are the same examples hard for both? LoRA's loss on each against full's, and the difference on each."""
-    one, two = (example_losses(arm, store) for arm in ("lora", "full"))
-    figure, (losses, differences) = canvas(2, 1, height=6.8, sharex=True, height_ratios=(1.3, 1))
-    ends = [float(pick(both)) for pick, both in ((min, (*one, *two)), (max, (*one, *two)))]
-    losses.plot(ends, ends, color=colour("muted"), linewidth=1.2, zorder=1)
-    dots: dict[str, Any] = mark("lora", "o") | {"markersize": 5, "markeredgewidth": 0.4}
-    losses.plot(two, one, **dots)
-    differences.plot(two, one - two, **dots)
-    differences.axhline(0, color=colour("muted"), linewidth=1.2)
-    spread = [float(np.std(values, ddof=1)) for values in (one, one - two)]
-    note(losses, f"SD over examples {spread[0]:.2f}", 0.98, 0.06, va="bottom")
-    note(differences, f"SD {spread[1]:.3f}", 0.98, 0.96)
-    losses.set_ylabel("LoRA's loss,\nnats per token")
-    differences.set(xlabel="Full fine-tuning's loss, nats per token", ylabel="LoRA's − full's")
-    text = f"The same examples are hard for both: pairing takes the SD from {spread[0]:.2f} to {spread[1]:.3f}"
     return finding(figure, text)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from scipy.stats import spearmanr
@@ -20,20 +19,26 @@ from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
 from peftbook.views.figures.charts import rate_chart
-from peftbook.views.figures.parts import LOSS, SCORES, ForestRow, draw_rows, interval_row, per_seed
+from peftbook.views.figures.parts import (
+    LOSS,
+    SCORES,
+    ForestRow,
+    draw_rows,
+    draw_series,
+    interval_row,
+    mark_key,
+    per_seed,
+)
 from peftbook.views.figures.style import SIZE, canvas, colour, finding, look, say, shade, tag
 
 NAMED = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "prompt": "prompt tuning"}
 DECIDING = ("lora_minus_full", "prompt_minus_lora")  # what titles compare
+DEFAULT = {"linestyle": "none", "marker": "o", "markersize": 16, "fillstyle": "none", "markeredgewidth": 1.4}
+CHOSEN = {"linestyle": "none", "marker": "*", "markersize": 16}
 CAP = 0.9  # nats above the lowest loss where the learning-rate axis ends
 
 
 # What figures and deck share: numbers from records.
-
-
-def chosen_records(arm: str, store: Store) -> list[Record]:
-    """The arm's final records, one a seed (untuned has one in all)."""
-    return methods.final_records(arm, store)
 
 
 def difference(first: Sequence[Record], second: Sequence[Record], score: str) -> tuple[stats.Interval, list[float]]:
@@ -64,26 +69,10 @@ def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np
 
 
 @figure
-def test_scores(store: Store, score: str = "rougeL") -> Figure:
-    """How well does each arm do on the test split? Mean with its 95 % interval and the seeds behind it."""
-    found = {arm: chosen_records(arm, store) for arm in methods.LABELS}
-    figure, axes = canvas(height=0.95 + 0.42 * len(found))
-    rows = [
-        arm_row(arm, methods.score(records, SCORES[score][1]), per_seed(records, score))
-        for arm, records in found.items()
-    ]
-    draw_rows(axes, rows, SCORES[score][0] + better(score), 6)
-    name = {"loss": "test loss", "rougeL": "ROUGE-L", "bertscore_f1": "BERTScore"}[score]
-    low, high = ("ahead of", "behind")[:: -SCORES[score][2]]
-    lora, prompt = (f"{{methods.{pair}_{score};{low}|not separable from|{high}}}" for pair in DECIDING)
-    return finding(figure, f"By {name} LoRA is {lora} full fine-tuning, and prompt tuning {prompt} LoRA", store)
-
-
-@figure
 def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
-    base = chosen_records("untuned", store)
-    found = {arm: chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
+    base = methods.final_records("untuned", store)
+    found = {arm: methods.final_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
     height = 1.2 + 0.373 * len(scores) * len(found)
     figure, panels = canvas(len(scores), 1, height=height, squeeze=False)
     for axes, score in zip(panels[:, 0], scores, strict=True):
@@ -109,24 +98,21 @@ def quality_against_parameters(store: Store) -> Figure:
     figure, axes = canvas(height=3.9)
     top = 1.0
     for arm in ("untuned", "fewshot"):
-        level = float(np.mean(per_seed(chosen_records(arm, store), "loss")))
+        level = float(np.mean(per_seed(methods.final_records(arm, store), "loss")))
         axes.axhline(level, color=colour(arm), linestyle=arm_looks()[arm].line, linewidth=1.6)
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right"}
         said = f"{arm_looks()[arm].label}: nothing trained"
         tag(axes, said, (1.0, level), (0, 4), arm, fontsize=SIZE - 1, fontweight="normal", **place)
     for arm in methods.ARMS:
-        records = chosen_records(arm, store)
+        records = methods.final_records(arm, store)
         size = float(records[0].measurements["trainable_parameters"] or 0)
-        interval = methods.score(records, "loss_nats")
+        row = arm_row(arm, methods.score(records, "loss_nats"), per_seed(records, "loss"))
         # Arms of equal size stand side by side, so that both are seen.
         size *= {"lora": 0.88, "qlora": 1.14}.get(arm, 1.0)
-        axes.plot([size] * 2, [interval.low, interval.high], color=colour(arm), linewidth=2.2)
-        seeds = per_seed(records, "loss")
-        axes.plot([size * 1.28] * len(seeds), seeds, "_", color=colour(arm), markersize=6, markeredgewidth=1.4)
-        axes.plot(size, interval.mean, **look(arm, line=False))
+        draw_series(axes, [size], [row])
         left = arm in ("lora", "full")
-        offset, side = ((-9, 0), "right") if left else ((16, 0), "left")
-        tag(axes, arm_looks()[arm].label, (size, interval.mean), offset, arm, va="center", ha=side)
+        offset, side = ((-9, 0), "right") if left else ((9, 0), "left")
+        tag(axes, arm_looks()[arm].label, (size, row.value), offset, arm, va="center", ha=side)
         top = max(top, size)
     axes.set(xscale="log", xlabel="Trained parameters", ylabel="Test loss, nats per token", xlim=(4e3, top * 3))
     word = "{methods.lora_minus_full_loss;below|not separable from|above}"
@@ -137,57 +123,25 @@ def quality_against_parameters(store: Store) -> Figure:
 
 
 @figure
-def learning_rate_curves(store: Store, arms: Sequence[str] = tuple(methods.ARMS)) -> Figure:
+def learning_rate_curves(store: Store) -> Figure:
     """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
     figure, axes = canvas(height=4.1)
-    found = {arm: sweep_points(arm, store) for arm in arms}
-    finite = [loss for _, losses in found.values() for loss in losses if math.isfinite(loss)]
-    lowest, cap = min(finite), min(max(finite), min(finite) + CAP)
-    span = max(cap - lowest, 0.02)
-    off = any(loss > cap for _, losses in found.values() for loss in losses)
-    cap += 0.06 * span * off
-    for arm, (rates, losses) in found.items():
-        draw_sweep(axes, arm, rates, losses, cap)
+    for arm in methods.ARMS:
+        rates, losses = sweep_points(arm, store)
+        axes.plot(rates, losses, **look(arm))
+        best, default = int(np.argmin(losses)), rates.index(methods.DEFAULT_RATES[arm])
+        axes.plot(rates[best], losses[best], **(CHOSEN | {"color": colour(arm), "markeredgecolor": colour("paper")}))
+        axes.plot(rates[default], losses[default], **DEFAULT, color=colour(arm))
+        # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
+        at, offset, side = (-1, (9, -5), "left") if arm == "lora" else (0, (0, 15), "center")
+        tag(axes, arm_looks()[arm].label, (rates[at], losses[at]), offset, arm, ha=side, va="center")
     axes.set(xscale="log", xlabel="Learning rate", ylabel="Validation loss, nats per token")
-    axes.margins(x=0.09)
-    axes.set_ylim(lowest - 0.14 * span, cap + 0.14 * span)
-    tone = colour("muted")
-    axes.plot([], [], "o", markersize=15, markeredgewidth=1.4, fillstyle="none", color=tone, label="default")
-    axes.plot([], [], "*", markersize=14, color=tone, label="chosen")
-    if off:
-        axes.plot([], [], linestyle="none", marker="$\\uparrow$", markersize=11, color=tone, label="off the scale")
-    figure.legend(loc="outside lower center", ncols=3, handletextpad=0.4)
-    best = [f"{{methods.{arm}_best_rate;value}} for {NAMED[arm]}" for arm in arms if arm != "qlora"]
-    return finding(figure, f"{'Best rates are' if best[1:] else 'The best rate is'} {', '.join(best)}", store)
-
-
-def draw_sweep(axes: Axes, arm: str, rates: Sequence[float], losses: Sequence[float], cap: float) -> None:
-    """One arm's sweep; a loss above the cap, or a run that diverged, is an arrow at the cap with its value."""
-    inside = [loss <= cap for loss in losses]
-    shown = [loss if fits else cap for loss, fits in zip(losses, inside, strict=True)]
-    style = look(arm)
-    axes.plot(rates, [s if fits else math.nan for s, fits in zip(shown, inside, strict=True)], **style)
-    for at, fits in enumerate(inside):
-        if fits:
-            continue
-        near = [n for n in (at - 1, at + 1) if 0 <= n < len(inside) and inside[n]]
-        for n in near:
-            axes.plot([rates[n], rates[at]], [shown[n], cap], color=colour(arm), linestyle=":", linewidth=1.3)
-        axes.plot(rates[at], cap, marker="$\\uparrow$", markersize=11, color=colour(arm))
-        text = f"{losses[at]:.2f}" if math.isfinite(losses[at]) else "diverged"
-        tag(axes, text, (rates[at], cap), (0, 8), arm, ha="center", fontsize=SIZE - 2, fontweight="normal")
-    best = int(np.argmin(losses))
-    axes.plot(rates[best], shown[best], marker="*", markersize=16, color=colour(arm), markeredgecolor=colour("paper"))
-    default = methods.DEFAULT_RATES[arm]
-    if default in rates:
-        at = rates.index(default)
-        axes.plot(
-            default, shown[at], marker="o", markersize=16, fillstyle="none", color=colour(arm), markeredgewidth=1.4
-        )
-    # LoRA and QLoRA share their rates: one is named at the right end of its line, the other above its left end.
-    at = len(inside) - 1 - inside[::-1].index(True) if arm == "lora" else inside.index(True)
-    offset, side = ((9, -5), "left") if arm == "lora" else ((0, 15), "center")
-    tag(axes, arm_looks()[arm].label, (rates[at], shown[at]), offset, arm, ha=side, va="center")
+    axes.margins(x=0.09, y=0.14)
+    mark_key(
+        figure, axes, {"default": DEFAULT | {"color": colour("muted")}, "chosen": CHOSEN | {"color": colour("muted")}}
+    )
+    best_rates = [f"{{methods.{arm}_best_rate;value}} for {NAMED[arm]}" for arm in methods.ARMS if arm != "qlora"]
+    return finding(figure, f"Best rates are {', '.join(best_rates)}", store)
 
 
 def learning_rates(store: Store) -> Chart:
@@ -202,35 +156,28 @@ def learning_rates(store: Store) -> Chart:
     return rate_chart(series, LOSS, y_range, (1e-5, 1.0))
 
 
-@figure
-def prompt_rate_curve(store: Store) -> Figure:
-    """Which learning rate does prompt tuning want? The prompt arm of the sweep alone."""
-    return learning_rate_curves(store, ("prompt",))
+def loss_curves(arm: str, store: Store) -> tuple[list[list[float]], list[float]]:
+    """Training losses of the arm's final runs, and their mean over seeds, as far as all go, smoothed."""
+    curves = [record.curve["train_loss_nats"] for record in methods.final_records(arm, store)]
+    return curves, smooth([math.fsum(step) / len(step) for step in zip(*curves, strict=False)])
 
 
 @figure
 def training_loss(store: Store) -> Figure:
     """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
-    found = {arm: chosen_records(arm, store) for arm in methods.ARMS}
-    columns = 2 if len(found) > 1 else 1
-    figure, panels = canvas(
-        math.ceil(len(found) / columns), columns, height=4.6, sharex=True, sharey=True, squeeze=False
-    )
-    curves = {arm: [record.curve["train_loss_nats"] for record in records] for arm, records in found.items()}
-    means = {arm: smooth(np.mean([c[: min(map(len, rows))] for c in rows], axis=0)) for arm, rows in curves.items()}
-    for axes, arm in zip(panels.flat, found, strict=False):
-        for other, mean in means.items():
+    figure, panels = canvas(2, 2, height=4.6, sharex=True, sharey=True)
+    found = {arm: loss_curves(arm, store) for arm in methods.ARMS}
+    for axes, (arm, (curves, mean)) in zip(panels.flat, found.items(), strict=True):
+        for other, (_, grey) in found.items():
             if other != arm:
-                axes.plot(range(1, len(mean) + 1), mean, color=shade("muted", 0.45), linewidth=1.2)
-        for curve in curves[arm]:
+                axes.plot(range(1, len(grey) + 1), grey, color=shade("muted", 0.45), linewidth=1.2)
+        for curve in curves:
             axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
-        axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
+        axes.plot(range(1, len(mean) + 1), mean, color=colour(arm), linewidth=2.6)
         axes.set_title(arm_looks()[arm].label, color=colour(arm))
-    for axes in panels.flat[len(found) :]:
-        axes.set_visible(False)
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
-    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for mean in means.values()) + 1
+    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for _, mean in found.values()) + 1
     return finding(figure, f"Half of each method's fall in training loss is over by step {half}")
 
 
@@ -238,9 +185,7 @@ def training_curves(store: Store) -> Chart:
     """Training loss of the final runs, mean over seeds, smoothed over nine steps."""
     series = []
     for arm in methods.ARMS:
-        curves = [record.curve["train_loss_nats"] for record in chosen_records(arm, store)]
-        mean = [math.fsum(step) / len(step) for step in zip(*curves, strict=False)]
-        smoothed = [round(value, 4) for value in smooth(mean)]
+        smoothed = [round(value, 4) for value in loss_curves(arm, store)[1]]
         steps = [float(step) for step in range(1, len(smoothed) + 1)]
         series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
     low = math.floor(min(min(one.values) for one in series) * 2) / 2
@@ -268,7 +213,7 @@ def qlora_against_lora(store: Store) -> Figure:
 
 def paired_histogram(store: Store, first: str, second: str) -> Figure:
     """Histogram of per-example loss differences; the tails beyond the 1st and 99th percentile stand in the end bins."""
-    one, two = chosen_records(first, store), chosen_records(second, store)
+    one, two = methods.final_records(first, store), methods.final_records(second, store)
     values = example_differences(one, two)
     interval, seeds = difference(one, two, "loss")
     reach = float(np.quantile(np.abs(values), 0.98)) * 1.02
@@ -309,7 +254,7 @@ def paired_histogram(store: Store, first: str, second: str) -> Figure:
 
 def difference_histogram(store: Store) -> Chart:
     """How many test examples have which difference in loss, LoRA minus full, averaged over seeds."""
-    found = example_differences(*(chosen_records(arm, store) for arm in ("lora", "full")))
+    found = example_differences(*(methods.final_records(arm, store) for arm in ("lora", "full")))
     half = math.ceil(float(np.quantile(np.abs(found), 0.98)) * 10) / 10
     edges = np.linspace(-half, half, 13)
     counts, _ = np.histogram(np.clip(found, -half, half), edges)
@@ -331,7 +276,7 @@ def difference_histogram(store: Store) -> Chart:
 @figure
 def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
-    records = chosen_records("lora", store)
+    records = methods.final_records("lora", store)
     rouge, bert = (np.mean(table(records, name), axis=0) for name in ("rougeL", "bertscore_f1"))
     agreement = float(spearmanr(rouge, bert).statistic)
     figure, axes = canvas(height=3.9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,147 +58,103 @@ def newer_state(shape: DecoderShape, rank: int = 16, layers: int = 2) -> dict[st
 
 WIDE, COLUMN, TALL, TOP = 5.8, 1.9, 1.72, 7.62  # inches: the page, a cell, a row, the top of the first row
 SIDE = 0.46  # of a drawn matrix
+Shape = tuple[str, float, float, float, float]  # kind, middle, width and height of a matrix, inches from its cell's
 
 
 class Cell(NamedTuple):
-    """A method on the map: name, drawing at (middle, height) and formula."""
+    """A method on the map: name, matrices, texts with how far right of the middle they stand, and formula.
+
+    state: what Adam keeps, to the right of a matrix that narrows to it.
+    """
 
     name: str
-    draw: Callable[[Axes, float, float], None]
+    shapes: tuple[Shape, ...]
+    texts: tuple[tuple[float, str], ...]
     formula: str
+    state: str = ""
 
 
-def matrix(axes: Axes, x: float, y: float, wide: float = SIDE, tall: float = SIDE, kind: str = "frozen") -> None:
-    """A matrix around (x, y): frozen, trained, or random and frozen."""
-    look: dict[str, Any] = {
+def square(x: float, kind: str = "frozen") -> Shape:
+    """A whole weight."""
+    return kind, x, 0.0, SIDE, SIDE
+
+
+def trained(*boxes: tuple[float, float, float, float]) -> tuple[Shape, ...]:
+    """Trained matrices."""
+    return tuple(("trained", *box) for box in boxes)
+
+
+def factors(x: float) -> tuple[Shape, ...]:
+    """A thin B and a flat A."""
+    return trained((x - 0.2, 0.0, 0.13, SIDE), (x + 0.16, 0.165, SIDE, 0.13))
+
+
+def started(name: str, source: str, formula: str) -> Cell:
+    """A method that measures something on data and starts the factors from it."""
+    return Cell(name, (("data", -0.53, 0.0, 0.62, SIDE), *factors(0.41)), ((-0.53, source), (-0.05, "→")), formula)
+
+
+STEP, STRIPE = SIDE / 4, SIDE / 5
+ROTATION = trained(*((0.38 + at * STEP, -at * STEP, STEP, STEP) for at in (-1.5, -0.5, 0.5, 1.5)))
+SHARDS = trained(*((0.24 + 0.15 * at, 0.0, 0.13, SIDE) for at in range(4)))
+STRIPES: tuple[Shape, ...] = tuple(
+    ("trained" if at in (-1, 2) else "frozen", -0.6, at * STRIPE, SIDE, STRIPE) for at in range(-2, 3)
+)
+ROWS: tuple[tuple[str, tuple[Cell, ...]], ...] = (
+    ("W is multiplied", (
+        Cell("OFT, BOFT", (square(-0.38), *ROTATION, square(0.38, "outline")), ((0, "·"),),
+             r"$W R,\ \ R R^\top = I$"),
+        Cell("HiRA", (square(-0.66), *factors(0.42)), ((-0.14, "⊙ (1+"), (0.87, ")")), r"$W \odot (1 + B A)$"),
+        Cell("DoRA", (*trained((-0.78, 0.0, 0.1, SIDE)), square(-0.34), *factors(0.4)), ((-0.65, "·"), (0.02, "+")),
+             r"$m \odot (W + B A)\, /\, \Vert\cdot\Vert$"),
+    )),
+    ("What is added is shared", (
+        Cell("MiSS (was Bone)", (square(-0.42), *SHARDS), ((-0.04, "+"),), r"$W + D\,[I\ I \,\ldots\, I]$"),
+        Cell("VeRA", (square(-0.72), *trained((-0.22, 0, 0.08, SIDE), (0.24, 0, 0.08, 0.26)),
+                      ("random", 0.0, 0, 0.26, SIDE), ("random", 0.56, 0, SIDE, 0.26)), ((-0.4, "+"),),
+             r"$W + \beta \odot B\,(\delta \odot A)$"),
+        Cell("RandLoRA", (square(-0.66), ("random", 0.06, 0, 0.13, SIDE), ("random", 0.53, 0, SIDE, 0.13),
+                          *trained((0.21, 0, 0.08, 0.13), (0.53, -0.13, SIDE, 0.07))), ((-0.24, "+ Σ"),),
+             r"$W + \sum_j B_j \Lambda_j A\, \Gamma_j$"),
+    )),
+    ("LoRA, started from data", (
+        started("EVA", "inputs", "$A$: leading inputs"),
+        started("CorDA", "$W C$", r"$BA$: of $\mathrm{SVD}(WC)\,C^{-1}$"),
+        started("LoRA-GA", "$G$", r"$A, B$: of $\mathrm{SVD}(G)$"),
+    )),
+    ("All of W moves, Adam's state is small", (
+        Cell("GaLore, Fira", (square(-0.6, "trained"),), (), r"$P\,\mathrm{Adam}(P^\top G)$", r"of $P^\top G$"),
+        Cell("APOLLO", (square(-0.6, "trained"),), (), r"$G\, \mathrm{diag}(c)$", "for scales $c$"),
+        Cell("LISA", STRIPES, (), "a few layers at a time", "of 2 layers"),
+    )),
+)  # fmt: skip
+KEY = {"frozen": "frozen", "trained": "trained", "random": "random, frozen", "data": "from data"}
+
+
+def matrix(axes: Axes, x: float, y: float, wide: float, tall: float, kind: str) -> None:
+    """A matrix around (x, y): of a kind of the key, or an outline."""
+    looks: dict[str, dict[str, Any]] = {
         "frozen": {"facecolor": colour("fill"), "edgecolor": colour("muted")},
         "trained": {"facecolor": shade("lora", 0.85), "edgecolor": colour("lora")},
         "random": {"facecolor": colour("paper"), "edgecolor": colour("muted"), "hatch": "xxxx"},
         "data": {"facecolor": shade("prompt", 0.85), "edgecolor": colour("prompt")},
-    }[kind]
-    axes.add_patch(Rectangle((x - wide / 2, y - tall / 2), wide, tall, linewidth=0.9, **look))
+        "outline": {"fill": False, "edgecolor": colour("muted"), "linewidth": 0.7, "linestyle": (0, (2, 2))},
+    }
+    axes.add_patch(Rectangle((x - wide / 2, y - tall / 2), wide, tall, **({"linewidth": 0.9} | looks[kind])))
 
 
-def draw_rotation(axes: Axes, x: float, y: float) -> None:
-    """W times a diagonal of trained blocks."""
-    matrix(axes, x - 0.38, y)
-    say(axes, x, y, "·")
-    for at in range(4):
-        step = SIDE / 4
-        matrix(axes, x + 0.38 + (at - 1.5) * step, y - (at - 1.5) * step, step, step, "trained")
-    axes.add_patch(
-        Rectangle(
-            (x + 0.38 - SIDE / 2, y - SIDE / 2),
-            SIDE,
-            SIDE,
-            fill=False,
-            edgecolor=colour("muted"),
-            linewidth=0.7,
-            linestyle=(0, (2, 2)),
-        )
-    )
-
-
-def draw_factors(axes: Axes, x: float, y: float) -> None:
-    """A thin B and a flat A."""
-    matrix(axes, x - 0.2, y, 0.13, SIDE, "trained")
-    matrix(axes, x + 0.16, y + 0.165, SIDE, 0.13, "trained")
-
-
-def draw_product(axes: Axes, x: float, y: float) -> None:
-    """W, entry by entry, times one plus a low-rank product."""
-    matrix(axes, x - 0.66, y)
-    say(axes, x - 0.14, y, "⊙ (1+", fontsize=SMALL)
-    draw_factors(axes, x + 0.42, y)
-    say(axes, x + 0.87, y, ")")
-
-
-def draw_length(axes: Axes, x: float, y: float) -> None:
-    """A trained length for each row of what LoRA turns."""
-    matrix(axes, x - 0.78, y, 0.1, SIDE, "trained")
-    say(axes, x - 0.65, y, "·")
-    matrix(axes, x - 0.34, y)
-    say(axes, x + 0.02, y, "+")
-    draw_factors(axes, x + 0.4, y)
-
-
-def draw_vera(axes: Axes, x: float, y: float) -> None:
-    """Two random matrices that all layers share, two trained diagonals."""
-    matrix(axes, x - 0.72, y)
-    say(axes, x - 0.4, y, "+")
-    for left, wide, tall, kind in (
-        (-0.22, 0.08, SIDE, "trained"),
-        (0.0, 0.26, SIDE, "random"),
-        (0.24, 0.08, 0.26, "trained"),
-        (0.56, SIDE, 0.26, "random"),
-    ):
-        matrix(axes, x + left, y, wide, tall, kind)
-
-
-def draw_bases(axes: Axes, x: float, y: float) -> None:
-    """A sum of random products, each with trained diagonals."""
-    matrix(axes, x - 0.66, y)
-    say(axes, x - 0.24, y, "+ Σ")
-    for left, up, wide, tall, kind in (
-        (0.06, 0, 0.13, SIDE, "random"),
-        (0.21, 0, 0.08, 0.13, "trained"),
-        (0.53, 0, SIDE, 0.13, "random"),
-        (0.53, -0.13, SIDE, 0.07, "trained"),
-    ):
-        matrix(axes, x + left, y + up, wide, tall, kind)
-
-
-def draw_shards(axes: Axes, x: float, y: float) -> None:
-    """W and one shard, trained once and repeated."""
-    matrix(axes, x - 0.42, y)
-    say(axes, x - 0.04, y, "+")
-    for at in range(4):
-        matrix(axes, x + 0.24 + 0.15 * at, y, 0.13, SIDE, "trained")
-
-
-def draw_start(axes: Axes, x: float, y: float, source: str) -> None:
-    """What is measured on data, and the factors that it starts."""
-    matrix(axes, x - 0.53, y, 0.62, SIDE, "data")
-    axes.text(x - 0.53, y, source, ha="center", va="center", fontsize=SMALL, color=colour("paper"))
-    say(axes, x - 0.05, y, "→")
-    draw_factors(axes, x + 0.41, y)
-
-
-def draw_state(axes: Axes, x: float, y: float, state: str, stripes: int = 0) -> None:
-    """All of W is trained, or some stripes of it at a time; what Adam keeps of it is small."""
-    if stripes:
-        for at in range(stripes):
-            kind = "trained" if at in (1, stripes - 1) else "frozen"
-            matrix(axes, x - 0.6, y + (at - (stripes - 1) / 2) * SIDE / stripes, SIDE, SIDE / stripes, kind)
-    else:
-        matrix(axes, x - 0.6, y, SIDE, SIDE, "trained")
-    corners = [(x - 0.32, y - SIDE / 2), (x - 0.32, y + SIDE / 2), (x - 0.08, y + 0.08), (x - 0.08, y - 0.08)]
-    axes.add_patch(Polygon(corners, facecolor=shade("muted", 0.25), edgecolor="none"))
-    axes.text(x, y, state, ha="left", va="center", fontsize=SMALL, color=colour("ink"))
-
-
-ROWS: tuple[tuple[str, tuple[Cell, ...]], ...] = (
-    ("W is multiplied", (
-        Cell("OFT, BOFT", draw_rotation, r"$W R,\ \ R R^\top = I$"),
-        Cell("HiRA", draw_product, r"$W \odot (1 + B A)$"),
-        Cell("DoRA", draw_length, r"$m \odot (W + B A)\, /\, \Vert\cdot\Vert$"),
-    )),
-    ("What is added is shared", (
-        Cell("MiSS (was Bone)", draw_shards, r"$W + D\,[I\ I \,\ldots\, I]$"),
-        Cell("VeRA", draw_vera, r"$W + \beta \odot B\,(\delta \odot A)$"),
-        Cell("RandLoRA", draw_bases, r"$W + \sum_j B_j \Lambda_j A\, \Gamma_j$"),
-    )),
-    ("LoRA, started from data", (
-        Cell("EVA", functools.partial(draw_start, source="inputs"), "$A$: leading inputs"),
-        Cell("CorDA", functools.partial(draw_start, source="$W C$"), r"$BA$: of $\mathrm{SVD}(WC)\,C^{-1}$"),
-        Cell("LoRA-GA", functools.partial(draw_start, source="$G$"), r"$A, B$: of $\mathrm{SVD}(G)$"),
-    )),
-    ("All of W moves, Adam's state is small", (
-        Cell("GaLore, Fira", functools.partial(draw_state, state=r"of $P^\top G$"), r"$P\,\mathrm{Adam}(P^\top G)$"),
-        Cell("APOLLO", functools.partial(draw_state, state="for scales $c$"), r"$G\, \mathrm{diag}(c)$"),
-        Cell("LISA", functools.partial(draw_state, state="of 2 layers", stripes=5), "a few layers at a time"),
-    )),
-)  # fmt: skip
+def draw_cell(axes: Axes, cell: Cell, x: float, y: float) -> None:
+    """The drawing of a method around (x, y)."""
+    for kind, right, up, wide, tall in cell.shapes:
+        matrix(axes, x + right, y + up, wide, tall, kind)
+    for right, text in cell.texts:
+        on_data = cell.shapes[0][:2] == ("data", right)
+        size = SMALL if on_data or len(text) > 3 else SIZE
+        say(axes, x + right, y, text, "paper" if on_data else "ink", fontsize=size)
+    if cell.state:
+        corners = [(x - 0.32, y - SIDE / 2), (x - 0.32, y + SIDE / 2), (x - 0.08, y + 0.08), (x - 0.08, y - 0.08)]
+        axes.add_patch(Polygon(corners, facecolor=shade("muted", 0.25), edgecolor="none"))
+        say(axes, x, y, cell.state, ha="left", fontsize=SMALL)
 
 
 @figure
@@ -222,7 +177,7 @@ def newer_map() -> Figure:
         for column, cell in enumerate(cells):
             x = 0.06 + COLUMN * (column + 0.5)
             say(axes, x, top - 0.43, cell.name, "lora", fontsize=SMALL, fontweight="bold")
-            cell.draw(axes, x, top - 0.9)
+            draw_cell(axes, cell, x, top - 0.9)
             say(axes, x, top - 1.42, cell.formula, fontsize=SMALL)
     draw_key(axes, 0.2)
     return finding(figure, "Newer methods do one of four things to weights")
@@ -231,12 +186,7 @@ def newer_map() -> Figure:
 def draw_key(axes: Axes, y: float) -> None:
     """What the four fills mean."""
     x = 0.16
-    for kind, text in (
-        ("frozen", "frozen"),
-        ("trained", "trained"),
-        ("random", "random, frozen"),
-        ("data", "from data"),
-    ):
+    for kind, text in KEY.items():
         matrix(axes, x + 0.08, y, 0.16, 0.16, kind)
         axes.text(x + 0.24, y, text, va="center", fontsize=SMALL, color=colour("ink"))
         x += 0.5 + 0.085 * len(text)

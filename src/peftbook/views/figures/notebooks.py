@@ -4,13 +4,10 @@ which rates a prompt bears, and what both recipes need at seven billion paramete
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from peftbook.core.records import Store
 from peftbook.evidence import metrics, stats
@@ -19,88 +16,28 @@ from peftbook.evidence.results import quantity
 from peftbook.memory import Setup
 from peftbook.methods import arm_looks
 from peftbook.scratch import no_learning
-from peftbook.scratch.truncation import remaining_tokens
 from peftbook.studies import methods, prompt_design, sql
 from peftbook.tasks import get_task
 from peftbook.views.figures import figure
-from peftbook.views.figures.costs import PARTS, bytes_by_part
+from peftbook.views.figures.costs import bytes_by_part, draw_peaks, part_key
 from peftbook.views.figures.parts import (
     SMALL,
     Points,
     as_row,
     draw_rows,
-    draw_stacks,
     interval_row,
     labelled,
     mark,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, say, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, tag
 
 # Medians of the SQL task's training rows in tokens of SmolLM2's tokeniser; the end of turn is part of the query.
-SEGMENTS = {"task": 11, "schema": 54, "question": 20, "query": 17}
 LIMIT = 64
 NOTEBOOK_RATE = 3e-2
 
 
 # --- what a cut leaves -------------------------------------------------------------------------------------------
-
-
-def parts_left(policy: str) -> list[tuple[str, int]]:
-    """(part, tokens left) of the row in its order, by what is cut: `whole`, `right`, `left` or `question`."""
-    context, target = sum(SEGMENTS.values()) - SEGMENTS["query"], SEGMENTS["query"]
-    if policy == "whole":
-        return list(SEGMENTS.items())
-    before, after = (
-        (LIMIT - target, target) if policy == "question" else remaining_tokens(context, target, LIMIT, policy)
-    )
-    out, names = [], list(SEGMENTS)[:-1]
-    for name in reversed(names) if policy == "left" else names:
-        out.append((name, min(SEGMENTS[name], before)))
-        before -= out[-1][1]
-    return [*(reversed(out) if policy == "left" else out), ("query", after)]
-
-
-POLICIES = {
-    "whole": "The row",
-    "right": "Cut from the right: no SQL is left to learn from",
-    "left": "Cut from the left: the table's name and first columns are gone",
-    "question": "Cut before the target: the question is gone",
-}
-LOOKS = {"task": ("fill", 1.0, ""), "schema": ("muted", 0.35, ""), "question": ("lora", 0.35, "///"),
-         "query": ("qlora", 0.7, "")}  # fmt: skip
-
-
-@figure
-def cut_row() -> Figure:
-    """What does a limit of 64 tokens leave of a question about a table? One row, three ways to cut it."""
-    scale, step = 5.5 / sum(SEGMENTS.values()), 0.86
-    figure, axes = drawing(5.8, step * len(POLICIES) + 0.75)
-    axes.set(xticks=[], yticks=[])
-    for number, (policy, text) in enumerate(POLICIES.items()):
-        bottom = step * (len(POLICIES) - 1 - number) + 0.12
-        paper = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1.5}
-        axes.text(0.15, bottom + 0.47, text, fontsize=SMALL, va="center", color=colour("ink"), bbox=paper, zorder=3)
-        draw_parts(axes, parts_left(policy), 0.15, bottom, scale)
-    x, top = 0.15 + LIMIT * scale, step * len(POLICIES) + 0.02
-    axes.plot([x, x], [0.05, top], color=colour("ink"), linestyle=(0, (3, 2)), linewidth=1.2)
-    axes.text(x + 0.05, top - 0.02, f"{LIMIT} tokens", fontsize=SMALL, fontweight="bold", va="top", color=colour("ink"))
-    return finding(figure, f"Every cut at {LIMIT} tokens loses a needed part")
-
-
-def draw_parts(axes: Axes, parts: Sequence[tuple[str, int]], left: float, bottom: float, scale: float) -> None:
-    """Parts of a row side by side, each with its name where that fits."""
-    for name, length in parts:
-        tone, share, hatch = LOOKS[name]
-        face = colour("fill") if tone == "fill" else shade(tone, share)
-        box = Rectangle(
-            (left, bottom), length * scale, 0.3, facecolor=face, edgecolor=colour("paper"), hatch=hatch, linewidth=1
-        )
-        axes.add_patch(box)
-        if length * scale > 0.095 * len(name):
-            ground = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
-            say(axes, left + length * scale / 2, bottom + 0.15, name, fontsize=SMALL, bbox=ground)
-        left += length * scale
 
 
 # --- scores of systems that learnt nothing -----------------------------------------------------------------------
@@ -275,12 +212,10 @@ SETUPS = {
 def notebook_memory() -> Figure:
     """What do the two recipes need at 7B? Tensors at the peak of a step, as they were and changed one by one."""
     figure, axes = canvas(height=4.6)
-    rows = [bytes_by_part(setup) for setup in SETUPS.values()]
-    draw_stacks(axes, rows, {part: one[1:] for part, one in PARTS.items()})
-    name_rows(axes, list(SETUPS))
-    longest = max(sum(row.values()) for row in rows)
-    axes.set(xlim=(0, 1.14 * longest / 1e9), xlabel="GB at the peak, Llama-2-7B (computed)")
+    rows = {name: bytes_by_part(setup) for name, setup in SETUPS.items()}
+    draw_peaks(axes, rows)
+    axes.set_xlabel("GB at the peak, Llama-2-7B (computed)")
     axes.tick_params(axis="y", labelsize=SMALL)
-    figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-    before, after = (sum(rows[at].values()) / 1e9 for at in (list(SETUPS).index("QLoRA, 4 × 512"), -1))
+    part_key(figure, axes)
+    before, after = (sum(rows[name].values()) / 1e9 for name in ("QLoRA, 4 × 512", "… checkpointing"))
     return finding(figure, f"Llama-2-7B: the QLoRA recipe takes {before:.0f} GB, with three changes {after:.1f}")

@@ -13,44 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
-from scipy import optimize
 
 from peftbook.core.records import Record, Store
+from peftbook.evidence.chart import spread_out
 from peftbook.evidence.results import quantity
 from peftbook.evidence.stats import Interval
 from peftbook.studies import Quantity
 from peftbook.studies.tuned_comparison import TunedComparison
 from peftbook.views.figures.style import SIZE, canvas, colour, finding, name_rows, shade, tag
-
-__all__ = [
-    "LOSS",
-    "SMALL",
-    "ForestRow",
-    "Points",
-    "as_row",
-    "decimals",
-    "difference_row",
-    "draw_interval",
-    "draw_margin",
-    "draw_quantities",
-    "draw_rows",
-    "draw_series",
-    "draw_stacks",
-    "interval_row",
-    "label_points",
-    "labelled",
-    "loss_row",
-    "mark",
-    "mark_key",
-    "mosaic",
-    "note",
-    "paint",
-    "per_seed",
-    "plain_ticks",
-    "seed_differences",
-    "signed",
-    "spread",
-]
 
 SMALL = SIZE - 1.5  # the smallest text of these figures
 LOSS = "nats per token"
@@ -191,16 +161,6 @@ def draw_quantities(
     return xs[-1] * shift, rows[-1].value, tone
 
 
-def spread(values: Sequence[float], gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
-    """Positions from `low` to `high` nearest to `values` (least squares), in their order and at least `gap` apart."""
-    order = np.argsort(values, kind="stable")
-    steps = gap * np.arange(len(values))
-    free = optimize.isotonic_regression(np.asarray(values, dtype=float)[order] - steps).x
-    out = np.empty(len(values))
-    out[order] = np.clip(free, low, high - steps[-1]) + steps
-    return out
-
-
 def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) -> None:
     """Direct labels in a column, each with a line to its point, moved apart where they would touch.
 
@@ -214,7 +174,7 @@ def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) 
     scale = figure.dpi / 72
     aims = [axes.transData.transform((x, y))[1] / scale for x, y, _ in points.values()]
     low, high = axes.bbox.y0 / scale + gap / 2, axes.bbox.y1 / scale - gap / 2
-    for at, (text, (x, y, tone)) in zip(spread(aims, gap, low, high), points.items(), strict=True):
+    for at, (text, (x, y, tone)) in zip(spread_out(aims, gap, low, high), points.items(), strict=True):
         height = axes.transData.inverted().transform((0, at * scale))[1]
         line = {"arrowstyle": "-", "color": paint(tone), "linewidth": 0.7, "shrinkA": 1, "shrinkB": 6}
         axes.annotate(

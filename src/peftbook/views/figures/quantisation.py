@@ -17,7 +17,6 @@ from scipy import optimize, special
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.views.figures import figure
-from peftbook.views.figures.drawn import draw_bars, lines
 from peftbook.views.figures.parts import SMALL, decimals, labelled
 from peftbook.views.figures.style import SIZE, canvas, colour, drawing, finding, say, shade, tag
 
@@ -170,7 +169,10 @@ def bin_mass(block: int = 64) -> Figure:
     """Does NF4 fill its 16 codes equally? The share of normal weights in each code."""
     chart = code_shares(block)
     figure, axes = canvas(height=3.4)
-    draw_bars(axes, chart)
+    axes.bar(range(16), chart.series[0].values, 100 / (100 + chart.gap), color=colour("lora"))
+    axes.set_xticks(range(16), chart.categories)
+    axes.grid(axis="x", visible=False)
+    axes.set(xlabel=chart.x_title, ylabel=chart.y_title)
     axes.axhline(100 / 16, color=colour("qlora"), linestyle=(0, (4, 1.5)), linewidth=1.6)
     tag(axes, "equal shares", (15.5, 100 / 16), (0, 4), "qlora", ha="right")
     shares = chart.series[0].values
@@ -198,15 +200,6 @@ def block_errors() -> Chart:
         x_range=(16, 4096),
         y_range=(0, None),
     )
-
-
-@figure
-def error_against_block() -> Figure:
-    """Which codebook errs least, and at which block size? Mean squared error of N(0, 1) weights."""
-    figure, axes, ends = lines(block_errors(), height=3.8, column=0.76)
-    best = {min(codebooks(), key=lambda name: mean_squared_error(codebooks()[name], block)) for block in BLOCKS}
-    text = f"On normal weights {' or '.join(sorted(best))} errs least of the four, at every block size"
-    return labelled(figure, text, axes, ends, column=0.76)
 
 
 RATES = (2, 3, 4, 5, 6)  # bits of a code
@@ -262,21 +255,6 @@ def stored_bits() -> Chart:
         x_range=(16, 512),
         y_range=(4, 6),
     )
-
-
-@figure
-def bits_against_block() -> Figure:
-    """What does a stored weight cost? Bits against block size, with and without double quantisation."""
-    figure, axes, _ = lines(stored_bits(), height=3.8)
-    for double, tone, lift, side in ((False, "qlora", 10, "left"), (True, "lora", -19, "center")):
-        value = bits_per_parameter(64, double)
-        tag(axes, f"{value:.3f} at 64", (64, value), (4 if side == "left" else 0, lift), tone, va="center", ha=side)
-    axes.axhline(4, color=colour("muted"), linewidth=1.2)
-    axes.text(540, 3.97, "the 4-bit code alone", ha="right", va="top", color=colour("muted"), fontsize=SIZE - 1)
-    axes.set_ylim(3.6, 6.15)
-    axes.legend(loc="upper right")
-    once, twice = (bits_per_parameter(64, doubled) for doubled in (False, True))
-    return finding(figure, f"At block 64 a 4-bit weight takes {once:.3g} bits, doubly quantised {twice:.3f}")
 
 
 EDGES = (1.62, 5.6)  # of the three rows, in inches

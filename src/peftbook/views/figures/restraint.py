@@ -9,9 +9,10 @@ from peftbook.core.records import Store
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.stats import half_width
 from peftbook.methods import arm_looks
+from peftbook.studies import methods
 from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
-from peftbook.views.figures.methods import chosen_records, example_differences
+from peftbook.views.figures.methods import example_differences
 from peftbook.views.figures.parts import SMALL, decimals, labelled, plain_ticks
 from peftbook.views.figures.style import canvas, colour, tag
 
@@ -64,7 +65,7 @@ def differences_seen(store: Store) -> Figure:
     seen: dict[str, float] = {}
     sizes, ends = np.array([10, 30, 100, 300, 1000, 3000]), dict[str, tuple[float, float, str]]()
     for arm, other in PAIRS.items():
-        found = example_differences(chosen_records(arm, store), chosen_records(other, store))
+        found = example_differences(methods.final_records(arm, store), methods.final_records(other, store))
         errors = found.std(ddof=1) / np.sqrt(sizes)
         halves = [float(half_width(0.05, 0.0, error, 0, n - 1)) for error, n in zip(errors, sizes, strict=True)]
         axes.plot(sizes, halves, color=colour(arm), marker=arm_looks()[arm].marker, linewidth=1.6, markersize=6)

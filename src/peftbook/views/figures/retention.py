@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
-from peftbook.scratch.capacity import free_numbers
 from peftbook.studies import forgetting, frontier
 from peftbook.views.figures import figure
-from peftbook.views.figures.lora import HIDDEN, SMOLLM2
+from peftbook.views.figures.lora import SMOLLM2
 from peftbook.views.figures.parts import (
     LOSS,
     as_row,
@@ -26,7 +25,7 @@ from peftbook.views.figures.parts import (
     plain_ticks,
 )
 from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade
-from peftbook.views.figures.updates import PATHS
+from peftbook.views.figures.updates import PATHS, draw_path
 
 FRONTIERS = {
     "full": ("Full", "full", "s", "-"),
@@ -50,12 +49,8 @@ def frontiers(store: Store) -> Figure:
     for arm, (label, tone, marker, line) in FRONTIERS.items():
         paths = [paths[arm] for paths in frontier.seed_paths((arm,), store)]
         losses = [one.losses(np.ones(len(one.target_tokens)), np.ones(len(one.general_tokens))) for one in paths]
-        for gained, forgotten in losses:
-            axes.plot(gained, forgotten, color=shade(tone, 0.4), linestyle=line, linewidth=0.8)
-        x, y = np.mean(losses, axis=0)
-        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
-        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 6}))
-        ends[label] = (float(x[-1]), float(y[-1]), tone)
+        gained, forgotten = np.swapaxes(losses, 0, 1)
+        ends[label] = draw_path(axes, gained, forgotten, tone, marker, line)
     axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"General loss added,\n{LOSS}")
     low, high = axes.get_xlim()
     axes.set_xlim(high, low - 0.4 * (high - low))
@@ -123,28 +118,3 @@ def noise_energy(rows: int, columns: int) -> tuple[float, ...]:
 def energy_directions(shares: Sequence[float], share: float = 0.9) -> int:
     """The least number of leading directions that hold `share` of the energy."""
     return int((np.cumsum(shares) < share).sum()) + 1
-
-
-@figure
-def rank_room(side: int = HIDDEN) -> Figure:
-    """What does a rank buy of a square matrix? Shares of its numbers that are trained, are free, and catch noise."""
-    ranks = np.arange(1, side + 1)
-    free = np.array([free_numbers(int(rank), side, side) for rank in ranks])
-    lines = {
-        "numbers trained, 2rd": (2 * ranks / side, "muted", (0, (1, 1.2))),
-        "numbers free, r(2d − r)": (free / side**2, "lora", "-"),
-        "noise caught": (np.cumsum(noise_energy(side, side)), "qlora", (0, (4, 1.5))),
-    }
-    places = ((0.9, 0.985, "right", "top"), (0.57, 0.46, "left", "top"), (0.1, 0.48, "left", "bottom"))
-    figure, axes = canvas(height=4.2)
-    for (label, (values, tone, line)), (x, y, ha, va) in zip(lines.items(), places, strict=True):
-        axes.plot(ranks, values, color=colour(tone), linestyle=line)
-        note(axes, label, x, y, ha=ha, va=va, color=colour(tone), fontweight="bold")
-    axes.axhline(1, color=colour("muted"), linewidth=1.0)
-    axes.set(xscale="log", yscale="log", xlabel=f"Rank r of a {side} × {side} update", ylabel="Share of the matrix")
-    axes.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
-    axes.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3, 1], ["0.3 %", "1 %", "3 %", "10 %", "30 %", "all"])
-    axes.minorticks_off()
-    axes.set(xlim=(0.9, side), ylim=(0.0025, 2.6))
-    share = 100 * free[63] / side**2
-    return finding(figure, f"Rank 64 has {share:.0f} % of the free numbers of a {side} × {side} matrix")

@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
-from peftbook.memory import SHAPES
 from peftbook.views.figures import figure
-from peftbook.views.figures.parts import SMALL, Points, labelled, mark, note, plain_ticks
-from peftbook.views.figures.style import canvas, colour, finding, tag
+from peftbook.views.figures.parts import Points, labelled, mark, note
+from peftbook.views.figures.style import canvas, colour
 
 WEIGHTS = 400_000
 SIZES = np.geomspace(1e-4, 1e-1, 25)  # of the update's entries over the weights'
@@ -59,55 +58,3 @@ def rounded_updates(store: Store) -> Figure:
     axes.set_ylim(-3, 108)
     text = "Merged into bfloat16, {merging_quality.unchanged_weights_share;value} of the weights do not change"
     return labelled(figure, text, axes, ends, column=0.77, store=store)
-
-
-REQUESTS = 32
-COUNTS = (1, 2, 4, 8, 16, 32)
-RANK = 16
-
-
-def decoding_bytes(adapters: int, way: str) -> float:
-    """Bytes of weights that one decoding step of Llama-2-7B reads in bfloat16, for a batch over so many adapters.
-
-    way: `mixed` reads the base once and each adapter once; `one after the other` reads base and adapter in a pass for
-    each adapter; `merged copies` read a whole model for each.  P base parameters, P_A those of an adapter:
-    2 (P + n P_A), 2 n (P + P_A), 2 n P.
-    """
-    shape = SHAPES["llama-2-7b"]
-    base = float(shape.parameters)
-    adapter = float(RANK * shape.layers * sum(map(sum, shape.linears.values())))
-    passes = {
-        "mixed": base + adapters * adapter,
-        "one after the other": adapters * (base + adapter),
-        "merged copies": adapters * base,
-    }
-    return 2 * passes[way]
-
-
-@figure
-def bytes_a_step() -> Figure:
-    """What does a decoding step over many adapters read? Bytes of weights by the number of adapters, three ways."""
-    figure, axes = canvas(height=4.0)
-    looks = {
-        "mixed": ("lora", "o", "-"),
-        "one after the other": ("qlora", "D", (0, (4, 1.5))),
-        "merged copies": ("full", "s", (0, (1, 1.2))),
-    }
-    for way, (tone, marker, line) in looks.items():
-        values = [decoding_bytes(count, way) / 1e9 for count in COUNTS]
-        shift = {"merged copies": 1.05}.get(way, 1.0)
-        axes.plot(np.array(COUNTS) * shift, values, **(mark(tone, marker) | {"linestyle": line}))
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel=f"Adapters in a batch of {REQUESTS} requests",
-        ylabel="GB of weights read a step\n(Llama-2-7B, computed)",
-    )
-    plain_ticks(axes, COUNTS)
-    axes.set_yticks([10, 30, 100, 300], ["10", "30", "100", "300"])
-    axes.minorticks_off()
-    tag(axes, "one after the other,\nor merged copies", (5, 150), (0, 0), "qlora", ha="right", fontsize=SMALL)
-    tag(axes, "one mixed batch", (8, 17), (0, 0), "lora", fontsize=SMALL)
-    mixed, copies = (decoding_bytes(COUNTS[-1], way) / 1e9 for way in ("mixed", "merged copies"))
-    text = f"For {COUNTS[-1]} adapters a mixed batch reads {mixed:.0f} GB a step, merged copies {copies:.0f}"
-    return finding(figure, text)

@@ -25,21 +25,6 @@ from peftbook.core.records import Store
 from peftbook.methods import arm_looks
 from peftbook.views.placeholders import Sources, fill_title
 
-__all__ = [
-    "Mode",
-    "canvas",
-    "colour",
-    "drawing",
-    "finding",
-    "look",
-    "mode_context",
-    "name_rows",
-    "render_svg",
-    "say",
-    "shade",
-    "tag",
-]
-
 Mode = Literal["light", "dark"]
 PAPER = {"light": "#fcfbf8", "dark": "#14181d"}
 TONES = {

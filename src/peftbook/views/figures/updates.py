@@ -6,8 +6,10 @@ Bars are 95 % intervals and small strokes single seeds; a hollow mark has one se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,11 +25,13 @@ from peftbook.views.figures.parts import (
     SMALL,
     as_row,
     difference_row,
+    draw_interval,
     draw_margin,
     draw_rows,
     labelled,
     loss_row,
     mark,
+    mark_key,
     mosaic,
     note,
 )
@@ -79,6 +83,15 @@ PATHS = {
 }
 
 
+def draw_path(axes: Axes, x: np.ndarray, y: np.ndarray, tone: str, marker: str, line: Any) -> tuple[float, float, str]:
+    """An arm's way through two losses, (seeds, points): thin for a seed, thick for the mean. Returns its end."""
+    axes.plot(x.T, y.T, color=shade(tone, 0.4), linewidth=0.8)
+    x, y = x.mean(axis=0), y.mean(axis=0)
+    axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
+    axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 5.5}))
+    return float(x[-1]), float(y[-1]), tone
+
+
 @figure
 def forgetting_paths(store: Store) -> Figure:
     """Does LoRA forget less? Prose loss against target loss while arms train, and differences at equal target loss."""
@@ -89,12 +102,7 @@ def forgetting_paths(store: Store) -> Figure:
             np.array([one.curve[f"{name}_loss_nats"] for one in forgetting.curves(arm, store)])
             for name in ("validation", "prose")
         )
-        rise = prose - prose[:, :1]
-        axes.plot(aims.T, rise.T, color=shade(tone, 0.4), linewidth=0.8)
-        x, y = aims.mean(axis=0), rise.mean(axis=0)
-        axes.plot(x, y, color=colour(tone), linestyle=line, linewidth=2)
-        axes.plot(x[1:], y[1:], **(mark(tone, marker) | {"markersize": 5.5}))
-        ends[label] = (float(x[-1]), float(y[-1]), tone)
+        ends[label] = draw_path(axes, aims, prose - prose[:, :1], tone, marker, line)
     axes.set(xlabel=f"E2E loss, {LOSS} (learned more →)", ylabel=f"Prose loss added, {LOSS}")
     low, high = axes.get_xlim()
     axes.set_xlim(high, low - 0.32 * (high - low))
@@ -214,28 +222,18 @@ def merging_latency(store: Store) -> Figure:
         for group, (dtype, batch) in enumerate(merging.CONDITIONS):
             top = group * (len(pairs) + 1)
             ticks.append(top + 1)
-            for at, (pair, label, tone, marker) in enumerate(pairs, start=top):
+            for at, (pair, _, tone, marker) in enumerate(pairs, start=top):
                 found = quantity(f"merging_latency.{pair}_{part}_{dtype}_batch{batch}", store)
-                axes.plot([found.low, found.high], [at, at], color=colour(tone), linewidth=2.4, solid_capstyle="butt")
-                axes.plot(found.value, at, **mark(tone, marker), label=label if group == 0 else None)
+                draw_interval(axes, at, as_row("", found, (), tone, marker))
             base = quantity(f"merging_latency.merged_{part}_{dtype}_batch{batch}_milliseconds", store).value
             note(axes, f"merged: {base:,.0f} ms", 0.99, top, transform=axes.get_yaxis_transform(), va="center")
         axes.set_ylim(len(merging.CONDITIONS) * (len(pairs) + 1) - 0.7, -0.8)
         axes.set_yticks(ticks, [f"{types[dtype]}\nbatch {batch}" for dtype, batch in merging.CONDITIONS])
-        axes.set_title(title)
+        axes.set(title=title, xlabel="Time ratio (band: margin)")
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in panels:
-        axes.set_xlabel("Time ratio (band: margin)")
-    legend = figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3,
-        title=store.machine or merging.MACHINE,
-        handletextpad=0.1,
-        columnspacing=0.9,
-    )
-    legend.get_title().set(fontsize=SMALL, color=colour("muted"))
+    marks = {label: mark(tone, marker) for _, label, tone, marker in pairs}
+    mark_key(figure, panels[0], marks, title=store.machine or merging.MACHINE, title_fontsize=SMALL, columnspacing=0.9)
     text = (
         "At batch 1 LoRA beside the model takes {merging_latency.lora_over_merged_forward_fp32_batch1} the merged time"
     )

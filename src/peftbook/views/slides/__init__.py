@@ -6,10 +6,10 @@ Charts are native and hold the records' numbers; drawings and equations are pict
 from peftbook.views.placeholders import Sources, fill
 from peftbook.views.slides.charts import CHARTS
 from peftbook.views.slides.deck import SPOKEN, build
-from peftbook.views.slides.handout import contact_sheet, convert, find_office, handout
+from peftbook.views.slides.handout import convert, find_office, handout
 from peftbook.views.slides.measure import lines_needed, text_width
 from peftbook.views.slides.outline import OUTLINE, read_outline
 from peftbook.views.slides.template import ACCENT
 
-__all__ = ["ACCENT", "CHARTS", "OUTLINE", "SPOKEN", "Sources", "build", "contact_sheet", "convert", "fill",
+__all__ = ["ACCENT", "CHARTS", "OUTLINE", "SPOKEN", "Sources", "build", "convert", "fill",
            "find_office", "handout", "lines_needed", "read_outline", "text_width"]  # fmt: skip

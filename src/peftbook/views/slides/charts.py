@@ -10,11 +10,10 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
-from peftbook.evidence.stats import Interval
 from peftbook.methods import arm_looks
 from peftbook.studies import Quantity, methods, prompt_design
 from peftbook.views import figures
-from peftbook.views.figures.charts import forest
+from peftbook.views.figures.charts import differences, forest
 from peftbook.views.figures.parts import LOSS
 from peftbook.views.placeholders import ends, outcomes
 
@@ -39,15 +38,9 @@ def verdicts(store: Store) -> Chart:
     )
 
 
-def differences(rows: list[tuple[str, str, Interval]], axis: str) -> Chart:
-    """Bars of (label, look, paired difference) with their 95 % intervals; each label says its value."""
-    found = [(label, look, Quantity(one.mean, "", (), one.low, one.high)) for label, look, one in rows]
-    return replace(forest(found, axis, 3, "0.00"), gap=40)
-
-
 def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
     """Docstrings: every method's test score minus that of `base`, paired, lowest on top; but for the untuned model."""
-    found = {arm: figures.methods.chosen_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
+    found = {arm: methods.final_records(arm, store) for arm in methods.LABELS if arm != "untuned"}
     of_base = found.pop(base)
     rows = [
         (arm_looks()[arm].label, arm, figures.methods.difference(records, of_base, score)[0])

@@ -20,7 +20,7 @@ from pptx.util import Inches, Pt
 
 from peftbook.evidence.chart import Chart, Series
 from peftbook.methods import arm_looks
-from peftbook.views.figures.style import PAPER
+from peftbook.views.figures.style import PAPER, mixed
 from peftbook.views.slides.template import FONT, INK, MUTED, RULE, SMALL, rgb
 
 NATIVE = {  # PowerPoint's marker → matplotlib's that it stands for
@@ -146,15 +146,9 @@ def format_bars(native: Any, chart: Chart) -> None:
 def paint(target: Any, colour: str, *, light: bool) -> None:
     """A bar in a colour; light, with an edge in the full colour, where an interval must be seen upon it."""
     target.fill.solid()
-    target.fill.fore_color.rgb = rgb(mixed(colour, LIGHT) if light else colour)
+    target.fill.fore_color.rgb = rgb(mixed(colour, PAPER["light"], LIGHT) if light else colour)
     if light:
         target.line.color.rgb, target.line.width = rgb(colour), Pt(1.5)
-
-
-def mixed(colour: str, share: float) -> str:
-    """The colour in this share, the rest paper."""
-    pairs = [[int(tone[at : at + 2], 16) for at in (1, 3, 5)] for tone in (colour, PAPER["light"])]
-    return "#" + "".join(f"{round(share * front + (1 - share) * back):02x}" for front, back in zip(*pairs, strict=True))
 
 
 def add_error_bars(element: Any, series: Series, before: str, order: int = 1) -> None:
