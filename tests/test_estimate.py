@@ -170,8 +170,9 @@ def test_a_kind_of_run_that_no_record_tells_of_is_predicted_once(tmp_path):
 
     runs = [a_run(0), a_run(1), a_run(2, method=Full()), a_run(3, method=Full())]
     worker = Worker(store)
-    run_studies([a_study("s", runs)], store, compute=worker, report=lambda line: None, limit=2, predict=predict)
-    assert asked == [["lora", "full"]] and worker.seeds == [0, 1]
+    run_studies([a_study("s", runs)], store, compute=worker, report=lambda line: None, minutes=1, predict=predict)
+    assert asked == [["lora", "full"]]
+    assert worker.seeds == [0, 1]  # ten minutes for full fine-tuning would end too late
 
     asked.clear()
     run_studies([a_study("s", runs)], store, compute=worker, report=lambda line: None, limit=1, predict=predict)

@@ -15,6 +15,7 @@ from conftest import wait_for
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.core.exchange import import_records
 from peftbook.core.records import Record, Store
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
@@ -214,6 +215,19 @@ def test_the_time_that_a_run_takes_is_the_median_of_its_like():
     assert Record(key="k", spec=a_run(0)).wall_seconds is None
 
 
+def test_no_run_starts_that_would_end_too_late(store):
+    """One is tried whatever it takes; a quicker kind of run still fits; the rest is left for the next call."""
+    for seed in (0, 1, 2):
+        store.save(made(seed, 600))
+    store.save(made(3, 5, method=Full()))
+    runs = [a_run(4), a_run(5), a_run(6, method=Full()), a_run(7)]
+    worker, lines = Worker(store), []
+    run_studies([a_study("s", runs)], store, compute=worker, report=lines.append, minutes=1)
+    assert worker.seeds == [4, 6] and "STOP  2 runs" in lines[-1]
+    run_studies([a_study("s", runs)], store, compute=worker, report=lines.append, minutes=11)
+    assert worker.seeds == [4, 6, 5, 7] and "[8/" not in lines[-1] and "last ones" in lines[-1]
+
+
 def test_the_lines_say_what_is_done_what_is_known_and_what_is_left(store):
     """One event, one line: good on a terminal and in a log."""
     store.save(made(0, 240))
@@ -222,6 +236,24 @@ def test_the_lines_say_what_is_done_what_is_known_and_what_is_left(store):
     assert len(lines) == 4 and not any("\n" in line for line in lines)
     assert "start [1/3]" in lines[0] and a_run(1).key[:12] in lines[0]
     assert "[2/3" in lines[1] and "left]" in lines[1] and "[3/3, last ones]" in lines[3]
+
+
+def test_the_records_of_one_call_go_into_one_file(store, tmp_path):
+    """A borrowed machine gives back one file, whole after every run; what was at hand before is not in it."""
+    store.save(made(0, 240))
+    export, other = tmp_path / "made.zip", Store(tmp_path / "other")
+    sizes = []
+
+    def compute(run, threads):
+        sizes.append(export.exists() and len(import_records(Store(tmp_path / f"look{run.seed}"), export)[0]))
+        store.save(Record(key=run.key, spec=run), [f"text {run.seed}"])
+        return True, ""
+
+    go([a_study("s", [a_run(seed) for seed in range(3)])], store, compute, export=export)
+    added, refused = import_records(other, export)
+    assert sizes == [False, 1] and not refused
+    assert set(added) == {a_run(1).key, a_run(2).key}
+    assert other.texts(other.get(a_run(2))) == ["text 2"]
 
 
 def test_the_same_studies_run_on_another_platform(store):

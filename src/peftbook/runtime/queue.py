@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftbook.core.errors import InputError
+from peftbook.core.exchange import export_records
 from peftbook.core.progress import duration, time_of_day
 from peftbook.core.records import Store
 from peftbook.core.specs import Run
@@ -125,6 +126,7 @@ class Queue:
     store: Store
     report: Callable[[str], None]
     workers: int
+    deadline: float | None
     data: Callable[[str], str]
     machine: Callable[[str], str]
     predict: Predict
@@ -174,10 +176,19 @@ class Queue:
         return ""
 
     def next(self, running: Sequence[Spec]) -> Spec | None:
-        """The first waiting run, if it may start beside those that run now: a timing run has the machine to itself."""
-        if len(running) >= self.workers or any(spec.purpose == "timing" for spec in running) or not self.waiting:
+        """The first waiting run that may start beside those that run now, by the clock and by the timing rule."""
+        if len(running) >= self.workers or any(spec.purpose == "timing" for spec in running):
             return None
-        return None if self.waiting[0].purpose == "timing" and running else self.waiting[0]
+        for spec in self.waiting:
+            if self.fits(spec):
+                return None if spec.purpose == "timing" and running else spec
+        return None
+
+    def fits(self, spec: Spec) -> bool:
+        """Whether a run would end before the deadline; the first run of a call always does."""
+        if self.deadline is None or not self.tried:
+            return True
+        return time.monotonic() + (self.estimates.of(spec) or 0) <= self.deadline
 
     def time_left(self) -> str:
         """About how long the known rest takes, in words."""
@@ -218,6 +229,8 @@ def run_studies(
     report: Callable[[str], None] = print_line,
     workers: int = 1,
     limit: int | None = None,
+    minutes: float | None = None,
+    export: Path | None = None,
     this_machine: Callable[[str], str] = machine_here,
     predict: Predict = lambda specs: [None] * len(specs),
     refuse: Callable[[Spec], str] = lambda spec: "",
@@ -229,14 +242,17 @@ def run_studies(
     not at hand, timings of another machine) are named and passed over.
 
     workers: runs side by side, each with its share of the cores; a timing run has the machine to itself.
-    limit: start no more than so many runs.
+    limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
+    export: keep the records made by this call in this file too, after every run.
     predict: predicts the seconds of runs of which no record of their kind is at hand.
     refuse: why an engine cannot make a run, in a sentence; empty if it can.
     """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     asked = functools.cache(missing_data), functools.cache(this_machine)
-    queue = Queue(studies, store, report, workers, *asked, predict, refuse)
+    queue = Queue(studies, store, report, workers, deadline, *asked, predict, refuse)
     queue.estimates.read(store)
     running: dict[Future, tuple[Spec, float]] = {}
+    made: list[str] = []
     with ThreadPoolExecutor(workers) as pool, ending_workers():
         queue.survey()
         while True:
@@ -247,6 +263,8 @@ def run_studies(
                 queue.tried.add(spec.key)
                 queue.waiting.remove(spec)
                 queue.say(f"start [{queue.done}/{queue.known}] {name_of(spec)}")
+                if slow := queue.estimates.slow_words(spec):
+                    queue.say(f"SLOW  {slow}")
                 threads = cores() if spec.purpose == "timing" else best_threads(max(1, cores() // workers))
                 running[pool.submit(compute, spec, threads)] = spec, time.monotonic()
             if not running:
@@ -254,6 +272,11 @@ def run_studies(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 spec, began = running.pop(future)
                 queue.finish(Outcome(spec, time.monotonic() - began, *future.result()))
+                if queue.outcomes[-1].ok and export is not None:
+                    made.append(spec.key)
+                    export_records(store, made, export)
+    if late := [spec for spec in queue.waiting if not queue.fits(spec)]:
+        queue.say(f"STOP  {len(late)} runs would end after {minutes:g} minutes: run the same command to go on")
     return queue.outcomes
 
 

@@ -194,11 +194,11 @@ def pack(target: Path, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
         with aside.open("wb") as stream:
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
                 for file in files:
-                    entry = zipfile.ZipInfo(file.name)
+                    entry = zipfile.ZipInfo(file.name, ZIP_DATE)
                     with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as into:
                         shutil.copyfileobj(source, into, 1 << 20)
                 for title, text in texts.items():
-                    archive.writestr(zipfile.ZipInfo(title), text)
+                    archive.writestr(zipfile.ZipInfo(title, ZIP_DATE), text)
             stream.flush()
             os.fsync(stream.fileno())
         return aside.replace(target)
