@@ -20,7 +20,7 @@ from pathlib import Path
 from peftbook.core import specs
 from peftbook.core.base_models import SMALL_FOLDERS, in_folder, pinned
 from peftbook.core.errors import Conflict
-from peftbook.core.exchange import files_of, receive_record
+from peftbook.core.exchange import ZIP_DATE, files_of, receive_record
 from peftbook.core.options import words_of
 from peftbook.core.progress import duration
 from peftbook.core.records import Record, Store, write_atomically
