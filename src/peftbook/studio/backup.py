@@ -78,7 +78,7 @@ def restore(source: Path, home: Path) -> None:
     if not source.is_file():
         raise InputError(f"{str(source)!r} is not a file: name a backup.")
     if tarfile.is_tarfile(source):
-        raise InputError(f"{str(source)!r} is a tar file, as older versions wrote: restore it with the one that wrote it.")
+        raise InputError(f"{str(source)!r} is a tar file, as older versions wrote: restore it with that version.")
     above = home.absolute().parent
     above.mkdir(parents=True, exist_ok=True)
     with clear_failures(above), tempfile.TemporaryDirectory(dir=above, prefix=".peftbook-") as work:
