@@ -323,6 +323,13 @@ def test_without_ray_the_engine_says_what_to_install(capsys, home, monkeypatch):
     assert "peftbook[cluster]" in refused(capsys, "run", "methods", "--engine", "ray")
 
 
+def test_a_ray_that_does_not_start_here_sends_nobody_to_a_cluster():
+    """Without an address there are no nodes to run the command on."""
+    local, there = (str(ray_engine.connection_error(address, RuntimeError("Timed out"))) for address in ("", "a:1"))
+    assert "Timed out" in local and "leave out --engine ray" in local and "nodes" not in local
+    assert "a:1" in there and "nodes" in there
+
+
 # ---- a real cluster
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import hostile_studio
+import jsonschema
 import pytest
 from studio_api import Client, play, project_of, served, work
 from studio_examples import EXAMPLES, ROWS
@@ -128,13 +129,17 @@ def test_findings_say_what_the_test_rows_can_see_and_offer_more(ask, known):
     assert found_with(4 * 25) == pytest.approx(found_with(25) / 2)
 
 
-def test_a_check_says_what_the_test_rows_of_its_plan_can_see(ask, known):
-    """In the words of the command line, and as numbers: four rows decide nothing, however many the seeds."""
+def test_a_check_says_what_the_test_rows_of_its_plan_can_see(ask, known, description):
+    """In the words of the command line, and as numbers: four rows decide nothing, however many the seeds. What is null
+    then may be so by the description.
+    """
     body = ask("GET", f"/api/v1/checks/{known['check']}").json()
     assert [(one["seeds"], one["rows"], one["difference"]) for one in body["sights"]] == [
         (1, 4, None), (3, 4, None), (5, 4, None)
     ]  # fmt: skip
     assert any(words.startswith("4 test rows and 1 seed decide nothing") for words in body["words"])
+    for one in body["sights"]:
+        jsonschema.validate(one, description["components"]["schemas"]["Sight"])
 
 
 def test_a_loss_that_is_no_number_is_null(ask, known):

@@ -6,6 +6,7 @@ import configparser
 import json
 import shlex
 import shutil
+import tarfile
 import threading
 import warnings
 import zipfile
@@ -85,6 +86,15 @@ def test_what_is_no_backup_or_was_changed_leaves_nothing(home, tmp_path, fault):
     with pytest.raises(InputError, match="no backup of a studio, or was changed"):
         restore(bad, tmp_path / "again")
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_backup_of_an_older_version_is_refused_as_that(home, tmp_path):
+    """Older versions wrote a tar file, which is not called changed."""
+    with tarfile.open(tmp_path / "old.tar", "w") as archive:
+        archive.add(home / "studio.sqlite", "studio.sqlite")
+    with pytest.raises(InputError, match="is a tar file, as older versions wrote"):
+        restore(tmp_path / "old.tar", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def rewrite(good, bad, fault: str) -> None:

@@ -61,7 +61,7 @@ def command_figures(args: argparse.Namespace) -> int:
 
 
 def command_slides(args: argparse.Namespace) -> int:
-    """Build the PowerPoint deck from its outline; with LibreOffice also a handout and a contact sheet."""
+    """Build the PowerPoint deck from its outline; with LibreOffice also a handout."""
     from peftbook.views.build import build_deck
 
     sections = [name.strip() for name in args.sections.split(",") if name.strip()]

@@ -63,15 +63,12 @@ def import_records(store: Store, path: Path) -> tuple[list[str], list[str]]:
     return added, refused
 
 
-def paths_of(store: Store, key: str) -> list[Path]:
-    """The files of a record: the record, and its texts if it has some; empty without one."""
-    record = store.path(key)
-    return [] if record is None else [path for path in (record, record.with_suffix(".texts.json.gz")) if path.is_file()]
-
-
 def files_of(store: Store, key: str) -> dict[str, bytes]:
-    """The content of a record's files by their names."""
-    return {path.name: path.read_bytes() for path in paths_of(store, key)}
+    """The content of a record's files by their names: the record, and its texts if it has some; empty without one."""
+    if (record := store.path(key)) is None:
+        return {}
+    paths = record, record.with_suffix(".texts.json.gz")
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def receive_record(store: Store, key: str, files: Mapping[str, bytes]) -> Record:

@@ -12,8 +12,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from pydantic import WithJsonSchema
 
 from peftbook.core.records import Record
 from peftbook.core.specs import Run
@@ -130,7 +132,7 @@ class Sight:
 
     seeds: int
     rows: int
-    difference: float
+    difference: Annotated[float, WithJsonSchema({"type": ["number", "null"]})]  # JSON has no infinity
     mistaken: float
     groups: int = 0
 

@@ -213,13 +213,15 @@ def connection_error(address: str, error: Exception) -> InputError:
     """A failed `ray.init` as a sentence."""
     cause = error.__cause__ or error
     words = " ".join(f"{type(cause).__name__}: {cause}".split())
-    if "authentication" in words.lower():
+    if address and "authentication" in words.lower():
         return InputError(
             f"The cluster at {address!r} gets no token or a wrong one: put that of its nodes into RAY_AUTH_TOKEN or "
             "~/.ray/auth_token, or set RAY_AUTH_MODE=disabled if they have none."
         )
-    where = f"The cluster at {address!r}" if address else "Ray on this machine"
-    return InputError(f"{where} cannot be used ({words[:200]}): run the command on one of its nodes, with its Ray.")
+    if not address:
+        return InputError(f"Ray cannot be started on this machine ({words[:200]}): leave out --engine ray.")
+    why = f"The cluster at {address!r} cannot be used ({words[:200]})"
+    return InputError(f"{why}: run the command on one of its nodes, with its Ray.")
 
 
 def error_line(error: Exception) -> str:

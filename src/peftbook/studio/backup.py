@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import sqlite3
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -76,6 +77,8 @@ def restore(source: Path, home: Path) -> None:
         raise InputError(f"{str(home)!r} is not empty: restore into a new folder, nothing is overwritten.")
     if not source.is_file():
         raise InputError(f"{str(source)!r} is not a file: name a backup.")
+    if tarfile.is_tarfile(source):
+        raise InputError(f"{str(source)!r} is a tar file, as older versions wrote: restore it with that version.")
     above = home.absolute().parent
     above.mkdir(parents=True, exist_ok=True)
     with clear_failures(above), tempfile.TemporaryDirectory(dir=above, prefix=".peftbook-") as work:

@@ -146,12 +146,12 @@ def of_mode(light: str, dark: str) -> str:
     return light if _MODE.get() == "light" else dark
 
 
-def look(method: str, *, line: bool = True) -> dict[str, Any]:
-    """Plot keywords of a method: colour and marker, with its line style or none."""
+def look(method: str) -> dict[str, Any]:
+    """Plot keywords of a method: colour, marker and line style."""
     return {
         "color": colour(method),
         "marker": arm_looks()[method].marker,
-        "linestyle": arm_looks()[method].line if line else "none",
+        "linestyle": arm_looks()[method].line,
         "markeredgecolor": colour("paper"),
         "markeredgewidth": 0.8,
     }
