@@ -34,7 +34,9 @@ TOKENS = 4.0
 
 
 def save(store: Store, run: specs.Run, loss: float, *, examples: int = 20, failure: str = "", steps=()) -> None:
-    """A record with this mean loss; examples differ by amounts that all runs share."""
+    """A record with this mean loss; examples differ by amounts that all runs share. examples: of the test split."""
+    if run.evaluation.split == "validation":
+        examples = run.evaluation.n_loss
     shared = np.random.default_rng(3).normal(0, 0.2, examples)
     noise = np.random.default_rng(int(run.key[:12], 16)).normal(0, 1e-3, examples)
     nats = TOKENS * (loss + shared - shared.mean() + noise)
@@ -479,19 +481,19 @@ def test_the_size_of_the_update_is_a_power_of_the_rank(tmp_path, plain, stabilis
 
 @pytest.mark.parametrize(("gain", "outcome"), [(0.05, "reproduced"), (0.0, "equivalent"), (-0.05, "refuted")])
 def test_a_higher_rate_for_b_is_judged_at_each_ratios_best(tmp_path, gain, outcome):
-    """The lowest point of the map is named; ratios 1, 4 and 16 are the runs of the variants."""
+    """Ratios 1, 4 and 16 are the runs of the variants."""
     store = Store(tmp_path)
 
     def loss(run):
         method = run.method
         best = 8e-4 / math.sqrt(method.b_rate_ratio)
         away = math.log(run.budget.learning_rate / best)
-        return 1.5 + 0.02 * away**2 - gain * (method.b_rate_ratio == 16) - 0.5 * (method.b_rate_ratio == 64)
+        return 1.5 + 0.02 * away**2 - gain * (method.b_rate_ratio == 16)
 
     study = get_study("two_rates")
     complete(store, study.runs, loss)
     found = study.verdict(store)
-    assert found.outcome == outcome and "at a ratio of 64" in found.sentence
+    assert found.outcome == outcome
     shared = {run.key for run in two_rates.COMPARISON.runs(store) if run.method.b_rate_ratio in (1, 4, 16)}
     assert shared <= {run.key for run in variants.COMPARISON.runs(store)}
 
@@ -683,15 +685,15 @@ def survive(store: Store, kept=rising, gain=lambda model, at: 1.0, apart: float 
         for at, rate in enumerate(rates):
             for seed in survival.SEEDS:
                 probe, share = survival.probe(model, rate, seed), kept(model, at)
-                noise = np.random.default_rng(seed + 10 * at).normal(0, 0.01, (2, 40))
-                untuned = 4.0 + np.random.default_rng(5).normal(0, 0.2, 40)
+                noise = np.random.default_rng(seed + 10 * at).normal(0, 0.01, (2, survival.EXAMPLES))
+                untuned = 4.0 + np.random.default_rng(5).normal(0, 0.2, survival.EXAMPLES)
                 merged = untuned - gain(model, at) + noise[0]
                 left = untuned - (share + apart * (seed - 3) / 2 * (-1) ** at) * (untuned - merged) + 0.1 * noise[1]
                 nats = {"untuned": untuned, "merged": merged, "requantised": left}
                 per_example = {f"{name}_loss_nats": (TOKENS * values).tolist() for name, values in nats.items()}
                 measured = {"size": size * rate / rates[0] * (1 + 0.01 * seed), "kept": share, "error": 1.0}
-                store.save(Record(key=probe.key, spec=probe, measurements=measured,
-                                  per_example={**per_example, "label_tokens": [TOKENS] * 40}))  # fmt: skip
+                per_example["label_tokens"] = [TOKENS] * survival.EXAMPLES
+                store.save(Record(key=probe.key, spec=probe, measurements=measured, per_example=per_example))
 
 
 @pytest.mark.parametrize(

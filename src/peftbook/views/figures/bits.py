@@ -213,10 +213,8 @@ def recovery_gaps(store: Store) -> Figure:
     panels[1].set_xlabel(f"Test loss − 16-bit base's, {LOSS}\n(band: margin; * weights from a 4-bit file)")
     marks = {"before tuning": mark("untuned", "o", hollow=True), "after tuning": mark("qlora", "D")}
     mark_key(figure, panels[0], marks)
-    small, other = (
-        f"{{recovery.{source}_nf4_minus_lora_loss;ahead of|not separable from|behind}}" for source in titles
-    )
-    return finding(figure, f"After tuning NF4 is {small} 16 bits on the small Llama, {other} them on SmolLM2", store)
+    word = "{recovery.smollm2_nf4_minus_lora_loss;ahead of|not separable from|behind}"
+    return finding(figure, f"After tuning SmolLM2, NF4 is {word} 16 bits", store)
 
 
 def recovered(store: Store) -> Chart:
