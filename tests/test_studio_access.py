@@ -200,9 +200,11 @@ def test_a_session_ends_with_its_time_and_its_token(locked, store, monkeypatch, 
         store.revoke(made)
     else:
         (store.home / "token").unlink()
-    after = start(sessions.SessionStore(store.home)) if end == "the owner's token" else locked
+    again = sessions.SessionStore(store.home)
+    after = start(again) if end == "the owner's token" else locked
     after.cookies = locked.cookies
     assert after.get("/").status_code == 401
+    assert (made in again.tokens()) == (end == "time")
 
 
 def test_the_database_keeps_no_cookie_and_no_token(locked, store):

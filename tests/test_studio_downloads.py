@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import gguf
@@ -21,6 +22,7 @@ from peftbook.studio.trained_model import merge
 from peftbook.studio.tuning import Tuning
 from peftbook.training.forward import apply_method
 from peftbook.training.models import load_model
+from peftbook.views.export.gguf_adapter import write_adapter
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,6 +85,20 @@ def test_gguf_files_hold_what_was_trained(studio, job):
     torch.testing.assert_close(kept, layer.weight.detach(), rtol=1e-3, atol=1e-3)
     base = load_model(job.run.model, None, "cpu").model.model.layers[0].self_attn.v_proj.weight
     assert not torch.allclose(kept, base, atol=1e-2)
+
+
+@pytest.mark.parametrize("changed", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_an_adapter_that_could_not_be_written_for_llama_cpp_is_not_offered_for_it(studio, job, tmp_path, changed):
+    """DoRA and PiSSA are more than factors beside the base; `export`, which writes the file, refuses them."""
+    config = studio.adapter(job) / "adapter_config.json"
+    before = config.read_text()
+    try:
+        config.write_text(json.dumps(json.loads(before) | changed))
+        with pytest.raises(InputError, match=r"GGUF adapter|starts at"):
+            write_adapter(studio.adapter(job), tmp_path / "new.gguf", "fp16", job.run.model)
+        assert "adapter.gguf" not in [one.name for one in downloads.offered(studio, job)]
+    finally:
+        config.write_text(before)
 
 
 def test_nothing_is_offered_of_what_a_trial_trained(studio, job):

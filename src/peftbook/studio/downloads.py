@@ -12,6 +12,7 @@ from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.studio.artefacts import adapter_zip, finished, gguf_adapter, gguf_model, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
 from peftbook.studio.store import Studio, keeps_trained
+from peftbook.views.export import PLAIN_STARTS
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ def no_adapter(studio: Studio, job: Job) -> str:
 
 
 def no_lora(studio: Studio, job: Job) -> str:
-    config = studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json"
-    is_lora = config.is_file() and json.loads(config.read_text())["peft_type"] == "LORA"
+    file = studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    factors = config.get("peft_type") == "LORA" and not config.get("use_dora")
+    plain = factors and config.get("init_lora_weights", True) in PLAIN_STARTS  # as `check_adapter` asks of peft's own
     other = f"llama.cpp reads no adapter of {job.run.method.label}: download the adapter as peft reads it."
-    return no_adapter(studio, job) or ("" if is_lora else other)
+    return no_adapter(studio, job) or ("" if plain else other)
 
 
 def no_merged(studio: Studio, job: Job) -> str:

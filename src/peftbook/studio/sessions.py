@@ -90,15 +90,15 @@ class SessionStore(Database):
         return token, secret
 
     def tokens(self) -> dict[str, str]:
-        """The labels of the tokens that were made, oldest first, by their ids."""
-        rows = self._rows("SELECT id, label FROM tokens WHERE name = ? ORDER BY created, rowid", OWNER)
+        """The labels of the tokens that were made and open something, oldest first, by their ids."""
+        rows = self._rows("SELECT id, label FROM tokens WHERE password = ? ORDER BY created, rowid", digest(self.owner))
         return {row["id"]: row["label"] for row in rows}
 
     def revoke(self, token_id: str) -> None:
         """Revoke a token. Raises Unknown for another id."""
         with self._write() as db:
             if not db.execute("DELETE FROM tokens WHERE id = ?", (token_id,)).rowcount:
-                raise Unknown(f"There is no token {token_id!r}: see the list.")
+                raise Unknown(f"There is no token {token_id!r}: see `peftbook studio --tokens`.")
 
 
 def digest(token: str) -> str:

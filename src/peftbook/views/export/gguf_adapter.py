@@ -26,6 +26,7 @@ from peftbook.core.base_models import check_model, model_named
 from peftbook.core.errors import InputError
 from peftbook.scratch.codebooks import quantise_dense
 from peftbook.training.models import Loaded
+from peftbook.views.export import PLAIN_STARTS
 from peftbook.views.export.gguf_model import (
     FILE_TYPES,
     Written,
@@ -39,7 +40,6 @@ from peftbook.views.export.gguf_model import (
 
 __all__ = ["adapter_folder", "base_of", "merge", "write_adapter"]
 
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft's others move what they start at out of the base
 FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
