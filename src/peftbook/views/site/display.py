@@ -124,21 +124,19 @@ def verdicts(*names: str) -> Shown:
 
 
 def waiting() -> Shown:
-    """The studies that miss runs: how many, about how long by the records at hand, and the command."""
+    """The studies that miss runs: how many, about how long by the records at hand, and the command; some share runs."""
     from peftbook.core.progress import duration
     from peftbook.core.records import default_store
     from peftbook.evidence import results
     from peftbook.runtime.durations import Estimates
     from peftbook.studies import NAMES, get_study
 
-    store, known, rows, seen = default_store(), Estimates(), [], set[str]()
+    store, known, rows = default_store(), Estimates(), []
     for record in store.all():
         if record.wall_seconds is not None:
             known.note(record.spec, record.wall_seconds)
     for name in NAMES:
-        missing = [run for run in get_study(name).missing(store) if run.key not in seen]
-        seen |= {run.key for run in missing}
-        if missing:
+        if missing := get_study(name).missing(store):
             claim = link(f"runs/study-{name}.html", get_study(name).title)
             hours = duration(sum(known.of(run) or 0.0 for run in missing))
             rows.append([claim, len(missing), hours, piece("<code>{}</code>", results.run_command(name))])
