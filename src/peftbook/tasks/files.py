@@ -102,8 +102,8 @@ def usable_rows(table: TextTable, columns: Columns) -> tuple[list[TaskExample], 
         )
     target = table.columns.index(columns.target)
     group = None if columns.group is None else table.columns.index(columns.group)
-    verdicts = columns.target == "completion" or (table.turns and columns.target == MADE[2])  # KTO's rows have one each
-    label = table.columns.index("label") if verdicts and "label" in table.columns else None
+    kto = "label" in table.columns and (columns.target == "completion" or (table.turns and columns.target == MADE[2]))
+    label = table.columns.index("label") if kto else None
     examples, faults = [], list(table.faults)
     for number, row, (text, turns) in zip(table.numbers, table.rows, asked_in(table, columns), strict=True):
         empty = columns.input if not text else columns.target if not row[target].strip() else ""
