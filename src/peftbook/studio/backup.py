@@ -61,10 +61,11 @@ def snapshot(source: Path, target: Path) -> None:
 
 def names_in(home: Path) -> Iterator[str]:
     """What belongs to a home beside the database, without what is half-written."""
-    for path in sorted(home.glob("projects/**/*")):
-        name = path.relative_to(home).as_posix()
-        if KEPT.fullmatch(name) and "/." not in name and path.is_file() and not path.is_symlink():
-            yield name
+    for folder, _, files in os.walk(home / "projects"):  # which passes over a folder that is deleted meanwhile
+        for path in (Path(folder, file) for file in sorted(files)):
+            name = path.relative_to(home).as_posix()
+            if KEPT.fullmatch(name) and "/." not in name and path.is_file() and not path.is_symlink():
+                yield name
     yield from (name for name in LOOSE if (home / name).is_file())
 
 
