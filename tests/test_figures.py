@@ -33,7 +33,9 @@ from peftbook.memory import SHAPES, training_step
 from peftbook.methods import arm_looks
 from peftbook.runtime.processes import run_child
 from peftbook.scratch.codebooks import expected_error
+from peftbook.scratch.double_quant import bits_per_parameter
 from peftbook.scratch.forgetting import energy_rank
+from peftbook.scratch.nf4 import nf4_levels
 from peftbook.studies import (
     NAMES,
     benchmark,
@@ -212,21 +214,6 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_nf4_levels_are_those_of_the_scratch_code():
-    """The page's figure and the page's code must show the same codebook."""
-    from peftbook.scratch.nf4 import nf4_levels
-
-    assert np.abs(quantisation.nf4_levels() - nf4_levels().numpy()).max() < 1e-6
-
-
-@pytest.mark.parametrize("double", [False, True])
-def test_bits_are_those_of_the_scratch_code(double: bool):
-    """One formula, two places: numpy here, torch there."""
-    from peftbook.scratch.double_quant import bits_per_parameter
-
-    assert quantisation.bits_per_parameter(64, double) == bits_per_parameter(64, double)
-
-
 @pytest.mark.parametrize("name", list(quantisation.codebooks()))
 def test_quadrature_agrees_with_sampled_weights(name: str):
     """The error and the shares are integrals; quantising normal draws must give them within sampling noise."""
@@ -244,9 +231,9 @@ def test_quadrature_agrees_with_sampled_weights(name: str):
 @pytest.mark.parametrize("bits", quantisation.RATES)
 def test_the_best_levels_err_least_and_no_code_passes_the_bound(bits: int):
     """Lloyd's levels below NF4's recipe and even ones, and all above 4^−R with the bits of their constants."""
-    books = quantisation.best_levels(bits, 64), quantisation.normal_float_levels(bits), np.linspace(-1, 1, 2**bits - 1)
+    books = quantisation.best_levels(bits, 64), nf4_levels(bits).double().numpy(), np.linspace(-1, 1, 2**bits - 1)
     best, normal, even = (expected_error(torch.from_numpy(levels), 64, 2) for levels in books)
-    assert 4.0 ** -(bits - 4 + quantisation.bits_per_parameter(64, double=True)) < best < normal < even
+    assert 4.0 ** -(bits - 4 + bits_per_parameter(64)) < best < normal < even
 
 
 def test_nf4_errs_least_at_every_block_drawn():

@@ -15,8 +15,6 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 
-__all__ = ["SMALL_FOLDERS", "check_model", "folder_revision", "model_named", "pinned"]
-
 SMALL_FILES = (".json", ".jinja", ".model", ".txt")  # settings, tokenizer and chat template: read whole
 BLOCK_BYTES = 1 << 16
 HEADER_BYTES = 100_000_000  # safetensors' own limit

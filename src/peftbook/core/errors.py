@@ -2,8 +2,6 @@
 
 import importlib.util
 
-__all__ = ["Conflict", "Diverged", "InputError", "TooLarge", "Unknown", "need"]
-
 EXTRAS = {  # module that the core does without → the extra that brings it
     "datasets": "hub", "fastapi": "studio", "jinja2": "studio", "jsonschema": "studio", "jupyter_book": "book",
     "matplotlib": "book", "playwright": "dev", "pptx": "slides", "python_multipart": "studio", "ray": "cluster",

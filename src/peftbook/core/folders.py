@@ -10,9 +10,6 @@ from pathlib import Path
 from peftbook.core.errors import InputError
 from peftbook.runtime.processes import lock_file
 
-__all__ = ["DATA", "PACKAGE", "cache_folder", "check_free", "check_writable", "checkpoints_folder", "results_folder",
-           "run_lock"]  # fmt: skip
-
 PACKAGE = Path(__file__).resolve().parents[1]
 DATA = PACKAGE / "data"
 

@@ -28,8 +28,6 @@ from peftbook.core.folders import PACKAGE
 from peftbook.core.specs import Probe, Run
 from peftbook.core.tracking import record_lookups, record_reads, untracked
 
-__all__ = ["Missing", "Record", "Store", "Unusable", "check_record", "default_store", "write_atomically"]
-
 SCHEMA = 1
 CACHED_RECORDS = 2048  # a record at hand is read from disk once a process
 SHIPPED = PACKAGE / "records"

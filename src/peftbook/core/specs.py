@@ -19,21 +19,6 @@ from peftbook.core.canonical import Keyed, Spec
 from peftbook.core.errors import InputError
 from peftbook.methods import Method
 
-__all__ = [
-    "EMBEDDED_MODEL",
-    "EMBEDDED_REVISION",
-    "MOST_TOKENS",
-    "SMALL_LLAMAS",
-    "SMALL_MODEL",
-    "SMALL_REVISION",
-    "Budget",
-    "Evaluation",
-    "Model",
-    "Probe",
-    "Run",
-    "Task",
-]
-
 Item = TypeVar("Item")
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"

@@ -10,8 +10,6 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["add_checksum", "changed_since", "file_hash", "inputs_hash", "is_fresh", "verified_body", "write_stamp"]
-
 CLOCK_TICK = 0.05  # seconds by which a file's time may lag behind the clock
 
 

@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["LOOKUP", "Reads", "record_lookups", "record_reads", "track_reads", "untracked"]
-
 LOOKUP = "peftbook.lookup"  # audit event of Python; its arguments are paths
 
 

@@ -28,8 +28,6 @@ from peftbook.core.records import Store, default_store, write_atomically
 from peftbook.core.stamp import CLOCK_TICK, add_checksum, changed_since, inputs_hash, verified_body
 from peftbook.core.tracking import record_lookups, untracked
 
-__all__ = ["CachedResult", "cached_result", "records_hash"]
-
 T = TypeVar("T")
 LIBRARIES = ("numpy", "scipy", "pydantic")  # whose versions are part of a key
 STARTED = psutil.Process().create_time()  # code that changed later may not be the code in memory

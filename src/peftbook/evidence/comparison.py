@@ -18,11 +18,6 @@ from peftbook.evidence import metrics, resampling, stats
 from peftbook.evidence.stats import Groups, Interval
 from peftbook.evidence.sweep import Lookup, Sweep, neighbours
 
-__all__ = [
-    "choice_error", "corpus_bleu", "has_column", "keys_of", "measured", "paired", "score", "shared", "table", "weights",
-]  # fmt: skip
-
-
 Records = Sequence[Record]  # of one arm
 LISTS = {"bleu": "bleu_length"}  # computed column → one of the lists that it is computed from
 R = TypeVar("R")

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Amendment", "ClaimAmendment", "Fate", "amendments", "claim_amendments", "marks"]
-
 PATH = Path(__file__).with_name("ledger.toml")
 # What a change was made to, how a reader is told, and its mark on a card. A new claim over records that were there is
 # no change of one.

@@ -10,8 +10,6 @@ from functools import cache
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 
-__all__ = ["LITERATURE_FILE", "PublishedValue", "published", "published_values"]
-
 LITERATURE_FILE = DATA / "literature.toml"
 
 

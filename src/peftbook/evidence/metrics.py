@@ -9,15 +9,6 @@ import numpy as np
 
 from peftbook.core.errors import InputError, need
 
-__all__ = [
-    "bleu",
-    "bleu_of_sums",
-    "bleu_statistics",
-    "exact_match",
-    "perplexity",
-    "rouge",
-]
-
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
 BLEU_STATISTICS = (
     *(f"bleu_matched_{n}" for n in (1, 2, 3, 4)),

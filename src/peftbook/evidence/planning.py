@@ -11,22 +11,6 @@ import numpy as np
 from peftbook.core.errors import InputError
 from peftbook.evidence.stats import FEWEST_SEEDS, Interval, final_level, judge, optimize, quantile, special
 
-__all__ = [
-    "MOST_EXAMPLES",
-    "MOST_SEEDS",
-    "Judged",
-    "eased",
-    "findable",
-    "found_by",
-    "found_with",
-    "judge_claim",
-    "more_seeds",
-    "obstacle",
-    "round_up",
-    "settle",
-    "spent",
-]
-
 POWER = 0.8  # of a comparison with the seeds and examples that are asked for
 MOST_SEEDS, MOST_EXAMPLES = 100, 1_000_000
 

@@ -20,10 +20,6 @@ from peftbook.core.tracking import record_reads
 from peftbook.evidence.cache import cached_result
 from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
 
-__all__ = ["OUTCOMES", "Claim", "claims", "command_for", "core_seconds", "count_verdicts", "describe",
-           "format_bound", "format_quantity", "format_value", "quantities", "quantity", "run_command",
-           "study_quantities", "study_runs", "study_verdict"]  # fmt: skip
-
 OUTCOMES = (
     "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
     "not testable here", "not yet run",

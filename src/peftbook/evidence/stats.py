@@ -14,33 +14,6 @@ import scipy
 
 from peftbook.core.errors import InputError
 
-__all__ = [
-    "FEWEST_GROUPS",
-    "FEWEST_SEEDS",
-    "RULE",
-    "Groups",
-    "Interval",
-    "Scores",
-    "example_interval",
-    "final_level",
-    "gain_of_best",
-    "half_width",
-    "holm",
-    "judge",
-    "mean_interval",
-    "p_value",
-    "paired_interval",
-    "quantile",
-    "rate_noise",
-    "score_interval",
-    "second_look",
-    "seed_interval",
-    "standard_errors",
-    "together",
-    "with_bias",
-    "with_choice",
-]
-
 FEWEST_SEEDS, FEWEST_GROUPS = 3, 8  # below, an interval says a direction and decides nothing
 
 RULE: list[Callable] = []  # the functions that make the rule, which the ledger of amendments watches

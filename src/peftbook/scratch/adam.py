@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["RECIPES", "AdamW", "Moments", "Recipe", "held_bytes"]
-
 
 @dataclass
 class Moments:

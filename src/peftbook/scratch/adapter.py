@@ -4,8 +4,6 @@ from torch import Tensor, nn
 
 from peftbook.scratch.lora import named_linears, replace_module
 
-__all__ = ["BottleneckAdapter", "adapter_parameters", "add_adapters"]
-
 
 class BottleneckAdapter(nn.Module):
     """A frozen linear layer followed by h + W_up gelu(W_down h + b_down) + b_up.

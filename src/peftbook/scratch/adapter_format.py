@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from peftbook.scratch.lora import LoRALinear, load_lora_state, lora_state, replace_module
 from peftbook.scratch.prompt import SoftPrompt
 
-__all__ = ["export_lora", "export_prompt", "load_lora"]
-
 PREFIX = "base_model.model."  # peft wraps the model twice: PeftModel.base_model (LoraModel) .model
 
 # Each of these makes peft compute something other than h = W x + b + (alpha / r) B A x with the weights it finds.

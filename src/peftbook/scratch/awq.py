@@ -11,8 +11,6 @@ from torch import Tensor
 from peftbook.scratch.gptq import output_error
 from peftbook.scratch.groups import Grouped, round_to_nearest
 
-__all__ = ["Scaling", "awq", "channel_scale", "search_scale"]
-
 STEPS = 20  # α = 0, 1/20, …, 19/20, as in the authors' code
 
 

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-__all__ = ["fit_memory", "free_numbers", "overloaded_bits", "stored_bits"]
-
 
 def free_numbers(rank: int, d_out: int, d_in: int) -> int:
     """Dimensions of the set of d_out × d_in matrices of a rank: r (d_out + d_in − r).

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # curves and token ids are judged without torch
     from torch import Tensor
 
-__all__ = ["doubled", "means", "outweighs", "remaining", "risen", "shared", "stray", "stuck", "unended", "unlike"]
-
 Rows = Sequence[Sequence[int]]
 
 

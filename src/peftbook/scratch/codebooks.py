@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from peftbook.scratch.double_quant import double_dequantize, double_quantize
 from peftbook.scratch.nf4 import dequantize_blocks, nf4_levels, quantize_blocks
 
-__all__ = ["BLOCK_DEPENDENT", "NAMES", "codebook", "expected_error", "half_steps", "linear_layers",
-           "quantise_dense", "quantize_affine", "round_trip"]  # fmt: skip
-
 POINTS = 400  # quadrature nodes for M
 PINNED = (0, 7, 15)  # places of −1, 0 and 1 among 16 levels: seven negative, zero, eight positive, as in NF4
 EVEN = {"int4": np.arange(-7, 8) / 7, "int4_16": np.arange(-15, 16, 2) / 15}

@@ -11,22 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Factors",
-    "average",
-    "combine_factors",
-    "concatenate",
-    "dare",
-    "drop_and_rescale",
-    "elect",
-    "mean_of_factors",
-    "sign_conflict",
-    "task_arithmetic",
-    "ties",
-    "trim",
-    "truncate",
-]
-
 
 class Factors(NamedTuple):
     """An adapter of one layer.   A: (r, d_in).   B: (d_out, r), gamma in it.   Its update is B A, (d_out, d_in)."""

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from peftbook.scratch.nf4 import dequantize_blocks, quantize_blocks
 
-__all__ = ["bits_per_parameter", "double_dequantize", "double_quantize", "dynamic_levels"]
-
 
 def dynamic_levels() -> Tensor:
     """The 256 levels of the signed 8-bit dynamic type, ascending. float32, (256,).

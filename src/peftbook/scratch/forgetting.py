@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["at_target", "energy_rank", "intruders"]
-
 
 def energy_rank(update: Tensor, share: float = 0.9) -> int:
     """Singular directions that hold `share` of an update's energy: the least k with Σ_{i≤k} σᵢ² ≥ share · ‖Δ‖².

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from peftbook.scratch.groups import Grouped, codes_on, in_groups, min_max_grid
 
-__all__ = ["gptq", "input_moment", "inverse_factor", "output_error"]
-
 
 def input_moment(x: Tensor) -> Tensor:
     """The second moment of a layer's inputs, half the Hessian of its squared output error: H = xᵀx / n.

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Grouped", "bits_per_weight", "codes_on", "min_max_grid", "pack_bits", "round_to_nearest", "unpack_bits"]
-
 SMALLEST = 2.0**-24  # of the positive numbers of float16: a group of zeros gets this scale
 
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from peftbook.scratch.groups import Grouped, codes_on, in_groups, min_max_grid
 
-__all__ = ["hqq", "shrink"]
-
 
 def shrink(x: Tensor, beta: float, p: float) -> Tensor:
     """What half-quadratic splitting takes for the large errors: sign(x) · max(|x| − |x|^(p−1) / β, 0).

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["IGNORE", "answer_labels", "mean_over_examples", "mean_over_tokens", "token_losses"]
-
 IGNORE = -100  # torch's cross-entropy leaves such labels out
 
 

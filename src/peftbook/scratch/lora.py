@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "LoRALinear", "add_lora", "load_lora_state", "lora_state", "named_linears", "replace_module", "trainable_fraction",
-]  # fmt: skip
-
 
 class LoRALinear(nn.Module):
     """A frozen linear layer with a trainable update of rank r: h = W x + b + (alpha / r) B A x.

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from peftbook.scratch.groups import in_groups, pack_bits
 
-__all__ = ["E2M1", "E4M3", "FP8", "MXFP4", "NVFP4", "decode", "encode", "float_levels", "quantize_fp8",
-           "quantize_mxfp4", "quantize_nvfp4"]  # fmt: skip
-
 BIAS_E8M0 = 127
 
 

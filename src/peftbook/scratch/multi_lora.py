@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from peftbook.scratch.lora import replace_module
 
-__all__ = ["MultiLoRALinear", "add_multi_lora", "select_adapters"]
-
 
 class MultiLoRALinear(nn.Module):
     """A linear layer with n adapters, one for each row of the batch: h_i = W x_i + b + gamma B_k(i) A_k(i) x_i.

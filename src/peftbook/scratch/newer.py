@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HiRALinear", "MiSSLinear", "OFTLinear", "cayley"]
-
 
 def cayley(Q: Tensor, order: int | None = None) -> Tensor:
     """The rotation R = (I + Q)(I − Q)⁻¹ of a skew-symmetric Q, so that R Rᵀ = I and det R = 1.

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["dequantize_blocks", "dequantize_nf4", "nf4_levels", "pack", "quantize_blocks", "quantize_nf4", "unpack"]
-
 OFFSET = 0.9677083  # ½(31/32 + 29/30) as bitsandbytes rounds it: the probability of the outermost level
 
 

@@ -6,8 +6,6 @@ from peftbook.scratch.double_quant import double_dequantize, double_quantize
 from peftbook.scratch.lora import named_linears, replace_module
 from peftbook.scratch.nf4 import dequantize_nf4, pack, quantize_nf4, unpack
 
-__all__ = ["NF4Linear", "quantize_linears"]
-
 
 class NF4Linear(nn.Module):
     """A frozen linear layer that unpacks its 4-bit weight in every forward: h = W x + b.

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 
-__all__ = ["copied", "everything", "name_in_words", "nearest", "turned", "words", "wrapped"]
-
 
 def turned(sql: str) -> str:
     """The query with < and > exchanged: wrong wherever it compares."""

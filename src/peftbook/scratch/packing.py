@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["block_mask", "bucketed", "pack", "packed_row", "padding_share"]
-
 
 def padding_share(batches: Sequence[Sequence[int]], lengths: Sequence[int], width: int = 0) -> float:
     """1 − real tokens / computed positions, each batch padded to its longest text, or to `width` if that is given."""

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["pass_at_k", "plug_in", "reliability"]
-
 
 def pass_at_k(samples: int, right: np.ndarray, k: int) -> np.ndarray:
     """The share of all subsets of k answers that hold a right one: 1 − C(n − c, k) / C(n, k), unbiased.

@@ -6,15 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = [
-    "clipped_surrogate",
-    "group_advantages",
-    "leave_one_out_advantages",
-    "policy_gradient_loss",
-    "reward_bits",
-    "sample_answers",
-]
-
 
 def sample_answers(
     policy: Callable[[Tensor], Tensor], questions: Tensor, length: int, generator: torch.Generator | None = None

@@ -8,8 +8,6 @@ from torch.nn import functional
 
 from peftbook.scratch.lora import LoRALinear
 
-__all__ = ["answer_log_probs", "dpo_loss", "implicit_reward", "without_lora"]
-
 
 def answer_log_probs(logits: Tensor, ids: Tensor, answer: Tensor) -> Tensor:
     """How probable each answer is as a whole, in nats: log π(y | x) = Σ_t log π(y_t | x, y_<t).

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SoftPrompt", "prompt_parameters", "random_init", "text_init", "vocabulary_init"]
-
 
 class SoftPrompt(nn.Module):
     """A frozen causal language model that reads p trainable vectors before every text: logits(y | [P; E(x)]).

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
-__all__ = ["f_measure", "lcs_positions", "lcs_table", "ngrams", "rouge_l", "rouge_lsum", "rouge_n", "tokens"]
-
 
 def tokens(text: str) -> list[str]:
     """Lower-cased runs of a-z and 0-9; every other character separates, and nothing is stemmed.

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from peftbook.scratch.codebooks import half_steps, round_trip
 
-__all__ = ["Rounding", "Survival", "merge_rounded", "survival"]
-
 
 class Rounding(NamedTuple):
     """What became of an update D where W + D is stored: M is what the stored weights moved by.

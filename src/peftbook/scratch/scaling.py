@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from peftbook.scratch.lora import named_linears, replace_module
 
-__all__ = ["ScaledLinear", "add_ia3"]
-
 
 class ScaledLinear(nn.Module):
     """A frozen linear layer with a trained scale on one side: h = l ⊙ (W x + b), or h = W (l ⊙ x) + b.

@@ -7,8 +7,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-__all__ = ["best_interval", "bounds", "expected_seconds", "makespan"]
-
 Stages = Sequence[Sequence[float]]  # of a study: the seconds of each run, stage by stage
 
 

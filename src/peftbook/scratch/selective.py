@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-__all__ = ["train_biases", "train_gains"]
-
 
 def train_biases(model: nn.Module) -> list[str]:
     """BitFit: train every bias and freeze the rest; returns the names of what is trained.

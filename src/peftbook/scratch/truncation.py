@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-__all__ = ["graded_share", "remaining_tokens", "upper_bound"]
-
 
 def remaining_tokens(context: int, target: int, limit: int, side: str = "right") -> tuple[int, int]:
     """Tokens of context and of target that are left after a cut at `limit`.

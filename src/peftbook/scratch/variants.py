@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DoRALinear", "Start", "olora_start", "pissa_start"]
-
 
 class Start(NamedTuple):
     """What a layer h = W x + gamma B A x begins with: frozen W (d_out, d_in), A (r, d_in) and B (d_out, r)."""

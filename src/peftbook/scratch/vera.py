@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from peftbook.scratch.lora import named_linears, replace_module
 
-__all__ = ["VeRALinear", "add_vera"]
-
 
 class VeRALinear(nn.Module):
     """A frozen linear layer with a random update whose scales are trained: h = W x + b + β ⊙ (B (δ ⊙ (A x))).

@@ -44,8 +44,6 @@ from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
-__all__ = ["ARMS", "BATCHES", "COMPARISONS", "FEW_STEPS", "clipping", "cost", "extra", "paid_by"]
-
 BATCHES = (2, 8, 32)  # examples
 SMALLEST, LARGEST = BATCHES[0], BATCHES[-1]
 EXAMPLES = 800

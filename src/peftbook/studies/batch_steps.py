@@ -33,8 +33,6 @@ from peftbook.studies.batch_size import (
 )
 from peftbook.studies.tuned_comparison import FURTHER, decide, runs_of
 
-__all__ = ["PLANS"]
-
 TOKENS = 118_657  # of the first 800 examples by the small Llama's tokenizer
 MARGIN = margins.LOSS
 PLANS = {

@@ -33,8 +33,6 @@ from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import FURTHER, Arm, TunedComparison, decide, length_ratio, runs_of
 
-__all__ = ["COMPARISON", "LOSS", "PAIRS", "best_rate"]
-
 MARGIN = margins.LOSS
 MARGIN_BLEU = 1.0
 # Every prompt-like grid ends at 0.3, the rate of Lester et al. 2021, section 3.1; every other one holds 2e-4 (Hu et

@@ -49,20 +49,6 @@ from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, marg
 from peftbook.studies.tuned_comparison import tuning_quantities
 from peftbook.tasks import task_spec, test_groups
 
-__all__ = [
-    "ARMS",
-    "SEEDS",
-    "Contender",
-    "Path",
-    "added",
-    "best_rate",
-    "finals",
-    "matched_level",
-    "reading",
-    "seed_differences",
-    "seed_paths",
-]
-
 Split = Literal["validation", "test"]
 
 SWEEP_SEED = 0

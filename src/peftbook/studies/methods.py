@@ -18,7 +18,8 @@ from dataclasses import replace
 from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import comparison, stats
-from peftbook.evidence.comparison import keys_of, table
+from peftbook.evidence.comparison import keys_of
+from peftbook.evidence.comparison import table as table  # for chapters
 from peftbook.evidence.sweep import interleave
 from peftbook.methods import Method
 from peftbook.methods.full import Full
@@ -29,8 +30,6 @@ from peftbook.methods.untuned import Untuned
 from peftbook.studies import Quantity, Verdict, available, margins, study
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide, score_quantities
 from peftbook.tasks import test_groups
-
-__all__ = ["ARMS", "SEEDS", "best_rate", "final_runs", "plan", "table"]
 
 ARMS: dict[str, Method] = {"full": Full(), "lora": LoRA(), "qlora": QLoRA(), "prompt": PromptTuning()}
 LABELS = {

@@ -34,8 +34,6 @@ from peftbook.studies.methods import MARGIN_NATS, TOKENS
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
 
-__all__ = ["BETTER", "COMPARISONS", "LEAST", "gain"]
-
 LEAST = 0.012  # nats per token
 BETTER = ("plus16", "pissa", "olora", "oft", "miss")
 SWEEP_SEEDS = (0, 10, 11)

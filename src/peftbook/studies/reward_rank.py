@@ -37,8 +37,6 @@ from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, margins, study
 from peftbook.studies.tuned_comparison import FINER, tuning_quantities
 
-__all__ = ["GRIDS", "LABELS", "MARGIN", "SEEDS", "finals", "probe", "tuning"]
-
 RANKS = {"full": 0, "rank1": 1, "rank16": 16}  # 0 is full fine-tuning
 LABELS = {"full": "full fine-tuning", "rank1": "LoRA, rank 1", "rank16": "LoRA, rank 16"}
 FACTOR = 2.0

@@ -18,8 +18,6 @@ from peftbook.studies import Quantity, Verdict, margins, study
 from peftbook.studies.standard import E2E_TOKENS, rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, runs_of
 
-__all__ = ["COMPARISON", "REFINED"]
-
 MARGIN = margins.LOSS
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

@@ -26,10 +26,6 @@ from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.tasks import split_groups, task_spec, test_groups
 
-__all__ = [
-    "FURTHER", "Arm", "TunedComparison", "decide", "length_ratio", "runs_of", "score_quantities", "tuning_quantities",
-]  # fmt: skip
-
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
     "loss": ("loss_nats", "nats per token", 3),

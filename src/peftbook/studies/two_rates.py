@@ -22,8 +22,6 @@ from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, runs_of
 from peftbook.tasks.e2e import TESTED
 
-__all__ = ["COMPARISON", "RATIOS"]
-
 MARGIN = margins.LOSS
 # arm → η_B / η_A, ascending; the names of `variants` where they share runs
 RATIOS = {"quarter": 0.25, "lora": 1.0, "plus": 4.0, "plus16": 16.0, "plus64": 64.0}

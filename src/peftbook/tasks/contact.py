@@ -12,8 +12,6 @@ from peftbook.core import specs
 from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned
 
-__all__ = ["DATA_SHA256", "PATH", "SPEC", "load"]
-
 PATH = DATA / "contact.csv"
 DATA_SHA256 = "19119edb68cb30b3c6fc1ee6f4a8c0c51157e81ae227f5ab83a465e886080e13"
 SPEC = specs.Task(name="contact", data_sha256=DATA_SHA256, version=1)

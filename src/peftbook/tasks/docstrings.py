@@ -10,8 +10,6 @@ from peftbook.core import specs
 from peftbook.core.folders import DATA
 from peftbook.tasks import TaskData, check_pinned, how_to_restore, parquet_splits
 
-__all__ = ["DATA_SHA256", "FILTERS", "INSTRUCTION", "PATH", "SPEC", "load"]
-
 PATH = DATA / "docstrings.parquet"
 DATA_SHA256 = "bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee"
 SPEC = specs.Task(name="docstrings", data_sha256=DATA_SHA256, version=1)

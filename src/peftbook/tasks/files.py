@@ -24,18 +24,6 @@ from peftbook.tasks.similarity import count_near_duplicates
 from peftbook.tasks.splitting import check_fractions, split_examples
 from peftbook.tasks.table import TextTable, read_table
 
-__all__ = [
-    "MIN_ROWS",
-    "Split",
-    "TableFindings",
-    "describe_reading",
-    "examine",
-    "read_file",
-    "split_examples",
-    "task_from_table",
-    "usable_rows",
-]
-
 FAULTS_SHOWN = 3
 SHOWN_COLUMNS, SHOWN_CHARS = 12, 40  # in a sentence
 METRICS = ("rouge", "bertscore", "exact_match")

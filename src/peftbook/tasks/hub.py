@@ -22,8 +22,6 @@ from pathlib import Path
 from peftbook.core.errors import InputError, need
 from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned
 
-__all__ = ["E2E_SHA256", "HUB", "PARQUET_REVISION", "HubSource", "load_hub"]
-
 PARQUET_REVISION = "refs/convert/parquet"
 # As shipped with the LoRA paper's code; CC BY-SA 4.0, never committed here.
 E2E_SHA256 = {

@@ -9,8 +9,6 @@ from __future__ import annotations
 from peftbook.core.folders import DATA
 from peftbook.tasks import TaskExample, check_pinned, how_to_restore
 
-__all__ = ["ARCHIVES", "DATA_SHA256", "PATH", "load"]
-
 PATH = DATA / "prose.parquet"
 DATA_SHA256 = "8df4762e1e7585b90df23e929ab1ed8ee9b15ecbae8cc7b333a815709e1f0260"
 # npm package → version, SHA-256 of its archive

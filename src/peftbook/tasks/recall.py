@@ -21,8 +21,6 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.tasks import TaskData, TaskExample
 
-__all__ = ["BITS_PER_PAIR", "DATA_SHA256", "INSTRUCTION", "PAIRS", "SEED", "SPEC", "content_sha256", "load", "make"]
-
 PAIRS, SEED = 4096, 0
 HELD = 200
 KEY_LETTERS, VALUE_DIGITS = 6, 4

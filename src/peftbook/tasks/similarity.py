@@ -11,8 +11,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["NEAR_DUPLICATE", "SimilarSets", "count_near_duplicates", "jaccard", "text_tokens"]
-
 NEAR_DUPLICATE = 0.8
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # scripts without spaces between words: each letter is a token
 TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")

@@ -12,8 +12,6 @@ from peftbook.core import specs
 from peftbook.tasks import TaskData, TaskExample
 from peftbook.tasks.recall import content_sha256
 
-__all__ = ["DATA_SHA256", "INSTRUCTION", "SIZES", "SPEC", "load", "make"]
-
 SIZES = {"train": 2000, "validation": 200, "test": 300}
 LENGTHS = (3, 4, 5, 6)
 SMALLEST, LARGEST = 10, 99  # all of two digits, so that no number has a shorter name than another

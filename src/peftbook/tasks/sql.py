@@ -22,22 +22,6 @@ from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 from peftbook.tasks import SPLITS, TaskData, TaskExample, how_to_restore
 
-__all__ = [
-    "DATA_SHA256",
-    "INSTRUCTION",
-    "PATH",
-    "SPEC",
-    "TABLES_PATH",
-    "SqlTable",
-    "connect",
-    "execution_match",
-    "extract_query",
-    "load",
-    "load_tables",
-    "query",
-    "same_result",
-]
-
 PATH = DATA / "sql.parquet"
 TABLES_PATH = DATA / "sql.json"
 # SHA-256 over the bytes of sql.json followed by those of sql.parquet.

@@ -11,8 +11,6 @@ from peftbook.tasks import TaskData, check_pinned
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, split_examples, usable_rows
 
-__all__ = ["COLUMNS", "DATA_SHA256", "PATH", "SPEC", "load"]
-
 PATH = DATA / "tickets.csv"
 COLUMNS = Columns("message", "team", group="customer")
 SHARES = (0.6, 0.2, 0.2)

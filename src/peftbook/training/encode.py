@@ -14,18 +14,6 @@ from peftbook.core.errors import InputError
 from peftbook.core.specs import Budget
 from peftbook.tasks import TaskData, TaskExample
 
-__all__ = [
-    "Encoded",
-    "batch_plan",
-    "common_start",
-    "encode_example",
-    "encode_prompt",
-    "encode_training",
-    "shared_prefix",
-    "sorted_batches",
-    "with_replay",
-]
-
 POOL_BATCHES = 16
 TEMPLATES: WeakKeyDictionary[Any, dict[Hashable, list[list[int]]]] = WeakKeyDictionary()  # tokenizer → what is rendered
 Row = TypeVar("Row", list[int], tuple[int, ...])

@@ -57,8 +57,6 @@ from peftbook.training.provenance import provenance, seconds_of
 from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
 
-__all__ = ["Trainee", "Watch", "execute", "prepare"]
-
 
 @dataclass
 class Trainee:

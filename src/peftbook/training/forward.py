@@ -13,18 +13,6 @@ from peftbook.core.errors import InputError
 from peftbook.methods import Method
 from peftbook.methods.from_peft import CACHED
 
-__all__ = [
-    "FUSED_TOKENS",
-    "SHORT_TOKENS",
-    "apply_method",
-    "causal_model",
-    "checkpointed_layers",
-    "hidden_states",
-    "is_checkpointed",
-    "start_cache",
-    "trainable_state",
-]
-
 SHORT_TOKENS = 128
 FUSED_TOKENS = 384  # of a packed row: above it fused attention, slower to go back through, which keeps no scores
 

@@ -18,8 +18,6 @@ from peftbook.training.loop import arithmetic
 from peftbook.training.packed import is_packed, last_states
 from peftbook.training.products import half_products
 
-__all__ = ["continuation", "decode_batch", "generate", "greedy", "sampler"]
-
 PADDED = 0  # an id that nothing looks at
 
 

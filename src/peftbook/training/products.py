@@ -22,8 +22,6 @@ from torch.library import Library, get_kernel
 
 from peftbook.runtime.precision import products_here
 
-__all__ = ["TORCH_DTYPES", "half_products", "widened_products"]
-
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF = (torch.bfloat16, torch.float16)
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"

@@ -27,8 +27,6 @@ from peftbook.training.loop import autocast, frozen_linears_in
 from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.products import TORCH_DTYPES
 
-__all__ = ["Subject", "model_and_ids", "random_ids", "random_model", "subject"]
-
 STD = 0.02
 PADDED = 3  # positions at the end of the first row, where rows are padded
 

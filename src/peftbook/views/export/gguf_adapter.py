@@ -38,8 +38,6 @@ from peftbook.views.export.gguf_model import (
     write_file,
 )
 
-__all__ = ["adapter_folder", "base_of", "merge", "write_adapter"]
-
 FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 

@@ -28,18 +28,6 @@ from peftbook.training.models import Loaded, check_reachable, load_model, resolv
 from peftbook.training.products import TORCH_DTYPES
 from peftbook.views.export.gguf_tokenizer import add_tokenizer
 
-__all__ = [
-    "FILE_TYPES",
-    "Written",
-    "base_config",
-    "gguf_name",
-    "in_order",
-    "load_base",
-    "plain_name",
-    "write_file",
-    "write_model",
-]
-
 ARCHITECTURES = ("llama", "mistral")
 ROPES = ("default", "linear", "llama3")
 RAW_TYPES = {

@@ -16,8 +16,6 @@ import gguf
 
 from peftbook.core.errors import InputError
 
-__all__ = ["add_tokenizer"]
-
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 SPLITS = ("llama-bpe", "tekken")  # by a regular expression, whole tokens first
 UNSCORED = -1e6  # a token that no merge makes

@@ -14,8 +14,6 @@ from peftbook.training.models import Loaded, check_reachable, load_model, load_t
 from peftbook.training.restored import TENSORS, load_run
 from peftbook.views.export.gguf_adapter import adapter_folder, base_of
 
-__all__ = ["INSTRUCTION", "instruction_of", "load_road"]
-
 INSTRUCTION = "instruction.txt"  # in a folder of `train --out`: what its model was told, with {input} in it
 
 

@@ -31,8 +31,6 @@ from peftbook.training.models import Loaded
 from peftbook.training.products import TORCH_DTYPES
 from peftbook.views.export.gguf_model import RAW_TYPES
 
-__all__ = ["CHATS", "Parting", "Road", "compare_roads", "log_probabilities", "rounded_otherwise"]
-
 DRAWS, ANSWER, BLOCK, LEVELS = 3, 16, 32, 16  # 4 bits have so many values in a block
 NAMES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size")

@@ -1,8 +1,7 @@
 """Figures: pure functions from records (or from nothing) to a matplotlib Figure, registered beside their code.
 
 A function under `@figure` is a figure by its name. With a parameter `store` it is drawn from records, and the runs
-behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function:
-`__all__` of a module names only what else it offers.
+behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function.
 
 A module is imported when one of its figures is asked for: a chapter rests on the modules, and the studies, of its own
 figures alone.
@@ -78,14 +77,6 @@ def draw(name: str, store: Store, **options: Any) -> Figure:
         raise Missing(missing.run, f"Figure {name!r} lacks records: run `{command}`.") from None
 
 
-def registered_name(function: Callable[..., Any], *args: Any, **options: Any) -> str:
-    """The name under which `function(*args, **options)` is registered; empty if it is another drawing."""
-    if function is draw and len(args) == 2 and not options:
-        return args[0]
-    name = getattr(function, "__name__", "")
-    return name if FIGURES.get(name) is function and len(args) == from_records(name) and not options else ""
-
-
 def runs(name: str, store: Store) -> list[str]:
     """Keys of the runs behind a figure, in the order in which its drawing is seen to read them. Raises Missing."""
     with track_reads() as seen, mode_context("light"):
@@ -107,17 +98,14 @@ def svg(name: str, store: Store, mode: Literal["light", "dark"] = "light", **opt
     return render_svg(draw, name, store, mode=mode, **options)
 
 
-def render_all(folder: Path, store: Store, drawn: Mapping[str, Path] | None = None) -> list[Path]:
-    """Write every figure whose records are there as `<name>.svg`, in light mode; equal records give equal bytes.
-
-    drawn: files of figures that need not be drawn again, by name.
-    """
-    written, drawn = [], drawn or {}
+def render_all(folder: Path, store: Store) -> list[Path]:
+    """Write every figure whose records are there as `<name>.svg`, in light mode; equal records give equal bytes."""
+    written = []
     Path(folder).mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     for name in FIGURES:
         with suppress(Missing):
             path = Path(folder) / f"{name}.svg"
-            write_atomically(path, drawn[name].read_bytes() if name in drawn else svg(name, store))
+            write_atomically(path, svg(name, store))
             written.append(path)
     return written
 

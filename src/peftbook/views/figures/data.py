@@ -25,8 +25,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
 from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, shade
 
-__all__ = ["lookup", "split_similarities", "token_counts", "waste"]
-
 TASKS = {"docstrings": "Docstrings", "sql": "SQL", "e2e": "E2E"}
 TONES = {"docstrings": ("lora", "o"), "sql": ("qlora", "D"), "e2e": ("prompt", "^")}
 LIMITS = range(40, 281)

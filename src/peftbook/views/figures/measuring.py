@@ -91,7 +91,7 @@ def paired_intervals(store: Store) -> Figure:
         draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
             one, two = (methods.final_records(arm, store) for arm in pair)
-            tables, weights = (methods.table(one, column), methods.table(two, column)), comparison.weights(one, column)
+            tables, weights = [comparison.table(arm, column) for arm in (one, two)], comparison.weights(one, column)
             alone = unpaired_interval(*tables, weights, methods.groups())
             together = methods.paired(one, two, column)
             narrower += [alone.half95 / together.half95] if pair == ("lora", "full") else []

@@ -1,6 +1,7 @@
 """Figures of the quantisation chapter: codebooks, their error and what a stored weight costs.
 
-Errors are those of N(0, 1) weights, computed by quadrature over the block's largest magnitude: no sampling, no seed.
+Errors are those of N(0, 1) weights, by the quadrature of `scratch.codebooks`: no sampling, no seed. The deck takes some
+of these charts and needs torch for no other, so that the scratch code is imported when it is asked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, decimals, labelled
 from peftbook.views.figures.style import SIZE, canvas, colour, drawing, finding, say, shade, tag
 
-OFFSET = 0.9677083  # the probability of NF4's outermost level, as in bitsandbytes
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 BLOCK_AXIS = "Weights that share one scale (block size)"
 MARKS = {
@@ -29,101 +29,54 @@ MARKS = {
     "FP4 (bnb)": ("D", ":", "qlora"),
     "FP4 (E2M1)": ("^", (0, (5, 1.2, 1, 1.2)), "prompt"),
 }
+BOOKS = {"NF4": "nf4", "INT4": "int4_16", "FP4 (bnb)": "fp4", "FP4 (E2M1)": "e2m1"}  # names in `scratch.codebooks`
 
 
-def normal_float_levels(bits: int) -> np.ndarray:
-    """The 2^bits levels of NF4's recipe, ascending, float64."""
-    half = 2 ** (bits - 1)
-    negative = -special.ndtri(np.linspace(OFFSET, 0.5, half)[:-1])
-    positive = special.ndtri(np.linspace(OFFSET, 0.5, half + 1)[:-1])[::-1]
-    levels = np.concatenate([negative, [0.0], positive])
-    return levels / levels.max()
+@cache
+def codebooks() -> dict[str, np.ndarray]:
+    """Levels by name, ascending, scaled to [-1, 1]. bitsandbytes' FP4 is not the OCP type E2M1."""
+    from peftbook.scratch.codebooks import codebook
 
-
-def nf4_levels() -> np.ndarray:
-    """The 16 levels of NF4, ascending, float64; `scratch.nf4` has them in float32."""
-    return normal_float_levels(4)
+    return {label: codebook(name).double().numpy() for label, name in BOOKS.items()}
 
 
 @cache
 def best_levels(bits: int, block: int) -> np.ndarray:
     """The 2^bits levels of least squared error for N(0, 1) weights in blocks: each is the mean of its cell. float64."""
     from peftbook.scratch.codebooks import imbalance
+    from peftbook.scratch.nf4 import nf4_levels
 
-    start = 1.1 * normal_float_levels(bits)
+    start = 1.1 * nf4_levels(bits).double().numpy()
     start = (start - start[::-1]) / 2.4  # symmetric, the ends within ±1
     found = optimize.root(imbalance, start, args=("lloyd", block), tol=1e-12)
     assert found.success and np.all(np.diff(found.x) > 0), f"{bits} bits at block {block} did not converge"
     return found.x
 
 
-def codebooks() -> dict[str, np.ndarray]:
-    """Levels by name, ascending, scaled to [-1, 1]. bitsandbytes' FP4 is not the OCP type E2M1."""
-    signed = lambda positive: np.unique(np.concatenate([-np.asarray(positive), positive]))  # noqa: E731
-    return {
-        "NF4": nf4_levels(),
-        "INT4": np.linspace(-1, 1, 16),
-        "FP4 (bnb)": signed([0, 0.0625, 2, 3, 4, 6, 8, 12]) / 12,
-        "FP4 (E2M1)": signed([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6,
-    }
-
-
-@cache
-def largest_magnitudes(block: int, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Quadrature for M = max |w| of `block` draws from N(0, 1): nodes and weights that sum to 1.
-
-    P(M ≤ m) = (2Φ(m) − 1)^block, so that M at probability u is Φ⁻¹((1 + u^(1/block)) / 2).
-    """
-    node, weight = np.polynomial.legendre.leggauss(points)
-    u = (node + 1) / 2
-    return special.ndtri((1 + u ** (1 / block)) / 2), weight / 2
-
-
-def normal_density(w: np.ndarray) -> np.ndarray:
-    return np.exp(-w * w / 2) / np.sqrt(2 * np.pi)
-
-
-def bin_edges(levels: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Edges of the nearest-level bins in units of the weights: (nodes, levels + 1), cut at ±M."""
-    middles = np.concatenate([[-1.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
-    return largest[:, None] * middles
-
-
 def mean_squared_error(levels: np.ndarray, block: int) -> float:
-    """E[(w − Q(w))²] of N(0, 1) weights in blocks scaled by their largest magnitude.
+    """E[(w − Q(w))²] of N(0, 1) weights in blocks scaled by their largest magnitude."""
+    import torch
 
-    Given M the other block − 1 weights are normal, cut at ±M, and each bin's error has a closed form. The largest
-    itself is exact where the codebook holds ±1 (all here do).
-    """
-    largest, weight = largest_magnitudes(block)
-    edges = bin_edges(levels, largest)
-    low, high, centre = edges[:, :-1], edges[:, 1:], largest[:, None] * levels
-    mass = special.ndtr(high) - special.ndtr(low)
-    first = normal_density(low) - normal_density(high)  # ∫ w φ
-    second = mass + low * normal_density(low) - high * normal_density(high)  # ∫ w² φ
-    error = (second - 2 * centre * first + centre**2 * mass).sum(axis=1) / (2 * special.ndtr(largest) - 1)
-    return float(weight @ error * (block - 1) / block)
+    from peftbook.scratch.codebooks import expected_error
+
+    return expected_error(torch.from_numpy(levels), block, 2)
 
 
 def bin_shares(levels: np.ndarray, block: int) -> np.ndarray:
     """The share of N(0, 1) weights that each code holds: (levels,), sums to 1."""
-    largest, weight = largest_magnitudes(block)
-    mass = np.diff(special.ndtr(bin_edges(levels, largest)), axis=1) / (2 * special.ndtr(largest) - 1)[:, None]
-    shares = weight @ mass * (block - 1) / block
-    shares[[0, -1]] += 0.5 / block  # the largest magnitude itself, of either sign
+    from peftbook.scratch.codebooks import atom, edges, moments
+
+    shares = moments(*edges(levels), block, power=0)[0]
+    shares[[0, -1]] += atom(block, power=0)  # the largest magnitude itself, of either sign
     return shares
 
 
 def scaled_density(x: np.ndarray, block: int) -> np.ndarray:
     """Density at x in (−1, 1) of w / M for the weights that are not the block's largest."""
+    from peftbook.scratch.codebooks import density, largest_magnitudes
+
     largest, weight = largest_magnitudes(block)
-    scaled = normal_density(largest[:, None] * x) * (largest / (2 * special.ndtr(largest) - 1))[:, None]
-    return weight @ scaled
-
-
-def bits_per_parameter(block: int, double: bool, block2: int = 256) -> float:
-    """Stored bits of one weight: 4 + 32 / block, or 4 + 8 / block + 32 / (block · block2)."""
-    return 4 + (8 / block + 32 / (block * block2) if double else 32 / block)
+    return weight @ (density(largest[:, None] * x) * (largest / (2 * special.ndtr(largest) - 1))[:, None])
 
 
 @figure
@@ -152,7 +105,7 @@ def codebook_levels(block: int = 64) -> Figure:
 
 def code_shares(block: int = 64) -> Chart:
     """Share of normal weights that each of NF4's codes holds."""
-    shares = [100 * float(share) for share in bin_shares(nf4_levels(), block)]
+    shares = [100 * float(share) for share in bin_shares(codebooks()["NF4"], block)]
     return Chart(
         [Series("Share of weights, %", shares, "lora")],
         "NF4 code (0 is −1, 7 is zero, 15 is +1)",
@@ -208,21 +161,20 @@ RATES = (2, 3, 4, 5, 6)  # bits of a code
 @figure
 def error_against_bits(block: int = 64) -> Figure:
     """How near is a codebook to the best there can be? Error against stored bits, by codebook, and the bound below."""
-    import torch
-
-    from peftbook.scratch.codebooks import expected_error
+    from peftbook.scratch.double_quant import bits_per_parameter
+    from peftbook.scratch.nf4 import nf4_levels
 
     figure, axes = canvas(height=4.4)
-    stored = [bits_per_parameter(block, double=True) - 4 + bits for bits in RATES]
+    stored = [bits_per_parameter(block) - 4 + bits for bits in RATES]
     books = {
         "even levels": (lambda bits: np.linspace(-1, 1, 2**bits - 1), "INT4"),
-        "NF4's recipe": (normal_float_levels, "NF4"),
+        "NF4's recipe": (lambda bits: nf4_levels(bits).double().numpy(), "NF4"),
         "best levels": (lambda bits: best_levels(bits, block), "FP4 (E2M1)"),
     }
     ends = {}
     for name, (levels, look) in books.items():
         marker, line, tone = MARKS[look]
-        errors = [expected_error(torch.from_numpy(levels(bits)), block, 2) for bits in RATES]
+        errors = [mean_squared_error(levels(bits), block) for bits in RATES]
         axes.plot(stored, errors, marker=marker, linestyle=line, color=colour(tone), markeredgecolor=colour("paper"))
         ends[name] = (stored[-1], errors[-1], tone)
     bound = np.array([stored[0] - 0.3, stored[-1]])
@@ -240,6 +192,8 @@ def error_against_bits(block: int = 64) -> Figure:
 
 def stored_bits() -> Chart:
     """Bits of a stored weight against block size, with 32-bit and with doubly quantised constants."""
+    from peftbook.scratch.double_quant import bits_per_parameter
+
     blocks = [16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
     series = [
         Series(label, [bits_per_parameter(int(block), double) for block in blocks], look, blocks)
@@ -267,7 +221,7 @@ def quantisation_steps(count: int = 12) -> Figure:
     """How does a weight become four bits? One block's weights, scaled, snapped and coded, with real numbers."""
     weights = np.random.default_rng(7).normal(size=count) * 0.05
     largest = float(np.abs(weights).max())
-    codes = np.abs(weights[:, None] / largest - nf4_levels()).argmin(axis=1)
+    codes = np.abs(weights[:, None] / largest - codebooks()["NF4"]).argmin(axis=1)
     figure, axes = drawing(5.8, 4.05)
     x = np.linspace(EDGES[0] + 0.18, EDGES[1] - 0.18, count)
     for y, (head, text) in zip(TOPS, HEADS, strict=True):
@@ -300,7 +254,7 @@ def draw_weights(axes: Axes, x: np.ndarray, weights: np.ndarray) -> None:
 
 def draw_snapped(axes: Axes, x: np.ndarray, scaled: np.ndarray, codes: np.ndarray) -> None:
     """The scaled weights as circles over the levels, and the level that each snaps to as a bar."""
-    levels = TOPS[1] + 0.5 * nf4_levels()
+    levels = TOPS[1] + 0.5 * codebooks()["NF4"]
     for level in levels:
         axes.plot(EDGES, [level] * 2, color=colour("rule"), linewidth=0.8, zorder=0)
     for px, value, code in zip(x, scaled, codes, strict=True):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 
 from markupsafe import Markup
 
 from peftbook.core.folders import PACKAGE
+from peftbook.core.imports import imported_names
 from peftbook.core.tracking import record_lookups
 from peftbook.views.html import joined, piece, prose
 from peftbook.views.site.display import Shown
 
+BOOK = PACKAGE.parents[1] / "book"
 # Rooms whose modules are listed.
 GROUPS = ("core", "evidence", "scratch", "memory", "tasks", "training", "views/export", "views/figures")
 
@@ -63,38 +66,44 @@ def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 
 
 def library() -> Shown:
-    """The modules of each package with what they offer, folded; one line each, from the docstrings.
+    """The modules of each package with what others use of them, folded; one line each, from the docstrings.
 
-    The page rests on all these files, of which few are imported.
+    The page rests on all files of the package, of which few are imported, and on all chapters.
     """
+    files = [*PACKAGE.rglob("*.py"), *BOOK.glob("*.md")]
+    record_lookups([*(PACKAGE / group for group in GROUPS), *files])
+    used = {path: names_used(path.read_text(encoding="utf-8")) for path in files}
     parts = []
     for group in GROUPS:
-        record_lookups([PACKAGE / group, *(PACKAGE / group).glob("*.py")])
         for path in sorted((PACKAGE / group).glob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            if path.stem.startswith("__") or not (offered := public(tree)):
-                continue
             name = ".".join(("peftbook", *group.split("/"), path.stem))
-            parts.append(fold(name, name, first_line(tree), offered))
+            others = {one for other, names in used.items() if other != path for one in names}
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            if not path.stem.startswith("__") and (offered := public(tree, name, others)):
+                parts.append(fold(name, name, first_line(tree), offered))
     return Shown(joined(parts), "")
 
 
-def public(tree: ast.Module) -> list[tuple[str, str]]:
-    """Signature and first line of a module's figures and of the functions and classes that it names in __all__."""
-    names: set[str] = set()
+def names_used(code: str) -> set[str]:
+    """What code imports by its full name, and its words with a dot inside, which may be a module and what is in it."""
+    return imported_names(code) | set(re.findall(r"\b\w+\.\w+\b", code))
+
+
+def public(tree: ast.Module, module: str, used: Collection[str]) -> list[tuple[str, str]]:
+    """Signature and first line of a module's figures, and of the functions and classes that others use."""
+    stem, offers = module.rpartition(".")[2], []
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "__all__" for target in node.targets):
-            names = set(ast.literal_eval(node.value))
-    offers = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and (node.name in names or is_figure(node)):
-            offers.append((f"{node.name}({ast.unparse(node.args)})", first_line(node)))
-        elif isinstance(node, ast.ClassDef) and node.name in names:
-            offers.append((f"class {node.name}", first_line(node)))
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        if not used.isdisjoint((f"{module}.{node.name}", f"{stem}.{node.name}")) or is_figure(node):
+            signed = (
+                f"class {node.name}" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
+            )
+            offers.append((signed, first_line(node)))
     return offers
 
 
-def is_figure(function: ast.FunctionDef) -> bool:
+def is_figure(function: ast.FunctionDef | ast.ClassDef) -> bool:
     """Whether a function is registered by `@figure`."""
     return any(getattr(decorator, "id", "") == "figure" for decorator in function.decorator_list)
 

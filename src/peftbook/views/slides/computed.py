@@ -15,7 +15,17 @@ def gigabytes(method: str) -> str:
 
 
 def nf4_share(pick: Callable[[Any], float]) -> str:
-    return f"{100 * float(pick(quantisation.bin_shares(quantisation.nf4_levels(), 64))):.1f} %"
+    return f"{100 * float(pick(quantisation.bin_shares(quantisation.codebooks()['NF4'], 64))):.1f} %"
+
+
+def squared_error(book: str) -> str:
+    return f"{quantisation.mean_squared_error(quantisation.codebooks()[book], 64):.4f}"
+
+
+def stored_bits(double: bool) -> float:
+    from peftbook.scratch.double_quant import bits_per_parameter
+
+    return bits_per_parameter(64, double)
 
 
 def per_rank(targets: str) -> int:
@@ -47,16 +57,15 @@ COMPUTED: dict[str, Callable[[], str]] = {
     "nf4_share_least": lambda: nf4_share(lambda shares: shares.min()),
     "nf4_share_most": lambda: nf4_share(lambda shares: shares.max()),
     "equal_share": lambda: f"{100 / 16:.2f} %",
-    "bits_single": lambda: f"{quantisation.bits_per_parameter(64, False):.3g}",
-    "bits_double": lambda: f"{quantisation.bits_per_parameter(64, True):.3f}",
-    "nf4_error": lambda: f"{quantisation.mean_squared_error(quantisation.nf4_levels(), 64):.4f}",
-    "int4_error": lambda: f"{quantisation.mean_squared_error(quantisation.codebooks()['INT4'], 64):.4f}",
+    "bits_single": lambda: f"{stored_bits(False):.3g}",
+    "bits_double": lambda: f"{stored_bits(True):.3f}",
+    "nf4_error": lambda: squared_error("NF4"),
+    "int4_error": lambda: squared_error("INT4"),
     "shard_full_1": lambda: device_peak("Full", 1),
     "shard_lora_1": lambda: device_peak("LoRA", 1),
     "shard_qlora_1": lambda: device_peak("QLoRA", 1),
     "stack_litgpt_qlora": lambda: stack_peak("LitGPT"),
     "stack_trl_qlora": lambda: stack_peak("TRL, bf16 weights"),
     "shard_full_16": lambda: device_peak("Full", 16),
-    "shard_lora_16": lambda: device_peak("LoRA", 16),
     "shard_qlora_16": lambda: device_peak("QLoRA", 16),
 }
