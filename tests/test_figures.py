@@ -16,9 +16,6 @@ import pytest
 import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.ft2font import LoadFlags
-from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from peft import LoraConfig, get_peft_model
 from scipy import stats as oracle
@@ -118,15 +115,6 @@ def test_a_figure_brings_its_own_module_and_studies_alone():
     assert all(function.__name__ == name for name, function in figures.FIGURES.items())
     with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
         _ = figures.unheard_of
-
-
-def test_a_formula_is_laid_out_once_and_as_matplotlib_does():
-    """By whichever renderer it is asked for."""
-    font = FontProperties(size=style.SIZE)
-    first, again = (MathTextParser("path").parse("$10^{-3}$", 72, font) for _ in range(2))
-    alone = style.lay_out(MathTextParser("path"), "$10^{-3}$", 72, font, True, LoadFlags.NO_HINTING)
-    assert again is first and first[:3] == alone[:3] and first.rects == alone.rects
-    assert [(size, *where) for _, size, *where in first.glyphs] == [(size, *where) for _, size, *where in alone.glyphs]
 
 
 def test_a_title_says_no_more_than_the_records(store: Store, tmp_path: Path):

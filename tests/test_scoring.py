@@ -66,17 +66,6 @@ def test_scores_do_not_depend_on_batch_or_order():
     assert bertscore(PREDICTIONS, REFERENCES, batch_size=1) == pytest.approx(whole, abs=1e-5)
 
 
-def test_who_waits_for_a_score_hears_how_far_it_is_and_changes_no_bit():
-    """The encoder is counted, not called otherwise; different texts are read once, in batches; then nobody listens."""
-    told: list[tuple[int, int]] = []
-    texts, rights = [*PREDICTIONS, PREDICTIONS[0]], [*REFERENCES, [REFERENCES[0], "Another."]]
-    silent = bertscore(texts, rights, batch_size=4)
-    assert bertscore(texts, rights, batch_size=4, on_batch=lambda *now: told.append(now)) == silent
-    assert told == [(0, 11), (4, 11), (8, 11), (11, 11)]
-    bertscore(PREDICTIONS, REFERENCES, batch_size=4)
-    assert len(told) == 4
-
-
 def test_long_texts_are_cut_not_crashed():
     """The encoder has 512 positions; a runaway generation must not stop an evaluation."""
     (score,) = bertscore(["word " * 3000], ["word"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,22 +121,9 @@ def run_one(args: argparse.Namespace) -> int:
         print(f"Run {run.key[:12]} is cached: {path}")
         return 0
     folder = Path(tempfile.mkdtemp(prefix="peftbook-rerun-")) if args.again else None  # no shipped record is replaced
-    if slow := slow_here(run, store):
-        print(slow, file=sys.stderr)
     ok, message = run_subprocess(run, folder=folder, show=True, processes=args.processes, strategy=args.strategy)
     print(message or f"Run {run.key[:12]} is done{f': its record is in {folder}' if folder else ''}.")
     return 0 if ok else 1
-
-
-def slow_here(run, store) -> str:
-    """That a run takes far longer here than on the machines of the records, in a sentence; else empty."""
-    from peftbook.runtime.durations import Estimates, predicted_here
-    from peftbook.runtime.threads import best_threads
-
-    estimates = Estimates()
-    estimates.read(store)
-    estimates.foresee([run], lambda specs: predicted_here(specs, best_threads()))
-    return estimates.slow_words(run)
 
 
 def store_on(platform: str, *, to_run: bool = False):

@@ -7,14 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from peftbook.core.progress import duration
 from peftbook.core.records import Record, Store
 from peftbook.core.specs import Probe, Run
 from peftbook.runtime.hardware import cpu_model
 from peftbook.runtime.precision import products_here
 from peftbook.runtime.processes import run_child
-
-SLOW = 10.0  # times as long as on the book's machines, from which a run says so before it starts
 
 Spec = Run | Probe
 Predict = Callable[[Sequence[Spec]], Sequence[float | None]]
@@ -56,16 +53,6 @@ class Estimates:
             if seen := known.get(name):
                 return statistics.median(seen)
         return None
-
-    def slow_words(self, spec: Spec) -> str:
-        """A sentence if a run takes far longer here than on the machines of the records of its kind; else empty."""
-        here, there = self.of(spec), statistics.median(self.elsewhere.get(kind_of_work(spec)) or [0.0])
-        if not here or not there or here < SLOW * there:
-            return ""
-        return (
-            f"This takes about {duration(here)} here and took {duration(there)} on the machine of the book's records: "
-            "`peftbook doctor` says what this machine has."
-        )
 
     def foresee(self, specs: Sequence[Spec], predict: Predict) -> None:
         """Predict one run of each kind that has neither a duration nor a prediction.

@@ -259,8 +259,6 @@ def run_studies(
                 queue.tried.add(spec.key)
                 queue.waiting.remove(spec)
                 queue.say(f"start [{queue.done}/{queue.known}] {name_of(spec)}")
-                if slow := queue.estimates.slow_words(spec):
-                    queue.say(f"SLOW  {slow}")
                 threads = cores() if spec.purpose == "timing" else best_threads(max(1, cores() // workers))
                 running[pool.submit(compute, spec, threads)] = spec, time.monotonic()
             if not running:

@@ -422,7 +422,7 @@ def score_texts(texts: list[str], examples: Sequence[TaskExample], task: TaskDat
         scores["exact_match"] = metrics.exact_match(texts, answers)
     if "bertscore" in task.metrics:
         phases("bertscore")
-        scores["bertscore_f1"] = bertscore(texts, answers, on_batch=functools.partial(phases, "bertscore"))
+        scores["bertscore_f1"] = bertscore(texts, answers)
         out["metrics_info"]["bertscore"] = embedded_encoder()
     if task.judge is not None:
         phases("scoring texts")

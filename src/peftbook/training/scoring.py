@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +40,10 @@ def scorer():
     )
 
 
-def bertscore(
-    predictions: Sequence[str],
-    references: Sequence[Reference],
-    *,
-    batch_size: int = 64,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> list[float]:
+def bertscore(predictions: Sequence[str], references: Sequence[Reference], *, batch_size: int = 64) -> list[float]:
     """BERTScore F1 of every pair, raw (not rescaled), with the embedded encoder; the best of several references.
 
-    An empty prediction scores 0. on_batch: is told how many of the different texts the encoder has read, of how many.
+    An empty prediction scores 0.
 
     R = mean over reference tokens of the best cosine with a prediction token, P the reverse, F1 = 2PR / (P + R).
     Source: Zhang et al. 2020, arXiv:1904.09675, section 3; no idf weights.
@@ -61,34 +54,9 @@ def bertscore(
     kept = [i for i, (text, right) in enumerate(zip(predictions, known, strict=True)) if text.strip() and right]
     if kept:
         texts, rights = [predictions[i] for i in kept], [known[i] for i in kept]
-        different = len({*texts, *(text for right in rights for text in right)})
-        with warnings.catch_warnings(), report_batches(scorer()._model, different, on_batch):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, _, f1 = scorer().score(texts, rights, batch_size=batch_size)
         for index, value in zip(kept, f1.tolist(), strict=True):
             scores[index] = value
     return scores
-
-
-@contextlib.contextmanager
-def report_batches(encoder, total: int, on_batch: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Tell how many texts an encoder has read, of how many, after each of its batches.
-
-    bert_score sorts all texts and reads each once; to give it a part at a time would change batches and last bits.
-    """
-    if on_batch is None:
-        yield
-        return
-    done = 0
-
-    def count(_, ids, __) -> None:
-        nonlocal done
-        done += len(ids[0])
-        on_batch(done, total)
-
-    on_batch(0, total)
-    hook = encoder.register_forward_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()

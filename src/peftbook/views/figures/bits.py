@@ -13,12 +13,10 @@ from matplotlib.figure import Figure
 
 from peftbook.core import specs
 from peftbook.core.records import Store
-from peftbook.evidence.chart import Chart
 from peftbook.evidence.results import quantity
 from peftbook.methods.qlora import QLoRA
 from peftbook.studies import codebooks, double_quant, qlora_width, recovery, weight_error
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import measured_series
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -215,17 +213,6 @@ def recovery_gaps(store: Store) -> Figure:
     mark_key(figure, panels[0], marks)
     word = "{recovery.smollm2_nf4_minus_lora_loss;ahead of|not separable from|behind}"
     return finding(figure, f"After tuning SmolLM2, NF4 is {word} 16 bits", store)
-
-
-def recovered(store: Store) -> Chart:
-    """Test loss above that of the 16-bit base, before and after tuning, small Llama."""
-    bits = {"nf4": "NF4", "fp4": "FP4", "int4": "INT4", "nf2": "NF2"}
-    before, after = "recovery.small_{}_before_minus_before_loss", "recovery.small_{}_minus_lora_loss"
-    series = [
-        measured_series(label, map(name.format, bits), store, look)
-        for label, name, look in (("before tuning", before, "untuned"), ("after tuning", after, "qlora"))
-    ]
-    return Chart(series, "", f"Loss above 16 bits, {LOSS}", list(bits.values()), number_format="0.00")
 
 
 def gaps(source: str) -> dict[str, str]:

@@ -132,9 +132,6 @@ def draw_token(axes: Axes, left: float, bottom: float, text: str, kind: str) -> 
     return breadth(text)
 
 
-# A chat of two questions as the tokeniser of SmolLM2 splits it, one line a turn: role, content.
-
-
 # --- truncation --------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
 from peftbook.studies import benchmark, data_size, learning_rate, prompt_design
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import differences, rate_chart
+from peftbook.views.figures.charts import differences
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -221,7 +221,17 @@ def best_rates(store: Store) -> Chart:
         shown = {rate: loss for rate, loss in sorted(curves[arm].items()) if loss <= lowest + CAP}
         series.append(Series(label, list(shown.values()), look, list(shown)))
     y_range = (math.floor(lowest * 10) / 10, math.ceil((lowest + CAP) * 10) / 10)
-    return rate_chart(series, LOSS, y_range, (1e-6, 0.1))
+    series.sort(key=lambda one: -len(one.x))  # LibreOffice drops points after a shorter series
+    return Chart(
+        series,
+        "Learning rate",
+        f"Validation loss, {LOSS}",
+        log={"x": 10},
+        y_range=y_range,
+        number_format="0.0",
+        x_format="0E+0",
+        x_range=(1e-6, 0.1),
+    )
 
 
 # Prompts.
@@ -311,22 +321,3 @@ def examples_needed(store: Store) -> Figure:
     for axes, found in zip(panels, ends, strict=True):
         label_points(axes, found, column=0.85)
     return figure
-
-
-def example_differences(store: Store) -> Chart:
-    """Test loss minus LoRA's against the number of training examples, paired, with 95 % intervals."""
-    series = []
-    for arm in ("prompt", "full"):
-        found = [each.difference(arm, "lora", "loss_nats", store) for each in data_size.COMPARISONS.values()]
-        values, spread = [one.mean for one in found], [(one.low, one.high) for one in found]
-        x = [float(size) for size in data_size.SIZES]
-        series.append(Series(f"{arm_looks()[arm].label} − LoRA", values, arm, x, spread))
-    return Chart(
-        series,
-        "Training examples, one token budget",
-        f"Test loss − LoRA's, {LOSS}",
-        log={"x": 10},
-        number_format="0.0",
-        x_format="#,##0",
-        x_range=(10, 10_000),
-    )

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from peftbook.evidence.chart import Chart, Series
 from peftbook.memory import SHAPES, DecoderShape
 from peftbook.methods import arm_looks, get
 from peftbook.methods.adapter import Adapter
@@ -59,7 +58,6 @@ MEMBERS = {
     "subspace": Member("Subspace", "lora", "*", "n = 200"),
     "bias": Member("BitFit", "qlora", "d"),
 }
-SHORT_NUMBERS = '[>=1000000000]0,,," bn";[>=1000000]0,," M";#,##0'
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B"}
 
 
@@ -131,27 +129,6 @@ def numbers_by_method() -> Figure:
     axes.set(xscale="log", xlabel="Trained numbers", xlim=(40, 4e12), xticks=[10**power for power in (2, 4, 6, 8, 10)])
     lora, prompt = (share_text(counts["llama-2-7b"][one] / counts["llama-2-7b"]["full"]) for one in ("lora", "prompt"))
     return finding(figure, f"LoRA trains {lora} of Llama-2-7B, a prompt of 20 tokens {prompt}")
-
-
-def trained_numbers() -> Chart:
-    """Numbers that each method trains on Llama-2-7B."""
-    counts = trained_parameters(SHAPES["llama-2-7b"])
-    shown = {name: one for name, one in MEMBERS.items() if counts[name] and name not in ("dora", "adalora")}
-    shown = dict(sorted(shown.items(), key=lambda item: -counts[item[0]]))
-    labels = [f"{one.name}: {counts[name]:,}" for name, one in shown.items()]
-    series = Series("Trained numbers", [float(counts[name]) for name in shown], "lora")
-    return Chart(
-        [series],
-        "",
-        "Trained numbers of Llama-2-7B",
-        labels,
-        log={"y": 10},
-        y_range=(100, 1e10),
-        horizontal=True,
-        number_format=SHORT_NUMBERS,
-        gap=35,
-        point_looks=[one.tone for one in shown.values()],
-    )
 
 
 def share_text(share: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.core.records import Record, Store
-from peftbook.evidence.chart import Chart, Series
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 from peftbook.studies import memory_elsewhere as elsewhere
 from peftbook.views.figures import figure
@@ -138,27 +136,6 @@ def step_peaks(store: Store) -> Figure:
 def peak_errors(store: Store) -> dict[str, Ratios]:
     """Of each half of the configurations: measured peak in MB, and predicted over measured."""
     return joined(activations.by_half(activations.peak_probe, store), "peak_bytes", 1e6, activations.peaks)
-
-
-def predicted_peaks(store: Store) -> Chart:
-    """Error of the computed peak against the measured one, a point a configuration."""
-    halves = peak_errors(store)
-    series = [
-        Series(label, [100 * (ratio - 1) for _, ratio in halves[half]], look, [x for x, _ in halves[half]], line=False)
-        for half, label, look in (("held-out", "held out", "lora"), ("open", "seen while it was written", "untuned"))
-    ]
-    errors = [error for one in series for error in one.values]
-    y_range = (4 * math.floor(min(errors) / 4), 4 * math.ceil(max(errors) / 4))
-    return Chart(
-        series,
-        "Measured peak beyond weights and optimiser, MB",
-        "Predicted − measured, %",
-        log={"x": 10},
-        number_format="0",
-        x_format="#,##0",
-        x_range=(1, 100),
-        y_range=y_range,
-    )
 
 
 @figure

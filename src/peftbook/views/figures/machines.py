@@ -52,9 +52,6 @@ def time_by_workers(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.74)
 
 
-# Time that each takes, in forward passes of a layer: in the drawing the wire is a little faster than the layers.
-
-
 def device_peaks() -> Chart:
     """Peak on each device for Llama-2-70B in shards."""
     devices = [float(count) for count in DEVICES]

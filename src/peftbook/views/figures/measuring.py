@@ -91,8 +91,8 @@ def paired_intervals(store: Store) -> Figure:
         draw_margin(axes, -margin, margin, 0)
         for at, pair in enumerate(PAIRS):
             one, two = (methods.final_records(arm, store) for arm in pair)
-            tables, weights = [comparison.table(arm, column) for arm in (one, two)], comparison.weights(one, column)
-            alone = unpaired_interval(*tables, weights, methods.groups())
+            first, second = (comparison.table(arm, column) for arm in (one, two))
+            alone = unpaired_interval(first, second, comparison.weights(one, column), methods.groups())
             together = methods.paired(one, two, column)
             narrower += [alone.half95 / together.half95] if pair == ("lora", "full") else []
             draw_interval(axes, at + 0.18, interval_row("", alone, tone="untuned", marker="s", hollow=True))

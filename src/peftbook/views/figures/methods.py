@@ -13,14 +13,11 @@ from scipy.stats import spearmanr
 
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
-from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.comparison import table
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import rate_chart
 from peftbook.views.figures.parts import (
-    LOSS,
     SCORES,
     ForestRow,
     draw_rows,
@@ -144,18 +141,6 @@ def learning_rate_curves(store: Store) -> Figure:
     return finding(figure, f"Best rates are {', '.join(best_rates)}", store)
 
 
-def learning_rates(store: Store) -> Chart:
-    """Validation loss against learning rate; diverged runs are left out."""
-    series = []
-    for arm in methods.ARMS:
-        points = [pair for pair in zip(*sweep_points(arm, store), strict=True) if math.isfinite(pair[1])]
-        series.append(Series(arm_looks()[arm].label, [y for _, y in points], arm, [x for x, _ in points]))
-    values = [value for one in series for value in one.values]
-    low, high = min(values), min(max(values), min(values) + CAP)
-    y_range = (math.floor(low * 10) / 10 - 0.1, math.ceil(high * 10) / 10)
-    return rate_chart(series, LOSS, y_range, (1e-5, 1.0))
-
-
 def loss_curves(arm: str, store: Store) -> tuple[list[list[float]], list[float]]:
     """Training losses of the arm's final runs, and their mean over seeds, as far as all go, smoothed."""
     curves = [record.curve["train_loss_nats"] for record in methods.final_records(arm, store)]
@@ -179,24 +164,6 @@ def training_loss(store: Store) -> Figure:
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
     half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for _, mean in found.values()) + 1
     return finding(figure, f"Half of each method's fall in training loss is over by step {half}")
-
-
-def training_curves(store: Store) -> Chart:
-    """Training loss of the final runs, mean over seeds, smoothed over nine steps."""
-    series = []
-    for arm in methods.ARMS:
-        smoothed = [round(value, 4) for value in loss_curves(arm, store)[1]]
-        steps = [float(step) for step in range(1, len(smoothed) + 1)]
-        series.append(Series(arm_looks()[arm].label, smoothed, arm, steps, marks=False))
-    low = math.floor(min(min(one.values) for one in series) * 2) / 2
-    return Chart(
-        series,
-        "Optimiser step (batch of 8)",
-        f"Training loss, {LOSS}",
-        number_format="0.0",
-        y_range=(low, None),
-        x_range=(0, None),
-    )
 
 
 @figure
@@ -249,27 +216,6 @@ def paired_histogram(store: Store, first: str, second: str) -> Figure:
         figure,
         f"{NAMED[first]} is better on {share:.0f} % of the examples and on average {word} {NAMED[second]}",
         store,
-    )
-
-
-def difference_histogram(store: Store) -> Chart:
-    """How many test examples have which difference in loss, LoRA minus full, averaged over seeds."""
-    found = example_differences(*(methods.final_records(arm, store) for arm in ("lora", "full")))
-    half = math.ceil(float(np.quantile(np.abs(found), 0.98)) * 10) / 10
-    edges = np.linspace(-half, half, 13)
-    counts, _ = np.histogram(np.clip(found, -half, half), edges)
-    middles = [f"{100 * one:+.0f}".replace("-", "−") for one in (edges[1:] + edges[:-1]) / 2]
-    series = Series("Test examples", [float(count) for count in counts], "lora")
-    looks = ["lora" if edge < 0 else "full" for edge in edges[:-1]]
-    return Chart(
-        [series],
-        "LoRA − full, hundredths of a nat per token",
-        "Test examples",
-        middles,
-        y_range=(0, None),
-        number_format="0",
-        gap=4,
-        point_looks=looks,
     )
 
 

@@ -32,13 +32,8 @@ from peftbook.views.figures.parts import (
 )
 from peftbook.views.figures.style import canvas, colour, finding, tag
 
-# Medians of the SQL task's training rows in tokens of SmolLM2's tokeniser; the end of turn is part of the query.
-LIMIT = 64
+LIMIT = 64  # tokens of a row
 NOTEBOOK_RATE = 3e-2
-
-
-# --- what a cut leaves -------------------------------------------------------------------------------------------
-
 
 # --- scores of systems that learnt nothing -----------------------------------------------------------------------
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbook.evidence.chart import Chart, Series
 from peftbook.methods.prompt import PromptTuning
 from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
-from peftbook.views.figures.lora import HIDDEN, SMOLLM2, TARGETS, parameters_per_rank
+from peftbook.views.figures.lora import HIDDEN, SMOLLM2
 from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade
 
 
@@ -67,22 +66,3 @@ def draw_vector(axes: Axes, at: int, tone: str, text: str) -> None:
     rounded(axes, LEFT + at * CELL + 0.035, 0.72, CELL - 0.07, TALL, facecolor=face, edgecolor=colour(tone))
     say(axes, x, 0.72 + TALL / 2, text, "paper" if soft else "ink", fontsize=SIZE if soft else SIZE - 2)
     wire(axes, (x, 1.36), (x, 1.72))
-
-
-def length_counts() -> Chart:
-    """Trained numbers against virtual tokens, beside two adapters of the same model."""
-    lengths = [1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0]
-    series = [Series("Soft prompt", [float(prompt_parameters(int(n))) for n in lengths], "prompt", lengths)]
-    for name, rank, look in (("q and v", 1, "qlora"), ("all linear", 16, "lora")):
-        count = float(rank * parameters_per_rank(TARGETS[name]))
-        series.append(Series(f"LoRA, {name}, r = {rank}", [count] * 2, look, [1.0, 200.0], marks=False))
-    return Chart(
-        series,
-        "Virtual tokens",
-        "Trained numbers",
-        log={"x": 10, "y": 10},
-        number_format="#,##0",
-        x_format="0",
-        x_range=(1, 1000),
-        y_range=(100, 1e7),
-    )

@@ -16,14 +16,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
-from peftbook.evidence.chart import Chart
 from peftbook.evidence.results import quantity, study_quantities
 from peftbook.memory import SHAPES, Configuration, Setup, training_step
 from peftbook.memory.time_model import Rates, step_seconds
 from peftbook.studies import activations, memory, merging, recovery, survival
 from peftbook.studies import step_seconds as measured_steps
 from peftbook.views.figures import figure
-from peftbook.views.figures.charts import forest
 from peftbook.views.figures.parts import (
     SMALL,
     as_row,
@@ -155,15 +153,6 @@ def requantised_gains(store: Store) -> Figure:
     small, other = (f"{{requantised.{model}_nf4_requantised_lost;value}}" for model in models)
     text = f"Quantising to NF4 again loses {small} of the gain on the small Llama, {other} on SmolLM2"
     return finding(figure, text, store)
-
-
-def requantised(store: Store) -> Chart:
-    """Share of the adapter's gain that is lost when the merged model is quantised again."""
-    cases = {"small_nf4": ("small Llama, NF4", "lora"), "small_nf2": ("small Llama, NF2", "qlora"),
-             "smollm2_nf4": ("SmolLM2 *, NF4", "untuned")}  # fmt: skip
-    name = "requantised.{}_requantised_lost"
-    rows = [(label, look, quantity(name.format(case), store)) for case, (label, look) in cases.items()]
-    return forest(rows, "Share of the gain that is lost, %", 1, "0", "%")
 
 
 @figure

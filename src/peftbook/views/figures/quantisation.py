@@ -190,27 +190,6 @@ def error_against_bits(block: int = 64) -> Figure:
     return labelled(figure, text, axes, ends, column=0.66, gap=15)
 
 
-def stored_bits() -> Chart:
-    """Bits of a stored weight against block size, with 32-bit and with doubly quantised constants."""
-    from peftbook.scratch.double_quant import bits_per_parameter
-
-    blocks = [16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
-    series = [
-        Series(label, [bits_per_parameter(int(block), double) for block in blocks], look, blocks)
-        for double, label, look in ((False, "32-bit scales", "qlora"), (True, "double quantisation", "lora"))
-    ]
-    return Chart(
-        series,
-        BLOCK_AXIS,
-        "Bits per stored weight",
-        log={"x": 2},
-        number_format="0.0",
-        x_format="0",
-        x_range=(16, 512),
-        y_range=(4, 6),
-    )
-
-
 EDGES = (1.62, 5.6)  # of the three rows, in inches
 TOPS = (2.98, 1.8, 0.76)  # where they stand
 HEADS = (("Weights", "a block"), ("÷ largest", "nearest level"), ("Stored", "4-bit codes"))

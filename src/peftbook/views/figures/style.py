@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.mathtext import MathTextParser
 
 from peftbook.core.records import Store
 from peftbook.methods import arm_looks
@@ -37,22 +36,6 @@ LETTERS = 8.0  # of a title, an inch
 _MODE: ContextVar[Mode] = ContextVar("mode", default="light")
 _DARK: ContextVar[dict[str, set[str]]] = ContextVar("dark", default={})  # noqa: B039 — what nobody asks for
 HEX = re.compile(rb"#[0-9a-f]{6}\b")
-PARSER: Any = MathTextParser  # its method for one text with formulas has no public name
-PARSERS = {"vector": PARSER("path"), "raster": PARSER("agg")}
-lay_out = PARSER._parse_cached.__wrapped__
-
-
-@functools.lru_cache(maxsize=4096)
-def laid_out(kind: str, *settings: Any) -> Any:
-    """A text with formulas, laid out once for all drawings.
-
-    matplotlib keeps 50 texts for each of its renderers, of which a drawing has several, so that the 10⁻³ of an axis is
-    parsed again and again: a third of the time of all figures.
-    """
-    return lay_out(PARSERS[kind], *settings)
-
-
-PARSER._parse_cached = lambda self, *settings: laid_out(self._output_type, *settings)
 
 
 def rc(mode: Mode) -> dict[str, Any]:

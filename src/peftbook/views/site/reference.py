@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from markupsafe import Markup
 
@@ -89,7 +89,7 @@ def names_used(code: str) -> set[str]:
     return imported_names(code) | set(re.findall(r"\b\w+\.\w+\b", code))
 
 
-def public(tree: ast.Module, module: str, used: Collection[str]) -> list[tuple[str, str]]:
+def public(tree: ast.Module, module: str, used: set[str]) -> list[tuple[str, str]]:
     """Signature and first line of a module's figures, and of the functions and classes that others use."""
     stem, offers = module.rpartition(".")[2], []
     for node in tree.body:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from peftbook.memory import SHAPES, training_step
-from peftbook.views.figures import costs, fit, lora, machines, prompt, quantisation
+from peftbook.views.figures import costs, fit, lora, machines, quantisation
 
 
 def gigabytes(method: str) -> str:
@@ -49,9 +49,6 @@ COMPUTED: dict[str, Callable[[], str]] = {
     "state_qlora_7b": lambda: gigabytes("qlora"),
     "lora_r16_parameters": lambda: f"{16 * per_rank('all linear'):,}",
     "lora_r16_percent": lambda: f"{1600 * per_rank('all linear') / lora.SMOLLM2.parameters:.1f} %",
-    "lora_qv_r1_parameters": lambda: f"{per_rank('q and v'):,}",
-    "prompt_20_parameters": lambda: f"{prompt.prompt_parameters(20):,}",
-    "prompt_tokens_of_lora_qv_r1": lambda: f"{per_rank('q and v') // prompt.prompt_parameters(1)}",
     "all_over_qv": lambda: f"{per_rank('all linear') / per_rank('q and v'):.1f}",
     "matrix_percent": lambda: f"{100 * 16 * 2 / 576:.1f} %",
     "nf4_share_least": lambda: nf4_share(lambda shares: shares.min()),

@@ -140,7 +140,7 @@ def format_bars(native: Any, chart: Chart) -> None:
         for index in series._element.xpath("c:dPt/c:idx"):
             index.addnext(etree.Element(qn("c:invertIfNegative"), val="0"))  # else negative bars lose their colour
         if ours.spread:
-            add_error_bars(series._element, ours, "c:cat", upwards)
+            add_error_bars(series._element, ours, upwards)
 
 
 def paint(target: Any, colour: str, *, light: bool) -> None:
@@ -151,13 +151,12 @@ def paint(target: Any, colour: str, *, light: bool) -> None:
         target.line.color.rgb, target.line.width = rgb(colour), Pt(1.5)
 
 
-def add_error_bars(element: Any, series: Series, before: str, order: int = 1) -> None:
+def add_error_bars(element: Any, series: Series, order: int) -> None:
     """Custom error bars from the interval of each value; the ends are stored as distances. order: −1 from the last."""
     plus = [high - value for value, (_, high) in zip(series.values, series.spread, strict=True)][::order]
     minus = [value - low for value, (low, _) in zip(series.values, series.spread, strict=True)][::order]
     bars = etree.Element(qn("c:errBars"))
-    settings = [("errBarType", "both"), ("errValType", "cust"), ("noEndCap", "0")]
-    for tag, setting in [("errDir", "y")] * (before == "c:xVal") + settings:
+    for tag, setting in (("errBarType", "both"), ("errValType", "cust"), ("noEndCap", "0")):
         etree.SubElement(bars, qn(f"c:{tag}"), val=setting)
     for tag, values in (("plus", plus), ("minus", minus)):
         literal = etree.SubElement(etree.SubElement(bars, qn(f"c:{tag}")), qn("c:numLit"))
@@ -170,7 +169,7 @@ def add_error_bars(element: Any, series: Series, before: str, order: int = 1) ->
     line = etree.SubElement(shape, qn("a:ln"), w=str(Pt(2)))
     solid = etree.SubElement(line, qn("a:solidFill"))
     etree.SubElement(solid, qn("a:srgbClr"), val=INK[1:].upper())
-    element.find(qn(before)).addprevious(bars)
+    element.find(qn("c:cat")).addprevious(bars)
 
 
 def format_lines(native: Any, chart: Chart) -> None:
@@ -179,16 +178,11 @@ def format_lines(native: Any, chart: Chart) -> None:
         look = arm_looks()[ours.look]
         series.smooth = False
         line = series.format.line
-        if ours.line:
-            line.color.rgb, line.width, line.dash_style = rgb(look.light), Pt(2.75), DASHES[look.line]
-        else:
-            line.fill.background()
-        if ours.spread:
-            add_error_bars(series._element, ours, "c:xVal")
+        line.color.rgb, line.width, line.dash_style = rgb(look.light), Pt(2.75), DASHES[look.line]
         if not ours.marks:
             series.marker.style = XL_MARKER_STYLE.NONE
             continue
-        series.marker.style, series.marker.size = MARKERS[look.marker], 10 if ours.line else 7
+        series.marker.style, series.marker.size = MARKERS[look.marker], 10
         series.marker.format.fill.solid()
         series.marker.format.fill.fore_color.rgb = rgb(look.light)
         series.marker.format.line.color.rgb = rgb(PAPER["light"])
