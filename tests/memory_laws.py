@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import random_models
 import torch
 from tiny import first_step
 from torch.utils import flop_counter
@@ -17,7 +18,7 @@ from peftbook.training.probes import memory as probes
 
 def subject(shape: DecoderShape, setup: Setup) -> tuple[random_model.Subject, torch.Tensor]:
     """A random model, and a batch for it."""
-    return random_model.subject(shape, setup, 0), random_model.random_ids(shape, setup, 0)
+    return random_models.subject(shape, setup), random_model.random_ids(shape, setup, 0)
 
 
 def assert_kept(shape: DecoderShape, setup: Setup) -> None:

@@ -160,16 +160,6 @@ def test_a_formula_keeps_the_punctuation_that_touches_it():
     assert paragraph.astext() == "see x y z"
 
 
-def test_no_heading_breaks_inside_a_compound():
-    """Words are held together, addresses and paragraphs are left alone."""
-    from peftbook.views.site.theme import keep_compounds
-
-    link, paragraph = '<a href="#why-fine-tune" title="x">#</a>', "<p>fine-tuning</p>"
-    context = {"body": f"<h2>Why fine-tune?{link}</h2>{paragraph}"}
-    keep_compounds(None, "page", "page.html", context, None)
-    assert context["body"] == f'<h2>Why <span class="unbroken">fine-tune?</span>{link}</h2>{paragraph}'
-
-
 def test_tex_becomes_html_and_mathml():
     """Screen readers get MathML, eyes get HTML, and no script is needed."""
     html = render_tex(r"\frac{\alpha}{r} B A x", display=True, script=ROOT / "book/assets/katex/katex.min.js")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import random_models
 import torch
 from tiny import first_step
 from torch.nn import functional
@@ -19,7 +20,7 @@ SHAPE = DecoderShape(layers=3, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=81
 CPU = Setup(rank=4, seq=256, device="cpu")
 
 
-class Elsewhere(random_model.Subject):
+class Elsewhere(random_models.Subject):
     """A step with the loss of another library."""
 
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
@@ -149,8 +150,8 @@ WAYS = {
 
 
 def elsewhere(shape: DecoderShape, setup: Setup) -> tuple[Elsewhere, torch.Tensor]:
-    made = random_model.subject(shape, setup, 0)
-    return Elsewhere(made.model, made.optimizer, setup, made.held), random_model.random_ids(shape, setup, 0)
+    made = random_models.subject(shape, setup)
+    return Elsewhere(made.model, made.optimizer, setup), random_model.random_ids(shape, setup, 0)
 
 
 @pytest.mark.parametrize("logits", LOSSES)

@@ -93,6 +93,15 @@ def test_a_quantised_model_is_what_qlora_trains():
     assert len(rest) == 2 * TINY.layers + 2  # gains of the norms, and embedding and head in one
 
 
+@pytest.mark.parametrize(
+    "given", [{"labels": 3}, {"optimiser": "sgd"}, {"quantised": "int8"}], ids=lambda given: next(iter(given))
+)
+def test_what_is_counted_alone_is_not_run(given):
+    """A record cannot claim to have measured a set-up that its model does not follow."""
+    with pytest.raises(InputError, match=f"{next(iter(given))} .* is counted, not run"):
+        subject(TINY, replace(STEP, **given), 0)
+
+
 def test_a_step_learns():
     """A step that is measured is a real one: trained on one row, the loss falls, over either base."""
     ids = random_ids(TINY, STEP, seed=0)

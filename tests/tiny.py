@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import random_models
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -220,6 +221,6 @@ def made_once(configurations: Mapping[str, Configuration]) -> Made:
     @functools.cache
     def of(name: str) -> tuple[Configuration, random_model.Subject, torch.Tensor]:
         one = configurations[name]
-        return one, random_model.subject(one.shape, one.setup, 0), random_model.random_ids(one.shape, one.setup, 0)
+        return one, random_models.subject(one.shape, one.setup), random_model.random_ids(one.shape, one.setup, 0)
 
     return of

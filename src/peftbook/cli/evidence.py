@@ -192,7 +192,7 @@ def claim_row(claim: Claim, platform: str) -> dict:
     """A claim as plain values; the effect is null until it is known."""
     from peftbook.evidence.decidable import bound
 
-    study, effect = claim.study, claim.effect
+    study, effect, of_effect = claim.study, claim.effect, ("value", "low", "high", "unit", "seeds", "n", "runs")
     return {
         "study": study.name,
         "claim": study.claim,
@@ -201,24 +201,10 @@ def claim_row(claim: Claim, platform: str) -> dict:
         "verdict": claim.verdict.outcome,
         "evidence": claim.verdict.sentence,
         "bound": bound(claim),
-        "effect": None
-        if effect is None
-        else {
-            "name": claim.name,
-            "value": effect.value,
-            "low": effect.low,
-            "high": effect.high,
-            "unit": effect.unit,
-            "seeds": effect.seeds,
-            "n": effect.n,
-            "runs": list(effect.runs),
+        "effect": effect and {"name": claim.name, **{name: getattr(effect, name) for name in of_effect}},
+        **{
+            name: getattr(study, name) for name in ("refuted_if", "does_not_show", "regime", "own", "others", "chapter")
         },
-        "refuted_if": study.refuted_if,
-        "does_not_show": study.does_not_show,
-        "regime": study.regime,
-        "own": study.own,
-        "others": study.others,
-        "chapter": study.chapter,
         "runs": claim.runs,
         "missing": claim.missing,
         "command": command_for(study.name, platform),

@@ -23,7 +23,7 @@ from peftbook.runtime.threads import best_threads
 from peftbook.tasks import task_spec
 
 MACHINES = DATA / "machines"  # what `peftbook doctor --json` said on the machines of the book; the first made the runs
-TASK, TOKENS, RATE = "docstrings", 6_000, 1e-4  # of the training whose speed is predicted
+TASK, TOKENS, RATE = "docstrings", 6_606, 1e-4  # of the training whose speed is predicted: seven batches
 PROGRAMS = {"chromium": "make pdf, make audit", "soffice": "the deck's handout", "node": "make audit"}
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -116,27 +116,15 @@ def tokens_per_second() -> dict[str, float]:
 
     Empty if the machine's rates are unknown and it is busy: rates measured now would be wrong, and cached.
     """
-    from peftbook.memory import read_shape
-    from peftbook.runtime.resources import training_setup
-    from peftbook.tasks import get_task
-    from peftbook.training.calibration import known_rates, machine_rates
-    from peftbook.training.encode import batch_plan, encode_training
-    from peftbook.training.estimate import training_seconds
-    from peftbook.training.models import load_tokenizer, resolve
+    from peftbook.training.calibration import known_rates
+    from peftbook.training.estimate import estimate
 
     if known_rates("cpu") is None and not is_idle():
         return {}
-    budget = specs.Budget(tokens=TOKENS, learning_rate=RATE, train_examples=200)
-    model, dtype, speeds = specs.Model(), chosen_dtype(), {}
-    source, revision = resolve(model)
-    data = encode_training(load_tokenizer(source, revision), get_task(TASK), budget)
-    plan = batch_plan([len(example.ids) for example in data], budget.batch_size, budget.tokens, seed=0)
-    batches = [[data[index] for index in batch] for batch in plan]
-    tokens = sum(len(example.ids) for batch in batches for example in batch)
-    shape, rates = read_shape(source), machine_rates("cpu")
+    budget, speeds = specs.Budget(tokens=TOKENS, learning_rate=RATE, train_examples=200), {}
     for method in filter(lambda method: method.trains, usual().values()):
-        run = specs.Run(model=model, task=task_spec(TASK), method=method, budget=budget, dtype=dtype)  # type: ignore
-        speeds[method.kind] = tokens / training_seconds(shape, training_setup(run, shape), rates, batches)
+        run = specs.Run(task=task_spec(TASK), method=method, budget=budget, dtype=chosen_dtype())  # type: ignore
+        speeds[method.kind] = TOKENS / estimate(run)["train"]
     return speeds
 
 

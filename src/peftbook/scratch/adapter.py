@@ -38,8 +38,3 @@ def add_adapters(model: nn.Module, width: int, targets: tuple[str, ...] = ("o_pr
         adapter = BottleneckAdapter(linear, width).to(linear.weight.device)
         replace_module(model, name, adapter)
     return model
-
-
-def adapter_parameters(width: int, hidden: int, layers: int) -> int:
-    """Trainable values: two adapters a layer, each 2 · width · hidden weights, width + hidden biases."""
-    return layers * 2 * (2 * width * hidden + width + hidden)

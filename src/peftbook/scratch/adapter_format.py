@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from peftbook.scratch.lora import LoRALinear, load_lora_state, lora_state, replace_module
-from peftbook.scratch.prompt import SoftPrompt
 
 PREFIX = "base_model.model."  # peft wraps the model twice: PeftModel.base_model (LoraModel) .model
 
@@ -47,9 +46,12 @@ def export_lora(model: nn.Module, folder: Path, base_name: str = "") -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": list(layers),  # full names: a last part alone would also match layers that have no LoRA
+        "base_model_name_or_path": base_name,
     }
-    tensors = {f"{PREFIX}{name[:-1]}lora_{name[-1]}.weight": t for name, t in lora_state(model).items()}
-    _write(folder, config | {"base_model_name_or_path": base_name}, tensors)
+    tensors = {f"{PREFIX}{name[:-1]}lora_{name[-1]}.weight": t.contiguous() for name, t in lora_state(model).items()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(tensors, Path(folder) / "adapter_model.safetensors")
 
 
 def load_lora(model: nn.Module, folder: Path) -> list[str]:
@@ -85,23 +87,3 @@ def _require_plain(config: dict, others: list[str]) -> None:
         raise ValueError(f"init_lora_weights {config['init_lora_weights']} may need another base weight.")
     if used := [key for key in UNSUPPORTED if config.get(key)] + others:
         raise ValueError(f"the adapter uses {', '.join(used)}, which LoRALinear does not compute.")
-
-
-def export_prompt(soft: SoftPrompt, folder: Path, base_name: str = "") -> None:
-    """Write a soft prompt as a peft prompt-tuning adapter."""
-    length, width = soft.prompt.shape
-    config = {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "num_virtual_tokens": length,
-        "token_dim": width,
-        "num_transformer_submodules": 1,
-    }
-    _write(folder, config | {"base_model_name_or_path": base_name}, {"prompt_embeddings": soft.prompt.detach()})
-
-
-def _write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")

@@ -106,12 +106,6 @@ def concatenate(adapters: Sequence[Factors], weights: Sequence[float]) -> Factor
     return Factors(A, B)
 
 
-def truncate(update: Tensor, rank: int) -> Factors:
-    """The adapter of this rank that is nearest to an update in Frobenius norm: its first singular directions."""
-    U, S, V = torch.linalg.svd(update, full_matrices=False)
-    return Factors(V[:rank], U[:, :rank] * S[:rank])
-
-
 def sign_conflict(updates: Sequence[Tensor]) -> float:
     """Σ |D_i| that has not the elected sign, over Σ |D_i|: 0 where all agree.
 

@@ -81,14 +81,3 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     stream = (codes.flatten()[:, None] >> torch.arange(bits, device=codes.device) & 1).flatten()
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
     return (stream << torch.arange(8, device=codes.device)).sum(dim=1).to(torch.uint8)
-
-
-def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`: uint8, (count,)."""
-    stream = (packed[:, None] >> torch.arange(8, device=packed.device) & 1).flatten()[: count * bits].view(-1, bits)
-    return (stream << torch.arange(bits, device=packed.device)).sum(dim=1).to(torch.uint8)
-
-
-def bits_per_weight(arrays: tuple[Tensor, ...], count: int) -> float:
-    """Stored bits for one of `count` weights, counted from the bytes of the arrays that are kept."""
-    return 8 * sum(part.nbytes for part in arrays) / count

@@ -9,36 +9,34 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from peftbook.core.errors import InputError
 from peftbook.memory import Configuration, DecoderShape, Setup, training_step
 from peftbook.memory.setup import IA3_TARGETS
 from peftbook.memory.shapes import as_config
-from peftbook.training.forward import causal_model, trainable_state
-from peftbook.training.loop import autocast, frozen_linears_in
+from peftbook.training.forward import trainable_state
+from peftbook.training.loop import autocast
 from peftbook.training.models import keep_linear4bit_layout
 from peftbook.training.products import TORCH_DTYPES
 
 STD = 0.02
 PADDED = 3  # positions at the end of the first row, where rows are padded
+COUNTED = ("labels", "optimiser", "in_backward", "held", "wide_norms")  # what no record of the book varies
 
 
 @dataclass
 class Subject:
-    """A model with its method and its optimiser. held: what keeps bfloat16 copies in the place of frozen matrices."""
+    """A model with its method and its optimiser."""
 
     model: Any
     optimizer: torch.optim.Optimizer
     setup: Setup
-    held: contextlib.ExitStack
 
     @property
     def trained(self) -> list[Tensor]:
@@ -46,30 +44,13 @@ class Subject:
         return list(trainable_state(self.model).values())
 
     def loss(self, ids: Tensor) -> Tensor:
-        """The loss of transformers' own forward pass: every position predicts the next. ids: (batch, tokens).
-
-        With labels in the set-up it is the loss of the book's loop, whose head sees no more than so many positions.
-        """
-        if self.setup.labels:
-            return self.loss_of_labels(ids)
+        """The loss of transformers' own forward pass: every position predicts the next. ids: (batch, tokens)."""
         mask = None
         if self.setup.padding:
             mask = torch.ones_like(ids)
             mask[0, -PADDED:] = 0
         with self.autocast(ids):
             return self.model(input_ids=ids, labels=ids, attention_mask=mask, use_cache=False).loss
-
-    def loss_of_labels(self, ids: Tensor) -> Tensor:
-        """The loss of the last positions, as many as the set-up has labels."""
-        base = causal_model(self.model)
-        at = torch.arange(ids.numel() - self.setup.labels, ids.numel())
-        row, column = at // ids.shape[1], at % ids.shape[1]
-        with self.autocast(ids):
-            states = base.model(input_ids=ids, use_cache=False).last_hidden_state[row, column]
-            logits = base.lm_head(states)
-            if cap := getattr(base.config, "final_logit_softcapping", None):
-                logits = cap * torch.tanh(logits / cap)
-            return functional.cross_entropy(logits.float(), ids[row, column])
 
     def autocast(self, ids: Tensor) -> contextlib.AbstractContextManager:
         """What the set-up says of matrix products."""
@@ -79,16 +60,16 @@ class Subject:
         """Forward, backward and optimiser; returns the seconds. Products are torch's unless the caller widens them."""
         began = time.perf_counter()
         self.loss(ids).backward()
-        if not self.setup.in_backward:
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - began
 
 
 def subject(shape: DecoderShape, setup: Setup, seed: int) -> Subject:
     """A random model with the set-up's method, dtype, attention and optimiser, in training mode."""
-    if setup.labels and setup.method in ("prompt", "prefix"):
-        raise InputError("The book's loop runs virtual tokens once for all rows: leave labels at 0 for a soft prompt.")
+    for name in COUNTED:
+        if getattr(setup, name) != getattr(Setup, name):
+            raise InputError(f"{name} {getattr(setup, name)!r} is counted, not run: leave it out.")
     check_fits(shape, setup)
     model = random_model(shape, setup, seed)
     torch.manual_seed(seed)
@@ -104,24 +85,7 @@ def subject(shape: DecoderShape, setup: Setup, seed: int) -> Subject:
     if setup.checkpointing:
         model.activation_checkpointing_enable()
     tuned.train()
-    held = contextlib.ExitStack()
-    if setup.held:
-        held.enter_context(frozen_linears_in("bf16", tuned))
-    if setup.in_backward:
-        step_in_backward(trainable_state(tuned), setup)
-    return Subject(tuned, optimiser(trainable_state(tuned), setup), setup, held)
-
-
-def step_in_backward(trained: Mapping[str, Tensor], setup: Setup) -> None:
-    """An optimiser for each tensor, which moves it when it has its gradient, and lets that go."""
-    for name, value in trained.items():
-        own = optimiser({name: value}, setup)
-
-        def move(_: Tensor, own: torch.optim.Optimizer = own) -> None:
-            own.step()
-            own.zero_grad(set_to_none=True)
-
-        value.register_post_accumulate_grad_hook(move)
+    return Subject(tuned, torch.optim.AdamW(trainable_state(tuned).values(), lr=1e-4, fused=True), setup)
 
 
 def check_fits(shape: DecoderShape, setup: Setup) -> None:
@@ -134,22 +98,6 @@ def check_fits(shape: DecoderShape, setup: Setup) -> None:
             f"The weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
             "give a smaller shape or a 4-bit base."
         )
-
-
-def optimiser(trained: Mapping[str, Tensor], setup: Setup) -> torch.optim.Optimizer:
-    """The optimiser over what is trained."""
-    if setup.optimiser == "adamw":
-        return torch.optim.AdamW(trained.values(), lr=1e-4, fused=True)
-    if setup.optimiser == "adamw_foreach":
-        return torch.optim.AdamW(trained.values(), lr=1e-4, foreach=True)
-    if setup.optimiser == "sgd":
-        return torch.optim.SGD(trained.values(), lr=1e-4)
-    if setup.optimiser.startswith("galore"):
-        raise InputError("GaLore is counted, not run: galore_torch is none of this book's packages.")
-    import bitsandbytes.optim as optim
-
-    kinds = {"adamw_8bit": optim.AdamW8bit, "paged_adamw": optim.PagedAdamW, "paged_adamw_8bit": optim.PagedAdamW8bit}
-    return kinds[setup.optimiser](trained.values(), lr=1e-4)
 
 
 def with_method(model: nn.Module, shape: DecoderShape, setup: Setup) -> Any:
@@ -186,7 +134,7 @@ def with_method(model: nn.Module, shape: DecoderShape, setup: Setup) -> Any:
 
 
 def random_model(shape: DecoderShape, setup: Setup, seed: int) -> Any:
-    """A frozen model with random weights, its decoder's linear layers in 4 or 8 bits where the set-up says so.
+    """A frozen model with random weights, its decoder's linear layers quantised where the set-up says so.
 
     Tensors of one shape have equal values, so that each shape is drawn and quantised once; no more than one matrix is
     ever there in 16 bits beside a quantised model.
@@ -203,22 +151,20 @@ def random_model(shape: DecoderShape, setup: Setup, seed: int) -> Any:
         quantise_linears(model.model, setup)
         setattr(model, f"is_loaded_in_{setup.bits}bit", True)  # what peft looks for
     fill(model)
-    for name, value in model.named_parameters():
-        if setup.wide_norms and "norm" in name:
-            value.data = value.data.float()
     model.tie_weights()
     keep_linear4bit_layout(model)
     return model
 
 
 def quantise_linears(model: nn.Module, setup: Setup) -> None:
-    """Put a random 4-bit or 8-bit layer of bitsandbytes in the place of every linear layer."""
-    make = eight_bit_linear if setup.quantised == "int8" else four_bit_linear
+    """Put a random quantised layer of bitsandbytes in the place of every linear layer."""
+    if setup.quantised not in LINEARS:
+        raise InputError(f"quantised {setup.quantised!r} is counted, not run: choose of {', '.join(LINEARS)}.")
     made: dict[torch.Size, Any] = {}
     for name, part in list(model.named_modules()):
         if not isinstance(part, nn.Linear):
             continue
-        stored = make(part, made, setup)
+        stored = LINEARS[setup.quantised](part, made, setup)
         if part.bias is not None:
             stored.bias = nn.Parameter(part.bias.data, requires_grad=False)
         parent, _, leaf = name.rpartition(".")
@@ -244,21 +190,7 @@ def four_bit_linear(part: nn.Linear, made: dict[torch.Size, Any], setup: Setup) 
     return stored
 
 
-def eight_bit_linear(part: nn.Linear, made: dict[torch.Size, Any], setup: Setup) -> Any:
-    """A layer of the same size in 8 bits, with transformers' own threshold. made: the weights of each size, by then."""
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    size, bias = part.weight.shape, part.bias is not None
-    with torch.device("meta"):
-        stored: Any = Linear8bitLt(
-            part.in_features, part.out_features, bias=bias, has_fp16_weights=False, threshold=6.0
-        )
-    if size not in made:
-        values = torch.empty(size, dtype=torch.float16).normal_(std=STD)
-        made[size] = Int8Params(values, requires_grad=False, has_fp16_weights=False).cpu()
-    codes = made[size].data.clone()
-    stored.weight = Int8Params(codes, requires_grad=False, CB=codes, SCB=made[size].SCB.clone())
-    return stored
+LINEARS = {"nf4": four_bit_linear, "fp4": four_bit_linear}
 
 
 def fill(model: nn.Module) -> None:

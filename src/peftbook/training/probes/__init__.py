@@ -34,9 +34,10 @@ def measure(probe: specs.Probe) -> Findings:
     module_name, _, name = probe.measure.partition(".")
     known = [entry.name for entry in pkgutil.iter_modules(__path__)]
     module = importlib.import_module(f"{__name__}.{module_name}") if module_name in known else None
-    if module is None or name not in module.__all__:
+    function = getattr(module, name, None)
+    if getattr(function, "__annotations__", None) != {"probe": "specs.Probe", "return": "Findings"}:
         raise InputError(f"Unknown measure {probe.measure!r}: name it as module.function.")
-    return getattr(module, name)(probe)
+    return function(probe)
 
 
 def positive(probe: specs.Probe, *names: str) -> list[int]:

@@ -25,8 +25,6 @@ from peftbook.training.probes import EnoughError, Findings
 from peftbook.training.probes.codebooks import evaluated_model, kept_arrays, permute_units, significant, texts_of
 from peftbook.training.small_llama import known_pieces
 
-__all__ = ["FORMATS", "format_errors"]
-
 HALF_BLOCK = 32  # of codebooks whose constants are float16: 4.5 bits
 PIECE = 256  # tokens of a calibration text
 SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # who reads the inputs of whom

@@ -23,8 +23,6 @@ from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import prose_pieces
 from peftbook.training.scoring import embedded_folder
 
-__all__ = ["codebook_error", "double_quant_cost", "permute_units", "quantised_loss"]
-
 DRAWS = 1 << 21  # values of one draw from N(0, 1)
 AFFINE_BLOCK = 32
 DETAIL_BLOCK = 64  # at this block size the error of every single matrix is kept

@@ -32,8 +32,6 @@ from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.probes.serving import trained_update
 
-__all__ = ["joint_losses", "kept_gains", "subsets"]
-
 PLAIN = ("average", "factors", "factor_mean")  # ways of combining that have no scale
 SCALED = ("sum", "ties", "dare")
 

@@ -13,8 +13,6 @@ from peftbook.core import specs
 from peftbook.evidence import stats
 from peftbook.training.probes import Findings
 
-__all__ = ["simulated", "tuned"]
-
 LEVEL = 0.05
 SMALLEST_GROUP = 12.0  # the largest group is so many times the smallest, as in the book's tasks
 FOUND = 2.80  # an effect of so many true standard errors is found four times in five by 1.96 of them

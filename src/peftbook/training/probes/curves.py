@@ -13,8 +13,6 @@ from peftbook.training.loop import Progress, reordered
 from peftbook.training.probes import Findings, positive
 from peftbook.training.small_llama import known_pieces, unknown_pieces
 
-__all__ = ["frontier", "learning_curve", "prose_findings", "prose_loss", "prose_pieces"]
-
 PROSE_PIECES = 1
 PROSE_TOKENS = 256
 

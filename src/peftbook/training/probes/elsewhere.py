@@ -10,8 +10,6 @@ from peftbook.memory.fit import BESIDE, Reserve
 from peftbook.memory.stacks import STACKS, setup_in
 from peftbook.training.probes import Findings
 
-__all__ = ["PROMISED", "predictions"]
-
 PROMISED = Reserve(1.5 * 2**30, 0.12)  # the upper end of `fit`'s reserve when the rows were judged; it is wider since
 
 

@@ -26,8 +26,6 @@ from peftbook.training.merges import lora_layers
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import half_products
 
-__all__ = ["FAULTS", "gallery"]
-
 Any_ = TypeVar("Any_")
 Weights = Mapping[str, Tensor]
 

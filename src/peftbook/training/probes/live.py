@@ -18,8 +18,6 @@ from peftbook.training.models import load_model
 from peftbook.training.probes import Findings
 from peftbook.training.probes.faults import ask
 
-__all__ = ["trained"]
-
 
 def trained(probe: specs.Probe) -> Findings:
     """Train the one run of the probe over the weights that the page carries, and ask it.

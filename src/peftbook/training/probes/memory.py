@@ -30,8 +30,6 @@ from peftbook.runtime.hardware import peak_memory
 from peftbook.training.probes import Findings, positive
 from peftbook.training.random_model import Subject, model_and_ids, random_ids, subject
 
-__all__ = ["activations", "peak", "step_peaks", "step_time"]
-
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")  # torch's, then bitsandbytes'
 WARM_UP = DecoderShape(layers=1, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=128, tied=True)
 
@@ -148,13 +146,8 @@ def constants(model: nn.Module) -> list[Tensor]:
     states = [state for value in model.parameters() if (state := getattr(value, "quant_state", None)) is not None]
     inner = [state.state2 for state in states if state.nested]
     tensors = [value for state in (*states, *inner) for value in (state.absmax, state.code, state.offset)]
-    eight = [part.state.SCB for part in eight_bit_linears(model)]
+    eight = [part.state.SCB for part in model.modules() if hasattr(getattr(part, "state", None), "SCB")]
     return [value for value in (*tensors, *eight) if isinstance(value, Tensor)]
-
-
-def eight_bit_linears(model: nn.Module) -> list[Any]:
-    """Its matrices in int8."""
-    return [part for part in model.modules() if hasattr(getattr(part, "state", None), "SCB")]
 
 
 def count_step(tuned: Subject, ids: Tensor) -> dict[str, int]:
@@ -194,19 +187,8 @@ def with_kept(tuned: Subject, ids: Tensor, where: Callable[[], str]) -> tuple[Te
         notes.append((where(), weakref.ref(kept)))
         return kept
 
-    in_hand: list[SavedTensor] = []
-
-    def leave(module: nn.Module, given: Any, result: Tensor) -> None:
-        """bitsandbytes holds the input of an int8 matrix without telling autograd."""
-        node = result.grad_fn
-        values = (getattr(node, "A", None), *getattr(node, "tensors", ()))
-        in_hand.extend(note(value) for value in values if isinstance(value, Tensor) and value.numel())
-
-    hooks = [part.register_forward_hook(leave, prepend=True) for part in eight_bit_linears(model)]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept.value):
         loss = tuned.loss(ids)
-    for hook in hooks:
-        hook.remove()
     sizes: dict[int, tuple[str, int]] = {}
     for module, reference in notes:
         if (kept := reference()) is not None:

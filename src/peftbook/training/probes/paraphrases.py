@@ -17,8 +17,6 @@ from peftbook.training.probes.rouge import (
     scored_edits,
 )
 
-__all__ = ["KINDS", "add_words", "replace_verb", "scores", "words_apart"]
-
 # Two words that say what the verb says, whatever its object is; verbs without such a pair are left out.
 PHRASES = {
     "build": "put together", "calculate": "work out", "combine": "join together", "compute": "work out",

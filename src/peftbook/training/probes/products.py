@@ -13,8 +13,6 @@ from peftbook.training.loop import Progress
 from peftbook.training.probes import EnoughError, Findings, positive
 from peftbook.training.products import widened_products
 
-__all__ = ["first_losses"]
-
 WAYS: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager]]] = {
     "native": ("bf16", contextlib.nullcontext),
     "widened": ("bf16", widened_products),

@@ -22,8 +22,6 @@ from peftbook.training.forward import apply_method, causal_model, trainable_stat
 from peftbook.training.probes import Findings, positive
 from peftbook.training.probes.synthetic import Alphabet, exact, fit, small_llama
 
-__all__ = ["sort_by_reward"]
-
 HELD = {"validation": 512, "test": 1024}
 HELD_SEED = 2503  # of the validation and test lists, which are the same whatever the seed of a run
 ALPHA = 32  # of LoRA at every rank, as in the source

@@ -19,8 +19,6 @@ from peftbook.tasks import get_task, references
 from peftbook.training.probes import Findings
 from peftbook.training.scoring import bertscore, embedded_encoder
 
-__all__ = ["Pattern", "bootstrap_mids", "negate", "negation", "rouge_l", "settings"]
-
 # What a token is where rouge_score's own tokenizer (lower case, runs of a–z and 0–9) is replaced.
 PATTERNS = {"cased": (r"[A-Za-z0-9]+", False), "words": (r"\w+", True), "whitespace": (r"\S+", True)}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -15,8 +15,6 @@ from peftbook.training.execute import prepare
 from peftbook.training.generate import decode_batch
 from peftbook.training.probes import Findings, positive
 
-__all__ = ["right_answers"]
-
 
 def right_answers(probe: specs.Probe) -> Findings:
     """Train the probe's run, draw `samples` answers to each question at each temperature, and count the right ones.

@@ -15,8 +15,6 @@ from peftbook.training.probes import Findings, positive
 from peftbook.training.products import half_products
 from peftbook.training.random_model import model_and_ids
 
-__all__ = ["steps"]
-
 
 def steps(probe: specs.Probe) -> Findings:
     """The machine's rates, then the seconds of a training step in each of many configurations.

@@ -40,8 +40,6 @@ from peftbook.training.models import load_model
 from peftbook.training.probes import Findings, positive
 from peftbook.training.products import TORCH_DTYPES
 
-__all__ = ["latency", "many_adapters", "merge_gap", "requantise_gap", "surviving_update"]
-
 VARIANTS = ("base", "merged", "lora", "adapter")
 CONTENDERS = ("mixed", "mixed_peft", "swapped", "merged")
 RANDOM_STD = 0.02  # of the random adapters; time does not depend on their values, the check of the logits does

@@ -28,8 +28,6 @@ from peftbook.training.forward import apply_method, causal_model, hidden_states,
 from peftbook.training.loop import losses, train
 from peftbook.training.probes import Findings
 
-__all__ = ["recall_bits", "sort_by_depth"]
-
 # --- sorting ---------------------------------------------------------------------------------------------------
 
 VALUES = 16  # tokens 0–15; then the separator and one marker for each task of pretraining

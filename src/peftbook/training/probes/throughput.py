@@ -15,8 +15,6 @@ from peftbook.runtime import queue
 from peftbook.studies import Study, Verdict
 from peftbook.training.probes import Findings, positive
 
-__all__ = ["throughput"]
-
 # What every run of the measurement is: a tiny Llama learns to sort, in some seconds.
 SMALL_RUN: dict[str, Any] = {
     "depth": 1, "hidden": 64, "heads": 4, "length": 10, "pretrain_steps": 200, "pretrain_rate": 0.003, "steps": 100,

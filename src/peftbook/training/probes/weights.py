@@ -19,8 +19,6 @@ from peftbook.training.merges import lora_layers
 from peftbook.training.probes import Findings
 from peftbook.training.probes.curves import mean_loss, prose_pieces
 
-__all__ = ["intruders", "subspaces", "update_size"]
-
 NULL_DRAWS = 200
 TOP = 10  # leading singular vectors that are looked at
 EPSILONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js", "design-tabs.js")
 UNUSED_STYLES = ("sphinx-thebe.css",)
 # All others wait for the text; scripts inside the pages, and the search page's own, use what these two declare.
 IMMEDIATE = ("_static/documentation_options.js", "_static/doctools.js")
-HEADING = re.compile(r"<h[123]>.*?</h[123]>", re.DOTALL)
-COMPOUND = re.compile(r"(?<=[>\s])\w+(?:-\w+)+[.,:?]?(?=[\s<])")
 OPTIONS = {
     "navbar_persistent": [],
     "navbar_end": [],
@@ -135,13 +132,6 @@ def name_list_entries(app: Any, page: str, template: str, context: dict[str, Any
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
-def keep_compounds(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """No heading breaks a line inside a hyphenated word."""
-    context["body"] = HEADING.sub(
-        lambda heading: COMPOUND.sub(r'<span class="unbroken">\g<0></span>', heading[0]), context.get("body", "")
-    )
-
-
 def share_html_nodes(app: Any) -> None:
     """Let other builders of HTML draw what extensions draw for `html` alone.
 
@@ -173,5 +163,4 @@ def setup(app: Any) -> None:
     app.connect("html-page-context", own_header_buttons, priority=600)
     app.connect("html-page-context", drop_unused, priority=900)
     app.connect("html-page-context", name_list_entries)
-    app.connect("html-page-context", keep_compounds)
     app.connect("build-finished", drop_unused_files)
