@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ def int8_inputs_noted(model: nn.Module):
 def subject(shape: DecoderShape, setup: Setup, seed: int = 0) -> Subject:
     """A random model with the set-up's method, dtype, attention and optimiser, in training mode."""
     usual = {name: getattr(Setup, name) for name in random_model.COUNTED}
-    tuned = random_model.subject(shape, replace(setup, **usual), seed).model
+    with mock.patch.dict(random_model.LINEARS, int8=eight_bit_linear):
+        tuned = random_model.subject(shape, replace(setup, **usual), seed).model
     for name, value in tuned.named_parameters():
         if setup.wide_norms and "norm" in name:
             value.data = value.data.float()
@@ -119,6 +121,3 @@ def eight_bit_linear(part: nn.Linear, made: dict[torch.Size, Any], setup: Setup)
     codes = made[size].data.clone()
     stored.weight = Int8Params(codes, requires_grad=False, CB=codes, SCB=made[size].SCB.clone())
     return stored
-
-
-random_model.LINEARS["int8"] = eight_bit_linear

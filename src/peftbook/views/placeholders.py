@@ -78,7 +78,9 @@ def placeholder(name: str, sources: Sources) -> str:
     if colon and kind == "verdict":
         return sources.verdict(rest)
     if colon and kind == "claims":
-        verdicts = list(outcomes(sources.store).values())
+        with untracked():
+            papers = [study for study in map(get_study, NAMES) if not (study.own or study.others)]
+            verdicts = [results.study_verdict(study.name, sources.store).outcome for study in papers]
         return str(len(verdicts) if rest == "all" else verdicts.count(rest))
     name, *forms = name.split(";")
     quantity = results.quantity(name, sources.store)
@@ -99,10 +101,3 @@ def placeholder(name: str, sources: Sources) -> str:
 def ends(found: Quantity) -> tuple[float, float]:
     """The interval of a quantity, or its value twice."""
     return found.value if found.low is None else found.low, found.value if found.high is None else found.high
-
-
-def outcomes(store: Store) -> dict[str, str]:
-    """Study → what its runs decided, in order of worth, of the papers' claims that our runs decide."""
-    with untracked():
-        studies = [study for study in map(get_study, NAMES) if not (study.own or study.others)]
-        return {study.name: results.study_verdict(study.name, store).outcome for study in studies}

@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbook.evidence.chart import Chart, Series
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.views.figures import figure
@@ -91,23 +90,6 @@ def stack_peaks(label: str) -> dict[str, float]:
     """Bytes at the peak of LoRA and of QLoRA in a stack."""
     shape = SHAPES[STACK_MODEL]
     return {name: training_step(shape, stack_setup(label, base)).peak().total for name, base in BASES.items()}
-
-
-def stack_bars() -> Chart:
-    """Gigabytes at the peak of LoRA and of QLoRA in each stack."""
-    peaks = [stack_peaks(label) for label in STACKED]
-    series = [
-        Series(name, [one[name] / 1e9 for one in peaks], look) for name, look in (("LoRA", "lora"), ("QLoRA", "qlora"))
-    ]
-    return Chart(
-        series,
-        "",
-        "GB at the peak, Llama-3.1-8B, 4 × 1,024 tokens (computed)",
-        list(STACKED),
-        horizontal=True,
-        number_format="0",
-        gap=40,
-    )
 
 
 @figure

@@ -124,12 +124,6 @@ def forgetting_paths(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.79, store=store)
 
 
-def forgotten(store: Store) -> Chart:
-    """Loss on prose that training on E2E added, by method and rate."""
-    rows = [(*PATHS[arm][:2], quantity(f"forgetting.{arm}_forgotten", store)) for arm in forgetting.ARMS]
-    return forest(rows, f"Loss added on other text, {LOSS}", 2, "0.0")
-
-
 def matched_seeds(first: str, second: str, store: Store) -> list[float]:
     """Prose loss of first − second at the worse of the two best target losses, seed by seed."""
     out = []

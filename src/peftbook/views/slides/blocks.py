@@ -1,4 +1,4 @@
-"""Blocks of a slide: body text, pictures, cards, tables, derivations, code and the tokens of an example."""
+"""Blocks of a slide: body text, pictures, cards, tables, derivations and code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lxml import etree
 from pptx.enum.dml import MSO_THEME_COLOR
 from pptx.enum.shapes import MSO_SHAPE
 from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
@@ -15,13 +14,12 @@ from pptx.oxml.ns import qn
 from pptx.util import Inches, Pt
 
 from peftbook.core.errors import InputError
-from peftbook.views.figures import data
 from peftbook.views.figures.style import PAPER
 from peftbook.views.placeholders import Sources, fill
 from peftbook.views.slides.measure import LINE, check_fit, height_needed, lines_needed
 from peftbook.views.slides.outline import OUTLINE
 from peftbook.views.slides.pictures import Picture, equation, still
-from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, MUTED, SMALL, TOP, WIDTH, rgb
+from peftbook.views.slides.template import BODY_SIZE, BOTTOM, FILL, FONT, INK, MARGIN, TOP, WIDTH, rgb
 
 Box = tuple[float, float, float, float]  # left, top, width, height in inches
 APART = 0.35  # inches between a table, a still or code and what stands beside it
@@ -223,41 +221,6 @@ def add_text(
     return frame
 
 
-def add_tokens(slide: Any, outline: dict[str, Any], sources: Sources) -> None:
-    """The tokens of one training example as text on grounds that tell what is graded."""
-    grounds = {"template": FILL, "target": "#bcd6e8", "end": "#f3cfae", "padding": PAPER["light"]}
-    left, size = MARGIN + 3.9, SMALL
-    frame = add_text(slide, "Tokens", [("", size, False, INK)], (left, TOP, WIDTH - MARGIN - left, BOTTOM - TOP))
-    paragraph = frame.paragraphs[0]
-    rows = 1
-    for text, kind in [
-        *map(tuple, data.shipped_counts()["example"]["tokens"]),
-        ("\n", "break"),
-        ("<|im_end|>", "padding"),
-    ]:
-        if kind == "break":
-            paragraph, rows = frame.add_paragraph(), rows + 1
-            continue
-        run = paragraph.add_run()
-        run.text = data.visible(text)
-        run.font.size, run.font.name, run.font.bold = Pt(size), MONO, kind in ("target", "end")
-        run.font.color.rgb = rgb(MUTED if kind == "padding" else INK)
-        if kind in grounds:
-            ground = etree.Element(qn("a:highlight"))
-            etree.SubElement(ground, qn("a:srgbClr"), val=grounds[kind].lstrip("#").upper())
-            run.font._rPr.find(qn("a:solidFill")).addnext(ground)
-        apart = paragraph.add_run()
-        apart.text = " "
-        apart.font.size = Pt(6)
-        if "\n" in text:
-            paragraph, rows = frame.add_paragraph(), rows + 1
-    for paragraph in frame.paragraphs:
-        paragraph.line_spacing = 1.0
-    if rows * size * LINE / 72 > BOTTOM - TOP:
-        raise InputError(f"The example has {rows} lines of tokens, which overflow the slide: choose another.")
-
-
 BLOCKS = {
     "cards": add_cards, "table": add_table, "still": add_still, "steps": add_steps, "code": add_code,
-    "tokens": add_tokens,
 }  # fmt: skip

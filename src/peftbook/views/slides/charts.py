@@ -9,33 +9,13 @@ from functools import partial
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.evidence import results
-from peftbook.evidence.chart import Chart, Series
+from peftbook.evidence.chart import Chart
 from peftbook.methods import arm_looks
 from peftbook.studies import Quantity, methods, prompt_design
 from peftbook.views import figures
 from peftbook.views.figures.charts import differences, forest
 from peftbook.views.figures.parts import LOSS
-from peftbook.views.placeholders import ends, outcomes
-
-
-def verdicts(store: Store) -> Chart:
-    """How many claims of papers have each verdict."""
-    found = list(outcomes(store).values())
-    counts = {outcome: found.count(outcome) for outcome in results.OUTCOMES if outcome in found}
-    labels = [f"{outcome}: {count}" for outcome, count in counts.items()]
-    looks = {"reproduced": "lora", "equivalent": "prompt", "refuted": "qlora", "fails in this regime": "qlora"}
-    series = Series("Claims", [float(count) for count in counts.values()])
-    return Chart(
-        [series],
-        "",
-        "Claims",
-        labels,
-        horizontal=True,
-        number_format="0",
-        y_range=(0, None),
-        gap=40,
-        point_looks=[looks.get(outcome, "untuned") for outcome in counts],
-    )
+from peftbook.views.placeholders import ends
 
 
 def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
@@ -49,37 +29,16 @@ def arm_differences(score: str, base: str, axis: str, store: Store) -> Chart:
     return differences(sorted(rows, key=lambda row: row[2].mean), axis)
 
 
-def ratios(rows: list[tuple[str, str, str]], axis: str, store: Store) -> Chart:
-    """Bars of (label, look, name of a ratio): how far each is from one, in per cent, with its 95 % interval."""
-    found = []
-    for label, look, name in rows:
-        one = results.quantity(name, store)
-        value, low, high = (100 * (end - 1) for end in (one.value, *ends(one)))
-        found.append((label, look, Quantity(value, "", (), low, high)))
-    return replace(forest(found, axis, 0, "0"), gap=40)
-
-
 def cost_ratios(store: Store) -> Chart:
-    """Time and peak memory of a training step over LoRA's, paired by repeat."""
+    """Time and peak memory of a training step over LoRA's, paired by repeat: how far from one, in per cent."""
     names = {"time": "step_seconds", "memory": "peak_memory"}
-    rows = [
-        (f"{arm_looks()[arm].label}, {what}", arm, f"costs.{arm}_over_lora_{name}")
-        for arm in ("full", "qlora", "prompt")
-        for what, name in names.items()
-    ]
-    return ratios(rows, "Difference from LoRA, %", store)
-
-
-def latency(store: Store) -> Chart:
-    """Time of a forward pass at batch 1 with an adapter of either kind, over that of the merged model."""
-    names = {"merged over base": "merged_over_base", "adapter over merged": "adapter_over_merged",
-             "unmerged over merged": "lora_over_merged"}  # fmt: skip
-    rows = [
-        (f"{label}, {bits} bits", look, f"merging_latency.{name}_forward_{dtype}_batch1")
-        for label, name in names.items()
-        for dtype, bits, look in (("fp32", 32, "lora"), ("bf16", 16, "qlora"))
-    ]
-    return ratios(rows, "Added time of a forward pass, %", store)
+    found = []
+    for arm in ("full", "qlora", "prompt"):
+        for what, name in names.items():
+            one = results.quantity(f"costs.{arm}_over_lora_{name}", store)
+            value, low, high = (100 * (end - 1) for end in (one.value, *ends(one)))
+            found.append((f"{arm_looks()[arm].label}, {what}", arm, Quantity(value, "", (), low, high)))
+    return replace(forest(found, "Difference from LoRA, %", 0, "0"), gap=40)
 
 
 def prompt_differences(store: Store) -> Chart:
@@ -102,7 +61,6 @@ COMPUTED: dict[str, Callable[[], Chart]] = {
     "codebook_errors": figures.quantisation.block_errors,
     "code_shares": figures.quantisation.code_shares,
     "devices": figures.machines.device_peaks,
-    "stack_peaks": figures.fit.stack_bars,
     "break_even": figures.restraint.requests_to_break_even,
 }
 MEASURED: dict[str, Callable[[Store], Chart]] = {
@@ -112,10 +70,7 @@ MEASURED: dict[str, Callable[[Store], Chart]] = {
     "prompt_differences": prompt_differences,
     "benchmark_differences": figures.evidence.benchmark_differences,
     "target_differences": figures.updates.target_differences,
-    "forgotten": figures.updates.forgotten,
-    "latency": latency,
     "cost_ratios": cost_ratios,
-    "verdicts": verdicts,
 }
 CHARTS = (*COMPUTED, *MEASURED)
 

@@ -32,11 +32,6 @@ def per_rank(targets: str) -> int:
     return lora.parameters_per_rank(lora.TARGETS[targets])
 
 
-def stack_peak(stack: str) -> str:
-    """Peak of a QLoRA step in a stack of `figures.fit`."""
-    return f"{fit.stack_peaks(stack)['QLoRA'] / 1e9:.0f} GB"
-
-
 def device_peak(method: str, devices: int) -> str:
     """Peak of a step of Llama-2-70B on each of so many devices, a row of 2,048 tokens on each."""
     setup = replace(machines.BY_DEVICES[method][0], devices=devices)
@@ -61,8 +56,11 @@ COMPUTED: dict[str, Callable[[], str]] = {
     "shard_full_1": lambda: device_peak("Full", 1),
     "shard_lora_1": lambda: device_peak("LoRA", 1),
     "shard_qlora_1": lambda: device_peak("QLoRA", 1),
-    "stack_litgpt_qlora": lambda: stack_peak("LitGPT"),
-    "stack_trl_qlora": lambda: stack_peak("TRL, bf16 weights"),
     "shard_full_16": lambda: device_peak("Full", 16),
     "shard_qlora_16": lambda: device_peak("QLoRA", 16),
+}
+COMPUTED |= {  # peak of a step in a stack of `figures.fit`
+    f"stack {stack} {name}": lambda stack=stack, name=name: f"{fit.stack_peaks(stack)[name] / 1e9:.0f} GB"
+    for stack in fit.STACKED
+    for name in fit.BASES
 }
