@@ -13,7 +13,6 @@ peaks: the most that torch's allocator hands out during a step, in the same conf
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -103,11 +102,6 @@ def draw_grid() -> Iterator[tuple[str, str, Configuration]]:
 GRID: dict[str, dict[str, Configuration]] = {part: {} for part in PARTS}
 for _name, _part, _one in draw_grid():
     GRID[_part][_name] = _one
-
-
-def split_sha256() -> str:
-    """Hash of the names of the held-out half, on which all that is drawn hangs."""
-    return hashlib.sha256("\n".join(sorted(GRID["held-out"])).encode()).hexdigest()
 
 
 def probe(family: str, part: str) -> specs.Probe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -84,9 +83,3 @@ HALVES: dict[str, dict[str, Configuration]] = {
     "held-out": dict(draw_cases()),
 }
 CASES = HALVES["open"] | HALVES["held-out"]
-
-
-def split_sha256() -> str:
-    """Hash of the held-out cases, names and settings."""
-    found = [f"{name} {one.text}" for name, one in sorted(HALVES["held-out"].items())]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()

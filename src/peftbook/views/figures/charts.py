@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from peftbook.evidence import results
 from peftbook.evidence.chart import Chart, Series
@@ -17,10 +16,10 @@ def forest(rows: Sequence[tuple[str, str, Quantity]], axis: str, digits: int, nu
     series = Series(axis, [found.value for _, _, found in rows], spread=[ends(found) for _, _, found in rows])
     labels = [f"{name}: {'+' * (one.value > 0)}{results.format_value(one.value, digits)}" for name, _, one in rows]
     looks = [look for _, look, _ in rows]
-    return Chart([series], "", axis, labels, horizontal=True, number_format=number_format, point_looks=looks)
+    return Chart([series], "", axis, labels, horizontal=True, number_format=number_format, point_looks=looks, gap=40)
 
 
 def differences(rows: Sequence[tuple[str, str, Interval]], axis: str, digits: int = 3, form: str = "0.00") -> Chart:
     """Bars of (label, look, paired difference) with their 95 % intervals; each label says its value."""
     found = [(label, look, Quantity(one.mean, "", (), one.low, one.high)) for label, look, one in rows]
-    return replace(forest(found, axis, digits, form), gap=40)
+    return forest(found, axis, digits, form)

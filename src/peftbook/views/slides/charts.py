@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from peftbook.core.errors import InputError
@@ -38,7 +37,7 @@ def cost_ratios(store: Store) -> Chart:
             one = results.quantity(f"costs.{arm}_over_lora_{name}", store)
             value, low, high = (100 * (end - 1) for end in (one.value, *ends(one)))
             found.append((f"{arm_looks()[arm].label}, {what}", arm, Quantity(value, "", (), low, high)))
-    return replace(forest(found, "Difference from LoRA, %", 0, "0"), gap=40)
+    return forest(found, "Difference from LoRA, %", 0, "0")
 
 
 def prompt_differences(store: Store) -> Chart:
