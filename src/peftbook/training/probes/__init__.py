@@ -34,7 +34,7 @@ def measure(probe: specs.Probe) -> Findings:
     module_name, _, name = probe.measure.partition(".")
     known = [entry.name for entry in pkgutil.iter_modules(__path__)]
     module = importlib.import_module(f"{__name__}.{module_name}") if module_name in known else None
-    function = getattr(module, name, None)
+    function: Any = getattr(module, name, None)
     if getattr(function, "__annotations__", None) != {"probe": "specs.Probe", "return": "Findings"}:
         raise InputError(f"Unknown measure {probe.measure!r}: name it as module.function.")
     return function(probe)

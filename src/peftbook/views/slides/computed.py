@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from peftbook.memory import SHAPES, training_step
@@ -32,6 +33,11 @@ def per_rank(targets: str) -> int:
     return lora.parameters_per_rank(lora.TARGETS[targets])
 
 
+def stack_peak(stack: str, name: str) -> str:
+    """Peak of a step in a stack of `figures.fit`."""
+    return f"{fit.stack_peaks(stack)[name] / 1e9:.0f} GB"
+
+
 def device_peak(method: str, devices: int) -> str:
     """Peak of a step of Llama-2-70B on each of so many devices, a row of 2,048 tokens on each."""
     setup = replace(machines.BY_DEVICES[method][0], devices=devices)
@@ -39,9 +45,7 @@ def device_peak(method: str, devices: int) -> str:
 
 
 COMPUTED: dict[str, Callable[[], str]] = {
-    "state_full_7b": lambda: gigabytes("full"),
-    "state_lora_7b": lambda: gigabytes("lora"),
-    "state_qlora_7b": lambda: gigabytes("qlora"),
+    **{f"state_{method}_7b": partial(gigabytes, method) for method in ("full", "lora", "qlora")},
     "lora_r16_parameters": lambda: f"{16 * per_rank('all linear'):,}",
     "lora_r16_percent": lambda: f"{1600 * per_rank('all linear') / lora.SMOLLM2.parameters:.1f} %",
     "all_over_qv": lambda: f"{per_rank('all linear') / per_rank('q and v'):.1f}",
@@ -53,14 +57,10 @@ COMPUTED: dict[str, Callable[[], str]] = {
     "bits_double": lambda: f"{stored_bits(True):.3f}",
     "nf4_error": lambda: squared_error("NF4"),
     "int4_error": lambda: squared_error("INT4"),
-    "shard_full_1": lambda: device_peak("Full", 1),
-    "shard_lora_1": lambda: device_peak("LoRA", 1),
-    "shard_qlora_1": lambda: device_peak("QLoRA", 1),
-    "shard_full_16": lambda: device_peak("Full", 16),
-    "shard_qlora_16": lambda: device_peak("QLoRA", 16),
 }
-COMPUTED |= {  # peak of a step in a stack of `figures.fit`
-    f"stack {stack} {name}": lambda stack=stack, name=name: f"{fit.stack_peaks(stack)[name] / 1e9:.0f} GB"
-    for stack in fit.STACKED
-    for name in fit.BASES
+COMPUTED |= {
+    f"shard_{method.lower()}_{count}": partial(device_peak, method, count)
+    for method in machines.BY_DEVICES
+    for count in (1, 16)
 }
+COMPUTED |= {f"stack {stack} {name}": partial(stack_peak, stack, name) for stack in fit.STACKED for name in fit.BASES}
