@@ -286,9 +286,10 @@ def neighbours_verdict(store: Store) -> Verdict:
     outcome, judged = judge_claim(found, TURNED_MARGIN, (TURNED_SHARE, math.inf))
     counts = [turned(values, *two) for two in RANKINGS]
     sentence = (
-        f"{found.mean:.0%} of {found.examples} pairs of neighbours change places (95 % interval {max(found.low, 0):.0%} "
-        f"to {min(found.high, 1):.0%}, margin {TURNED_MARGIN:.0%}; a tie counts half): {sum(counts[0]):g} of "
-        f"{len(counts[0])} where nothing changed, {sum(counts[1]):g} of {len(counts[1])} from January to July 2026."
+        f"{found.mean:.0%} of {found.examples} pairs of neighbours change places (95 % interval "
+        f"{max(found.low, 0):.0%} to {min(found.high, 1):.0%}, margin {TURNED_MARGIN:.0%}; a tie counts half): "
+        f"{sum(counts[0]):g} of {len(counts[0])} where nothing changed, {sum(counts[1]):g} of {len(counts[1])} from "
+        "January to July 2026."
     )
     return Verdict(outcome, sentence, ("turned_share", "turned_pure", "turned_july"), (judged,))
 

@@ -76,7 +76,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 
 def budget(task: str, found: list[Record]) -> dict[str, Quantity]:
-    """Loss before and at best, the first point at which SHARE of the gain is reached, and the share there in per cent."""
+    """Loss before and at best, the first point with SHARE of the gain, and the share there in per cent."""
     (record, at), keys = budget_point(found), keys_of(found)
     losses, tokens, steps = (record.curve[name] for name in ("validation_loss_nats", "tokens", "step"))
     best = min(min(record.curve["validation_loss_nats"]) for record in found)

@@ -19,6 +19,7 @@ UNUSED_STYLES = ("sphinx-thebe.css",)
 IMMEDIATE = ("_static/documentation_options.js", "_static/doctools.js")
 HEADING = re.compile(r"<h[123]>.*?</h[123]>", re.DOTALL)
 COMPOUND = re.compile(r"(?<=[>\s])\w+(?:-\w+)+[.,:?]?(?=[\s<])")
+PLAIN_TOKEN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')  # both styles give these the block's colour
 OPTIONS = {
     "navbar_persistent": [],
     "navbar_end": [],
@@ -142,6 +143,11 @@ def keep_compounds(app: Any, page: str, template: str, context: dict[str, Any], 
     )
 
 
+def drop_plain_tokens(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Names, punctuation and spaces of code look as the text around them: they need no elements of their own."""
+    context["body"] = PLAIN_TOKEN.sub(r"\1", context.get("body", ""))
+
+
 def share_html_nodes(app: Any) -> None:
     """Let other builders of HTML draw what extensions draw for `html` alone.
 
@@ -174,4 +180,5 @@ def setup(app: Any) -> None:
     app.connect("html-page-context", drop_unused, priority=900)
     app.connect("html-page-context", name_list_entries)
     app.connect("html-page-context", keep_compounds)
+    app.connect("html-page-context", drop_plain_tokens)
     app.connect("build-finished", drop_unused_files)
