@@ -239,9 +239,10 @@ def family_verdict(name: str) -> Callable[[Store], Verdict]:
         outcome = any_above(found, claim.edge)
         best = next(iter(found))
         sure = [one for one, above in surely_above(found, claim.edge).items() if above]
+        below = sum(one.high < claim.edge for one in found.values())
         sentence = (
-            f"Of {len(found)} {claim.label} {best} is best, minus LoRA {points(found[best])}; surely above "
-            f"{claim.edge:+g} after Holm's correction: {', '.join(sure) or 'none'}."
+            f"Of {len(found)} {claim.label} {best} is best, minus LoRA {points(found[best])}. Surely above "
+            f"{claim.edge:+g} after Holm's correction: {', '.join(sure) or 'none'}; whole interval below: {below}."
         )
         edges = (claim.edge, math.inf)
         judged = tuple(Judged(one, edges, edges, level=LEVEL / len(found)) for one in found.values())
@@ -285,9 +286,10 @@ def neighbours_verdict(store: Store) -> Verdict:
     outcome, judged = judge_claim(found, TURNED_MARGIN, (TURNED_SHARE, math.inf))
     counts = [turned(values, *two) for two in RANKINGS]
     sentence = (
-        f"{found.mean:.0%} of {found.examples} neighbours change places (95 % interval {max(found.low, 0):.0%} to "
-        f"{min(found.high, 1):.0%}): {sum(counts[0]):g} of {len(counts[0])} where nothing changed, {sum(counts[1]):g} "
-        f"of {len(counts[1])} from January to July 2026."
+        f"{found.mean:.0%} of {found.examples} pairs of neighbours change places (95 % interval "
+        f"{max(found.low, 0):.0%} to {min(found.high, 1):.0%}, margin {TURNED_MARGIN:.0%}; a tie counts half): "
+        f"{sum(counts[0]):g} of {len(counts[0])} where nothing changed, {sum(counts[1]):g} of {len(counts[1])} from "
+        "January to July 2026."
     )
     return Verdict(outcome, sentence, ("turned_share", "turned_pure", "turned_july"), (judged,))
 

@@ -160,8 +160,8 @@ def verdict(store: Store) -> Verdict:
     alike = likeness(store)["seed_correlation"]
     sentence = (
         f"{decided.count('holds')} of {len(decided)} verdicts hold on the other inputs{beside}. {said}. The same "
-        "trained seeds are asked, so little could have turned over. Differences on both correlate by "
-        f"{alike.low:.3f} to {alike.high:.3f}, roughly: {alike.note.partition(', ')[2]}."
+        "trained seeds are asked, so little could have turned over. Over seeds, differences on the two sets of inputs "
+        f"correlate by {alike.low:.3f} to {alike.high:.3f}; {alike.note.partition(', ')[2]}, so these are rough."
     )
     turned = "turns over" in became
     held = "" if turned else "none turned over, and of the same trained seeds hardly one could"

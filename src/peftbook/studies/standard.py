@@ -76,16 +76,18 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 
 
 def budget(task: str, found: list[Record]) -> dict[str, Quantity]:
-    """Loss before and at best, and where the share of the gain is reached."""
+    """Loss before and at best, the first point with SHARE of the gain, and the share there in per cent."""
     (record, at), keys = budget_point(found), keys_of(found)
     losses, tokens, steps = (record.curve[name] for name in ("validation_loss_nats", "tokens", "step"))
     best = min(min(record.curve["validation_loss_nats"]) for record in found)
+    share = 100 * (losses[0] - losses[at]) / (losses[0] - best)
     nats = {"before": losses[0], "best": best, "at_budget": losses[at]}
     return {
         **{
             f"{task}_loss_{name}": Quantity(float(value), "nats per token", keys, seeds=1, n=EXAMPLES, digits=3)
             for name, value in nats.items()
         },
+        f"{task}_share": Quantity(share, "%", keys, seeds=1, n=EXAMPLES, digits=0),
         f"{task}_tokens": Quantity(float(tokens[at]), "tokens", keys, seeds=1, digits=0),
         f"{task}_steps": Quantity(float(steps[at]), "steps", keys, seeds=1, digits=0),
     }

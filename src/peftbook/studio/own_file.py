@@ -46,7 +46,8 @@ class OwnFile:
         """How it was read, what was left out, and what its rows do not carry, a line each."""
         seen = examine(self.table, self.reading.columns, self.reading.split)
         said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
-        return [*describe_reading(self.path.name, seen), *filter(None, [self.why]), *said]
+        why = "" if seen.several else self.why  # the caution on chats of several turns says it whole
+        return [*describe_reading(self.path.name, seen), *filter(None, [why]), *said]
 
 
 def find_project(studio: Studio, file: OwnFile) -> Project | None:

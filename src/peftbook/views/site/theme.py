@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js", "design-tabs.js")
 UNUSED_STYLES = ("sphinx-thebe.css",)
 # All others wait for the text; scripts inside the pages, and the search page's own, use what these two declare.
 IMMEDIATE = ("_static/documentation_options.js", "_static/doctools.js")
+PLAIN_TOKEN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')  # both styles give these the block's colour
 OPTIONS = {
     "navbar_persistent": [],
     "navbar_end": [],
@@ -132,6 +134,11 @@ def name_list_entries(app: Any, page: str, template: str, context: dict[str, Any
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def drop_plain_tokens(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Names, punctuation and spaces of code look as the text around them: they need no elements of their own."""
+    context["body"] = PLAIN_TOKEN.sub(r"\1", context.get("body", ""))
+
+
 def share_html_nodes(app: Any) -> None:
     """Let other builders of HTML draw what extensions draw for `html` alone.
 
@@ -163,4 +170,5 @@ def setup(app: Any) -> None:
     app.connect("html-page-context", own_header_buttons, priority=600)
     app.connect("html-page-context", drop_unused, priority=900)
     app.connect("html-page-context", name_list_entries)
+    app.connect("html-page-context", drop_plain_tokens)
     app.connect("build-finished", drop_unused_files)
