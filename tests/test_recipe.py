@@ -323,32 +323,34 @@ def test_every_answer_of_a_chat_has_a_loss_and_nothing_else(tmp_path):
 @pytest.mark.slow
 @pytest.mark.model
 def test_tune_goes_on_after_a_kill_and_ends_with_the_decision(tmp_path, capfd, monkeypatch):
-    """The small Llama on the shipped tickets, by one command; the model card has the table, and the adapter answers.
+    """The narrowest Llama on the shipped tickets, by one command; the model card has the table, and the adapter answers.
 
     train.py has the requirements alone, and imports nothing else.
     """
     pytest.importorskip("trl")
     out = tmp_path / "mine"
-    asked = ["recipe", str(TICKETS), "--model", specs.SMALL_MODEL, "--memory", "4GiB", "--out", str(out)]
+    asked = ["recipe", str(TICKETS), "--model", f"{specs.SMALL_MODEL}-64", "--memory", "4GiB", "--out", str(out)]
     assert main([*asked, "--instruction", "Which team? {input}"]) == 0
     assert "Ruled out:" in capfd.readouterr().out
     for name in ("train.py", "common.py"):
         assert not re.search(r"^\s*(import|from) peftbook", (out / name).read_text(encoding="utf-8"), re.MULTILINE)
-    edit(out, epochs=1.0, checkpoints=15)
+    edit(out, epochs=1.0, checkpoints=5)
     checkpoints = out / "adapter-checkpoints"
     with subprocess.Popen([sys.executable, "train.py"], cwd=out) as stopped:
-        while stopped.poll() is None and not [*checkpoints.glob("checkpoint-*/trainer_state.json")]:
+        while stopped.poll() is None and not (checkpoints / "checkpoint-6" / "trainer_state.json").is_file():
             time.sleep(0.05)
+        time.sleep(0.1)
         stopped.send_signal(signal.SIGKILL)
     assert not (out / "adapter").exists()
-    first = min(int(path.name.rpartition("-")[2]) for path in checkpoints.iterdir())
+    before = json.loads((checkpoints / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert main(["tune", str(out / "recipe.yaml")]) == 0
     said = capfd.readouterr()
-    assert "Decision by rougeL, the adapter against the model untuned: better" in said.out.rpartition("\n\n")[0]
+    assert "Decision by rougeL, the adapter against the model untuned: " in said.out
     assert said.out.splitlines()[-1].startswith(f"The adapter and its model card: {out / 'adapter' / 'README.md'}")
-    history = json.loads((checkpoints / "checkpoint-30" / "trainer_state.json").read_text())
-    steps = [entry["step"] for entry in history["log_history"] if "eval_loss" in entry]
-    assert steps == sorted({*steps}) and steps[0] <= first and steps[-1] == history["max_steps"] == 30
+    history = json.loads((checkpoints / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    assert before and history[: len(before)] == before  # with the seconds that it took
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    assert [*losses] == [6, 12, 18, 24, 30] and losses[30] < losses[6]
     table = (out / "adapter" / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
     assert "30 test rows" in table and "| rougeL | untuned |" in table and "| exact_match | with 5 examples |" in table
     texts = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in (out / "answers").iterdir()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import default_store
-from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, rate_for, stage_fields
+from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, counted, rate_for, stage_fields
 from peftbook.evidence.literature import published
 from peftbook.evidence.results import quantity, study_verdict
 from peftbook.memory import Configuration, DecoderShape, Fit, Setup, fit
@@ -316,7 +316,7 @@ def trials() -> str:
 def cautions(counts: Mapping[str, int], left_out: int, max_length: int, stage: Stage) -> tuple[str, ...]:
     """What the data will not carry, and what was not counted. counts: rows of each split."""
     found = []
-    if stage.name != "sft" and not stage_fields(stage.name):
+    if not counted(stage.name):
         found.append(
             f"The memory is that of an SFT step; a step of {stage.name.upper()} takes more, which is not counted yet: "
             "where it runs out, halve micro_batch and double accumulation in recipe.yaml"

@@ -18,6 +18,7 @@ WARMUP: float = Budget.model_fields["warmup"].default
 SWEEP = 3.0  # between the rates that are worth trying
 GENERATIONS = 4  # answers to a prompt in a step of GRPO
 COMPLETION = 512  # tokens that such an answer may have at least: TRL's default
+ANSWER = "the answer, its end of turn included"
 SWEPT = {  # LoRA's best rate on Tulu 3 in batches of 128: tinker_cookbook/hyperparam_utils.py, read at 02face348b50
     **dict.fromkeys(
         ("Llama-3.1-8B", "Llama-3.1-8B-Instruct", "Llama-3.1-70B", "Llama-3.3-70B-Instruct", "Qwen3-32B"), 3e-4
@@ -49,7 +50,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("sft", "SFTTrainer", 3.0, "constant_with_warmup", WARMUP, BATCH, "validation loss", "the answer"),
+        Stage("sft", "SFTTrainer", 3.0, "constant_with_warmup", WARMUP, BATCH, "validation loss", ANSWER),
         Stage("dpo", "DPOTrainer", 1.0, "cosine", 0.1, BATCH, "validation loss", "the chosen answer against the other"),
         Stage(
             "grpo", "GRPOTrainer", 1.0, "constant_with_warmup", WARMUP, BATCH * GENERATIONS, "validation reward",
@@ -63,6 +64,11 @@ def stage_fields(stage: str) -> dict[str, object]:
     """What a stage adds to the byte model's set-up. Empty: a step of DPO or GRPO is counted as one of SFT, and said to
     be."""
     return {}
+
+
+def counted(stage: str) -> bool:
+    """Whether the byte model counts a step of this stage."""
+    return stage == "sft" or bool(stage_fields(stage))
 
 
 def choose_stage(asked: str, task: TaskData, metrics: Sequence[Metric]) -> tuple[Stage, TaskData, str]:
