@@ -323,7 +323,7 @@ def test_every_answer_of_a_chat_has_a_loss_and_nothing_else(tmp_path):
 @pytest.mark.slow
 @pytest.mark.model
 def test_tune_goes_on_after_a_kill_and_ends_with_the_decision(tmp_path, capfd, monkeypatch):
-    """The narrowest Llama on the shipped tickets, by one command; the model card has the table, and the adapter answers.
+    """The narrowest Llama on the shipped tickets, by one command; the model card has the table, the adapter answers.
 
     train.py has the requirements alone, and imports nothing else.
     """

@@ -33,7 +33,8 @@ def tune(folder: Path, devices: int = 1, report_to: str = "none") -> tuple[int, 
             script = next(word for word in command if word in SCRIPTS)
             return status, f"peftbook: {script} ended with status {status}; the same command goes on from there."
     card = folder / "adapter" / "README.md"
-    return 0, f"{results_in(card)}\nThe adapter and its model card: {card}. To try it: peftbook chat {card.parent}"
+    _, _, decision = results_in(card).rpartition("Decision")
+    return 0, f"Decision{decision}\nThe adapter and its model card: {card}. To try it: peftbook chat {card.parent}"
 
 
 def commands(folder: Path, devices: int, report_to: str) -> Iterator[list[str]]:
