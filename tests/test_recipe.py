@@ -210,7 +210,6 @@ def written(shape: DecoderShape, setup: Setup, folder, task):
 
 def module_of(path):
     """A script of a folder, which imports its neighbour as it does when Python starts it."""
-    sys.modules.pop("common", None)
     sys.path.insert(0, str(path.parent))
     try:
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -218,7 +217,8 @@ def module_of(path):
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(path.parent))
-        sys.modules.pop("common", None)
+        common = sys.modules.pop("common", None)
+    module.common = common
     return module
 
 
@@ -242,7 +242,9 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
     same = replace(task, splits={name: (rows[0],) * 6 for name, rows in task.splits.items()})
     recipe, train = written(SHRUNK[family], Setup(quantised=quantised), tmp_path, same)
     trainer = train.trainer_of(
-        train.load_model(), train.load_tokenizer(), train.parser("").parse_args(["--max-steps", "2"])
+        train.common.load_model(),
+        train.common.load_tokenizer(),
+        train.common.parser("").parse_args(["--max-steps", "2"]),
     )
     (watch, traces), seen = watched_steps(), []
     collate = trainer.data_collator
@@ -262,8 +264,8 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
         cached.cache_clear()
     assert probes.peak_of(traces[1]) / predicted == pytest.approx(1, abs=0.05)
     assert all(weight.dtype.itemsize == 4 for weight in trainer.model.parameters() if weight.requires_grad)
-    (answer,) = {train.load_tokenizer().decode(row[row != -100]) for row in labels}
-    assert answer.strip() == f"{same.splits['train'][0].target}{train.load_tokenizer().eos_token}"
+    (answer,) = {train.common.load_tokenizer().decode(row[row != -100]) for row in labels}
+    assert answer.strip() == f"{same.splits['train'][0].target}{train.common.load_tokenizer().eos_token}"
 
 
 def test_rows_reach_the_trainer_as_they_were(tmp_path):
@@ -281,7 +283,7 @@ def test_rows_reach_the_trainer_as_they_were(tmp_path):
         found = train.read_rows(split)
         assert [row["completion"][0]["content"] for row in found] == [one.target for one in examples]
         assert [row["group"] for row in found] == [one.group for one in examples]
-        kept = train.rows_of(split, train.load_tokenizer())
+        kept = train.rows_of(split, train.common.load_tokenizer())
         assert [row["completion"] for row in kept] == [row["completion"] for row in found]
     assert "Say $what" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
@@ -302,13 +304,13 @@ def test_every_answer_of_a_chat_has_a_loss_and_nothing_else(tmp_path):
     rows = tuple(TaskExample(f"{n}", f"{n}", f"four {n}", turns=said) for n in range(4))
     chats = TaskData("own", 1, "{input}", dict.fromkeys(("train", "validation", "test"), rows), (), "")
     recipe, train = written(SHRUNK["llama"], Setup(), tmp_path, chats)
-    tokenizer = train.load_tokenizer()
+    tokenizer = train.common.load_tokenizer()
     assert recipe.every_answer and "{% generation" not in tokenizer.chat_template
-    marked = train.load_tokenizer()
+    marked = train.common.load_tokenizer()
     marked.chat_template = MARKED
-    asked, found = train.parser("").parse_args([]), []
+    asked, found = train.common.parser("").parse_args([]), []
     for each in (tokenizer, marked):
-        row = train.trainer_of(train.load_model(), each, asked).train_dataset[0]
+        row = train.trainer_of(train.common.load_model(), each, asked).train_dataset[0]
         found.append((row["input_ids"], row["labels"]))
     assert found[0] == found[1]
     graded = [token for token in found[0][1] if token != -100]
@@ -418,38 +420,46 @@ def test_a_stage_trains_resumes_and_answers(stage, task, tmp_path, capsys):
 
 
 def test_scripts_refuse_at_once_what_cannot_be_done(task, tmp_path, monkeypatch):
-    """A folder that is there, nothing to resume, a reporter that is not, cards that share no step, a gated model."""
+    """A folder that is there, nothing to resume, a reporter that is not, groups and cards that share no step, a gated
+    model.
+    """
     pytest.importorskip("trl")
     from huggingface_hub.errors import GatedRepoError
 
     _, train = written(SHRUNK["llama"], Setup(), tmp_path, task)
-    state = train.check.__globals__  # of common.py
-    for words, said in (
-        (["--out", str(tmp_path / "base")], "exists: name a new one"),
-        (["--resume"], "has no checkpoint"),
-        (["--report-to", "wandb"], "pip install wandb"),
-    ):
-        with pytest.raises(SystemExit, match=said):
-            train.check(train.parser("").parse_args(words))
-    monkeypatch.setitem(state, "PROCESSES", 3)
-    with pytest.raises(SystemExit, match=r"accumulation: 1 in recipe\.yaml cannot be shared by 3 cards"):
-        train.check(train.parser("").parse_args([]))
-    monkeypatch.setitem(state, "PROCESSES", 2)
-    monkeypatch.setitem(state["RECIPE"], "accumulation", 8)
-    assert train.shared_settings(train.parser("").parse_args([]))["gradient_accumulation_steps"] == 4
+    common = train.common
+
+    def args(*words: str):
+        return common.parser("").parse_args(words)
+
+    def refused(*words: str) -> str:
+        with pytest.raises(SystemExit) as refusal:
+            common.check(args(*words))
+        return str(refusal.value)
+
+    assert "exists: name a new one" in refused("--out", str(tmp_path / "base"))
+    assert "has no checkpoint" in refused("--resume")
+    assert "pip install wandb" in refused("--report-to", "wandb")
+    monkeypatch.setattr(common, "PROCESSES", 3)
+    assert "accumulation: 1 in recipe.yaml cannot be shared by 3 cards" in refused()
+    monkeypatch.setattr(common, "PROCESSES", 2)
+    monkeypatch.setitem(common.RECIPE, "accumulation", 8)
+    assert common.shared_settings(args())["gradient_accumulation_steps"] == 4
+    monkeypatch.setitem(common.RECIPE, "generations", 3)
+    assert "generations: 3 in recipe.yaml do not divide the 16 answers" in refused()
 
     def refuse(*given, **more):
         answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
         raise OSError("You are trying to access a gated repo.") from GatedRepoError("gated", response=answer)
 
-    monkeypatch.setattr(state["AutoTokenizer"], "from_pretrained", refuse)
+    monkeypatch.setattr(common.AutoTokenizer, "from_pretrained", refuse)
     with pytest.raises(SystemExit, match=r"\(403\): accept its terms .* `hf auth login`"):
-        train.load_tokenizer()
+        common.load_tokenizer()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for major, dtype in ((7, torch.float16), (8, torch.bfloat16)):  # a T4, an A100
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
-        assert state["compute_dtype"]() is dtype
+        assert common.compute_dtype() is dtype
 
 
 def test_tune_refuses_a_folder_that_is_no_recipe(tmp_path, capsys):

@@ -55,7 +55,7 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
     low, high = (size / gib for size in recipe.band)
     stage = recipe.stage
     rows = [
-        ("stage", f"{stage.name.upper()}, by TRL's {stage.trainer}: it learns from {stage.loss}."),
+        ("stage", f"{stage.name.upper()}, by TRL's {stage.trainer}: it learns from {recipe.learns_from}."),
         ("method", f"{recipe.label}. {recipe.why}"),
         ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
         ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),

@@ -105,6 +105,11 @@ class TrainingRecipe:
     ruled_out: tuple[tuple[str, str], ...]
     cautions: tuple[str, ...]
 
+    @property
+    def learns_from(self) -> str:
+        """What has a loss."""
+        return "every answer of a chat" if self.every_answer else self.stage.loss
+
 
 def choose(
     shape: DecoderShape,

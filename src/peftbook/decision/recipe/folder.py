@@ -189,7 +189,7 @@ def words_of(
         "max_length": str(recipe.max_length),
         "stage": recipe.stage.name,
         "stage_words": f"{recipe.stage.name.upper()}, by TRL's {recipe.stage.trainer}",
-        "loss": "every answer of a chat" if recipe.every_answer else recipe.stage.loss,
+        "loss": recipe.learns_from,
         "judged": recipe.stage.judged,
         "epochs": f"{recipe.stage.epochs:g}",
         "steps": f"{recipe.steps:,}",

@@ -17,6 +17,7 @@ BATCH: int = Budget.model_fields["batch_size"].default  # the records' own: a ra
 WARMUP: float = Budget.model_fields["warmup"].default
 SWEEP = 3.0  # between the rates that are worth trying
 GENERATIONS = 4  # answers to a prompt in a step of GRPO
+CHECKED = 2000  # targets that a metric is tried on
 COMPLETION = 512  # tokens that such an answer may have at least: TRL's default
 ANSWER = "the answer, its end of turn included"
 SWEPT = {  # LoRA's best rate on Tulu 3 in batches of 128: tinker_cookbook/hyperparam_utils.py, read at 02face348b50
@@ -83,7 +84,7 @@ def choose_stage(asked: str, task: TaskData, metrics: Sequence[Metric]) -> tuple
         task = preference_pairs(task) if name == "dpo" else chosen_alone(task)
     if name == "grpo" and not metrics:
         raise InputError("Stage grpo needs a reward: declare one, as in --metric total=number:rel=0.01.")
-    targets = [example.target for examples in task.splits.values() for example in examples]
+    targets = [example.target for examples in task.splits.values() for example in examples][:CHECKED]
     for metric in metrics:
         own_scores(metric, [targets], targets)
     why = "The rows are preference pairs: the stage is DPO, which learns from both answers (sft: from the chosen one)."

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 if "LOCAL_RANK" not in os.environ:  # not started by `accelerate launch`
@@ -79,6 +80,12 @@ def check(args: argparse.Namespace) -> None:
             f"accumulation: {RECIPE['accumulation']} in recipe.yaml cannot be shared by {PROCESSES} cards: make it a "
             f"multiple of {PROCESSES}, and micro_batch smaller by as much, so that a step has as many rows as before."
         )
+    answers = RECIPE["micro_batch"] * RECIPE["accumulation"]
+    if answers % RECIPE.get("generations", 1):
+        raise SystemExit(
+            f"generations: {RECIPE['generations']} in recipe.yaml do not divide the {answers} answers of a step "
+            "(micro_batch · accumulation): choose a divisor."
+        )
     if not args.resume and RANK == 0:
         shutil.rmtree(checkpoints_of(args.out), ignore_errors=True)
 
@@ -145,13 +152,20 @@ def in_float32(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def run(trainer: Trainer, args: argparse.Namespace) -> None:
-    """Train, keep the best checkpoint, and say what it took. The adapter's folder is there once it is whole."""
+def train(trainer_of: Callable[..., Trainer], text: str | None, argv: list[str] | None) -> Trainer:
+    """Train, keep the best checkpoint, and say what it took. The adapter's folder is there once it is whole.
+
+    trainer_of: makes the stage's trainer of model, tokenizer and options.  text: describes the script.
+    """
+    args = parser(text).parse_args(argv)
+    check(args)
+    tokenizer = load_tokenizer()
+    trainer = trainer_of(load_model(), tokenizer, args)
     trainer.train(resume_from_checkpoint=str(last_checkpoint(args.out)) if args.resume else None)
     part = args.out.with_name(f"{args.out.name}-part")
     trainer.save_model(str(part))
     if not trainer.is_world_process_zero():
-        return
+        return trainer
     shutil.copyfile(HERE / "README.md", part / "README.md")  # the card travels with the adapter
     part.rename(args.out)
     name = trainer.args.metric_for_best_model.removeprefix("eval_")
@@ -160,6 +174,7 @@ def run(trainer: Trainer, args: argparse.Namespace) -> None:
         predicted = RECIPE.get("predicted_peak_bytes")
         beside = f"; predicted {predicted / 2**30:.2f} GiB" if predicted else ""
         print(f"Tensors at the peak: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB{beside}")
+    return trainer
 
 
 # --- the base model -------------------------------------------------------------------------------------------

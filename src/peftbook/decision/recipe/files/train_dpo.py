@@ -18,16 +18,12 @@ from common import (
     RECIPE,
     TEMPLATE,
     adapter,
-    check,
     in_float32,
-    load_model,
-    load_tokenizer,
-    parser,
     read_rows,
-    run,
     shared_settings,
     those_that_fit,
     tokens_of,
+    train,
 )
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,11 +32,7 @@ from trl import DPOConfig, DPOTrainer
 
 def main(argv: list[str] | None = None) -> None:
     """Train on the pairs, and say whether the chosen answers became less likely."""
-    args = parser(__doc__).parse_args(argv)
-    check(args)
-    tokenizer = load_tokenizer()
-    trainer = trainer_of(load_model(), tokenizer, args)
-    run(trainer, args)
+    trainer = train(trainer_of, __doc__, argv)
     name, best = "eval_rewards/chosen", trainer.state.best_global_step
     chosen = next(entry[name] for entry in trainer.state.log_history if name in entry and entry["step"] == best)
     if trainer.is_world_process_zero() and chosen < 0:

@@ -19,16 +19,12 @@ from common import (
     RECIPE,
     TEMPLATE,
     adapter,
-    check,
     in_float32,
-    load_model,
-    load_tokenizer,
-    parser,
     read_rows,
-    run,
     shared_settings,
     those_that_fit,
     tokens_of,
+    train,
 )
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,16 +36,7 @@ from peftbook.decision.own_metrics.kinds import scorer
 
 def main(argv: list[str] | None = None) -> None:
     """Train on rewarded answers."""
-    args = parser(__doc__).parse_args(argv)
-    check(args)
-    answers = RECIPE["micro_batch"] * RECIPE["accumulation"]
-    if answers % RECIPE["generations"]:
-        raise SystemExit(
-            f"generations: {RECIPE['generations']} in recipe.yaml do not divide the {answers} answers of a step "
-            "(micro_batch · accumulation): choose a divisor."
-        )
-    tokenizer = load_tokenizer()
-    run(trainer_of(load_model(), tokenizer, args), args)
+    train(trainer_of, __doc__, argv)
 
 
 def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argparse.Namespace) -> GRPOTrainer:

@@ -17,16 +17,12 @@ from common import (
     RECIPE,
     TEMPLATE,
     adapter,
-    check,
     in_float32,
-    load_model,
-    load_tokenizer,
-    parser,
     read_rows,
-    run,
     shared_settings,
     those_that_fit,
     tokens_of,
+    train,
 )
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,10 +32,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 
 def main(argv: list[str] | None = None) -> None:
     """Train on the answers."""
-    args = parser(__doc__).parse_args(argv)
-    check(args)
-    tokenizer = load_tokenizer()
-    run(trainer_of(load_model(), tokenizer, args), args)
+    train(trainer_of, __doc__, argv)
 
 
 def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argparse.Namespace) -> SFTTrainer:
