@@ -184,7 +184,7 @@ def plan_for(
     shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float, stage: str = "sft"
 ) -> FittedMethod:
     """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
-    asked = fields_of(method, shape) | stage_fields(stage) | {"checkpointing": checkpointing, "seq": seq}
+    asked = fields_of(method, shape) | stage_fields(stage, answer) | {"checkpointing": checkpointing, "seq": seq}
 
     def derive(fields: Mapping[str, object]) -> Setup:
         setup, _ = setup_in(STACK, **asked | {"batch": 1} | dict(fields))

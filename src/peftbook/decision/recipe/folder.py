@@ -28,6 +28,7 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
 QUANTISING = "bitsandbytes"
 OLDEST = {"transformers": "5.16.1"}  # vLLM 0.33 asks for transformers>=5.16.1,<5.21 and torch==2.14, which hold beside
 CHECKPOINTS = 10  # of a training
+GROUPED = 500  # steps an epoch, from which rows are grouped by length: transformers sorts them within 50 steps
 MARGIN = 0.02  # of a share, below which a difference does not matter: the book's own
 COMMENTS = {
     "stage": "what it learns from: sft, answers; dpo, preference pairs; grpo, a reward; train.py is for this one",
@@ -51,6 +52,7 @@ COMMENTS = {
     "metrics": "your own, as --metric declares them; the first decides, and rewards in grpo; without, ROUGE-L decides",
     "margin": "differences below it do not matter; a metric of your own has one itself",
     "every_answer": "whether rows are chats whose every answer has a loss",
+    "group_by_length": "rows of like length at a time: less padding, but of few rows batches that are alike",
     "beta": "how far the model is held to the untuned one; larger is closer",
     "loss": "[sigmoid, sft] also trains on the chosen answers: take it where rewards/chosen falls below 0 in the log",
     "generations": "answers to each prompt, which are compared with each other; they divide micro_batch · accumulation",
@@ -84,7 +86,10 @@ def settings_of(recipe: TrainingRecipe, source: str, revision: str, metrics: Seq
         "margin": MARGIN,
     }
     own: dict[str, dict[str, object]] = {
-        "sft": {"every_answer": recipe.every_answer},
+        "sft": {
+            "every_answer": recipe.every_answer,
+            "group_by_length": recipe.micro_batch > 1 and recipe.steps >= GROUPED * stage.epochs,
+        },
         "dpo": {"beta": float(published("rafailov2023-beta").value), "loss": ["sigmoid"]},
         "grpo": {"generations": GENERATIONS},
     }

@@ -46,7 +46,7 @@ def trainer_of(model: AutoModelForCausalLM, tokenizer: AutoTokenizer, args: argp
         max_length=RECIPE["max_length"],
         completion_only_loss=not RECIPE["every_answer"],
         assistant_only_loss=marked,
-        train_sampling_strategy="group_by_length" if RECIPE["micro_batch"] > 1 else "random",  # less padding
+        train_sampling_strategy="group_by_length" if RECIPE["group_by_length"] else "random",
     )
     trainer = SFTTrainer(
         model=model,
