@@ -195,7 +195,7 @@ def test_a_schema_that_calls_itself_and_a_query_without_end_are_no_right_answers
 
 def test_a_target_that_would_be_wrong_is_told_before_any_score():
     """Row and text are named; nothing is scored by such a metric."""
-    with pytest.raises(InputError, match="target of test row 2 is itself no right answer \\('none'\\)"):
+    with pytest.raises(InputError, match="target of row 2 is itself no right answer \\('none'\\)"):
         own_scores(parse_metric("total=number"), [["1", "2"]], ["1", "none"])
 
 

@@ -3,21 +3,26 @@
 import importlib.util
 import json
 import re
-import runpy
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
+import yaml
+from packaging.requirements import Requirement
 from tiny import watched_steps
 
 from peftbook.cli import main
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
+from peftbook.decision.own_metrics import parse_metric
 from peftbook.decision.recipe.choice import (
-    BATCH,
     KEPT,
     PLANS,
     STEP,
@@ -25,10 +30,10 @@ from peftbook.decision.recipe.choice import (
     choose,
     fields_of,
     longest_kept,
-    rate_for,
 )
-from peftbook.decision.recipe.folder import PAGES, SCRIPTS, write_folder
+from peftbook.decision.recipe.folder import COMMENTS, PAGES, SCRIPTS, commented, requirements, settings_of, write_folder
 from peftbook.decision.recipe.rows import count_rows
+from peftbook.decision.recipe.stages import BATCH, STAGES, SWEPT, choose_stage, rate_for
 from peftbook.evidence.literature import published
 from peftbook.memory import Configuration, DecoderShape, Setup, read_shape
 from peftbook.memory import loss as losses
@@ -137,6 +142,55 @@ def test_the_rate_is_the_records_at_its_own_width_and_falls_by_the_fitted_power(
         assert ("none is fitted for gemma" in reason) == (name == "gemma-7b")
 
 
+def test_a_rate_stands_beside_those_that_others_take():
+    """Ours, the authors' table, the common default; of stages that we have not tuned TRL's, and it is said."""
+    shape = read_shape("llama-3.1-8b")
+    swept, usual = published("tinkercookbook2026-llama-8b"), published("trl-sft-lora-rate")
+    _, reason = rate_for(shape, "meta-llama/Llama-3.1-8B-Instruct")
+    assert SWEPT["Llama-3.1-8B-Instruct"] == float(swept.value)
+    assert f"table has {float(swept.value):g} for this model" in reason and f"default is {usual}" in reason
+    for stage in ("dpo", "grpo"):
+        rate, reason = rate_for(shape, stage=stage)
+        assert rate == float(published(f"trl-{stage}-lora-rate").value) and "None is ours" in reason
+
+
+# --- stages ---------------------------------------------------------------------------------------------------
+
+
+def pairs_of(task: TaskData) -> TaskData:
+    """The task's rows as preference pairs."""
+    given = task.splits.items()
+    return replace(
+        task, splits={name: tuple(replace(row, rejected="Who knows?") for row in rows) for name, rows in given}
+    )
+
+
+def test_pairs_are_for_dpo_and_a_reward_for_grpo(task):
+    """Said where nobody asked; a stage that rows or metrics cannot feed is refused, and so is a wrong metric."""
+    pairs, right = pairs_of(task), parse_metric("team=regex:[a-z]+")
+    stage, rows, said = choose_stage("", pairs, ())
+    assert (stage.name, rows) == ("dpo", pairs) and "preference pairs" in said
+    assert choose_stage("", task, ()) == (STAGES["sft"], task, "")
+    assert choose_stage("sft", pairs, ()) == (STAGES["sft"], task, "")
+    same = {**pairs.splits, "test": tuple(replace(row, rejected=row.target) for row in pairs.splits["test"])}
+    for rows in (task, replace(pairs, splits=same)):
+        with pytest.raises(InputError, match="needs preference pairs"):
+            choose_stage("dpo", rows, ())
+    with pytest.raises(InputError, match="needs a reward"):
+        choose_stage("grpo", task, ())
+    with pytest.raises(InputError, match="itself no right answer"):
+        choose_stage("grpo", task, (right, parse_metric("none=number:")))
+    assert choose_stage("grpo", task, (right,))[0].name == "grpo"
+
+
+def test_a_step_of_grpo_has_whole_groups_of_answers():
+    """As long as they may become; a step of all cards divides into them."""
+    recipe = choose(read_shape("llama-3.1-8b"), "8B", ROWS, 24 * GIB, stage=STAGES["grpo"])
+    settings = settings_of(recipe, "8B", "", ())
+    assert recipe.micro_batch * recipe.accumulation == STAGES["grpo"].rows == BATCH * settings["generations"]
+    assert recipe.max_length >= max(row.before for row in ROWS["train"]) + recipe.max_new_tokens
+
+
 # --- the folder -----------------------------------------------------------------------------------------------
 
 
@@ -155,9 +209,16 @@ def written(shape: DecoderShape, setup: Setup, folder, task):
 
 
 def module_of(path):
-    spec = importlib.util.spec_from_file_location("train", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """A script of a folder, which imports its neighbour as it does when Python starts it."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+        common = sys.modules.pop("common", None)
+    module.common = common
     return module
 
 
@@ -181,7 +242,9 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
     same = replace(task, splits={name: (rows[0],) * 6 for name, rows in task.splits.items()})
     recipe, train = written(SHRUNK[family], Setup(quantised=quantised), tmp_path, same)
     trainer = train.trainer_of(
-        train.load_model(), train.load_tokenizer(), train.parser().parse_args(["--max-steps", "2"])
+        train.common.load_model(),
+        train.common.load_tokenizer(),
+        train.common.parser("").parse_args(["--max-steps", "2"]),
     )
     (watch, traces), seen = watched_steps(), []
     collate = trainer.data_collator
@@ -201,8 +264,8 @@ def test_the_script_trains_every_family_in_the_bytes_that_were_predicted(
         cached.cache_clear()
     assert probes.peak_of(traces[1]) / predicted == pytest.approx(1, abs=0.05)
     assert all(weight.dtype.itemsize == 4 for weight in trainer.model.parameters() if weight.requires_grad)
-    (answer,) = {train.load_tokenizer().decode(row[row != -100]) for row in labels}
-    assert answer.strip() == f"{same.splits['train'][0].target}{train.load_tokenizer().eos_token}"
+    (answer,) = {train.common.load_tokenizer().decode(row[row != -100]) for row in labels}
+    assert answer.strip() == f"{same.splits['train'][0].target}{train.common.load_tokenizer().eos_token}"
 
 
 def test_rows_reach_the_trainer_as_they_were(tmp_path):
@@ -220,7 +283,7 @@ def test_rows_reach_the_trainer_as_they_were(tmp_path):
         found = train.read_rows(split)
         assert [row["completion"][0]["content"] for row in found] == [one.target for one in examples]
         assert [row["group"] for row in found] == [one.group for one in examples]
-        kept = train.rows_of(split, train.load_tokenizer())
+        kept = train.rows_of(split, train.common.load_tokenizer())
         assert [row["completion"] for row in kept] == [row["completion"] for row in found]
     assert "Say $what" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
@@ -241,13 +304,13 @@ def test_every_answer_of_a_chat_has_a_loss_and_nothing_else(tmp_path):
     rows = tuple(TaskExample(f"{n}", f"{n}", f"four {n}", turns=said) for n in range(4))
     chats = TaskData("own", 1, "{input}", dict.fromkeys(("train", "validation", "test"), rows), (), "")
     recipe, train = written(SHRUNK["llama"], Setup(), tmp_path, chats)
-    tokenizer = train.load_tokenizer()
+    tokenizer = train.common.load_tokenizer()
     assert recipe.every_answer and "{% generation" not in tokenizer.chat_template
-    marked = train.load_tokenizer()
+    marked = train.common.load_tokenizer()
     marked.chat_template = MARKED
-    asked, found = train.parser().parse_args([]), []
+    asked, found = train.common.parser("").parse_args([]), []
     for each in (tokenizer, marked):
-        row = train.trainer_of(train.load_model(), each, asked).train_dataset[0]
+        row = train.trainer_of(train.common.load_model(), each, asked).train_dataset[0]
         found.append((row["input_ids"], row["labels"]))
     assert found[0] == found[1]
     graded = [token for token in found[0][1] if token != -100]
@@ -261,43 +324,167 @@ def test_every_answer_of_a_chat_has_a_loss_and_nothing_else(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.filterwarnings("ignore")
-def test_the_folder_trains_answers_and_says_which_is_better(tmp_path, capfd, monkeypatch):
-    """The small Llama on the shipped tickets, by the two scripts as a reader starts them; the card has the table.
+def test_tune_goes_on_after_a_kill_and_ends_with_the_decision(tmp_path, capfd, monkeypatch):
+    """The narrowest Llama on the shipped tickets, by one command; the model card has the table, the adapter answers.
 
-    The first has the requirements alone, and imports nothing else; the second has peftbook too.
+    train.py has the requirements alone, and imports nothing else.
     """
     pytest.importorskip("trl")
     out = tmp_path / "mine"
-    asked = ["recipe", str(TICKETS), "--model", specs.SMALL_MODEL, "--memory", "4GiB", "--out", str(out)]
+    asked = ["recipe", str(TICKETS), "--model", f"{specs.SMALL_MODEL}-64", "--memory", "4GiB", "--out", str(out)]
     assert main([*asked, "--instruction", "Which team? {input}"]) == 0
     assert "Ruled out:" in capfd.readouterr().out
-    assert not re.search(r"^\s*(import|from) peftbook", (out / "train.py").read_text(encoding="utf-8"), re.MULTILINE)
-    monkeypatch.syspath_prepend(out)  # what Python does for a script
-    try:
-        for name, *words in (("train.py", "--max-steps", "20"), ("evaluate.py", "--rows", "24", "--examples", "2")):
-            monkeypatch.setattr(sys, "argv", [name, *words])
-            runpy.run_path(str(out / name), run_name="__main__")
-    finally:
-        train = sys.modules.pop("train")
+    for name in ("train.py", "common.py"):
+        assert not re.search(r"^\s*(import|from) peftbook", (out / name).read_text(encoding="utf-8"), re.MULTILINE)
+    edit(out, epochs=1.0, checkpoints=5)
+    checkpoints = out / "adapter-checkpoints"
+    with subprocess.Popen([sys.executable, "train.py"], cwd=out) as stopped:
+        while stopped.poll() is None and not (checkpoints / "checkpoint-6" / "trainer_state.json").is_file():
+            time.sleep(0.05)
+        time.sleep(0.1)
+        stopped.send_signal(signal.SIGKILL)
+    assert not (out / "adapter").exists()
+    before = json.loads((checkpoints / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert main(["tune", str(out / "recipe.yaml")]) == 0
+    said = capfd.readouterr()
+    assert "Decision by rougeL, the adapter against the model untuned: " in said.out
+    assert said.out.splitlines()[-1].startswith(f"The adapter and its model card: {out / 'adapter' / 'README.md'}")
+    history = json.loads((checkpoints / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    assert before and history[: len(before)] == before  # with the seconds that it took
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    assert [*losses] == [6, 12, 18, 24, 30] and losses[30] < losses[6]
     table = (out / "adapter" / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
-    assert "24 test rows" in table and "| rougeL | untuned |" in table and "| exact_match | with 2 examples |" in table
+    assert "30 test rows" in table and "| rougeL | untuned |" in table and "| exact_match | with 5 examples |" in table
     texts = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in (out / "answers").iterdir()}
-    assert {*texts} == {"tuned", "untuned", "examples"}
-    tests = (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:24]
+    tests = (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     targets = [json.loads(line)["completion"][0]["content"] for line in tests]
     assert all([json.loads(line)["target"] for line in lines] == targets for lines in texts.values())
-    right = {name: sum(json.loads(line)["exact_match"] for line in lines) for name, lines in texts.items()}
-    assert right["tuned"] > right["untuned"]
-    with pytest.raises(SystemExit, match="exists: name a new one"):
-        train.main(["--out", str(out / "adapter")])
-    with pytest.raises(SystemExit, match="has no checkpoint"):
-        train.main(["--out", str(tmp_path / "b"), "--resume"])
+    assert main(["chat", str(out / "adapter"), "--message", "Hello", "--max-new-tokens", "4"]) == 0
+    monkeypatch.setattr(subprocess, "run", None)  # all is done: nothing is started again
+    assert main(["tune", str(out)]) == 0 and "Decision by rougeL" in capfd.readouterr().out
+
+
+def edit(folder, **settings) -> None:
+    """Change values in a recipe.yaml by hand."""
+    path = folder / "recipe.yaml"
+    text = path.read_text(encoding="utf-8")
+    for name, value in settings.items():
+        text, count = re.subn(rf"^{name}: .*$", f"{name}: {value}", text, flags=re.MULTILINE)
+        assert count == 1
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stage", ["dpo", "grpo"])
+def test_a_stage_trains_resumes_and_answers(stage, task, tmp_path, capsys):
+    """Twenty steps of the narrowest Llama, stopped at ten: what was learnt is what the stage asks for."""
+    pytest.importorskip("trl")
+    from transformers import TrainerCallback
+
+    metric = parse_metric("plain=regex:[a-z ]*")
+    name = f"{specs.SMALL_MODEL}-64"
+    out, data = tmp_path / stage, tmp_path / "rows.jsonl"
+    rows = [row for split in pairs_of(task).splits.values() for row in split]
+    said = [{"prompt": row.input, "chosen": row.target, "rejected": row.rejected} for row in rows]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in said), encoding="utf-8")
+    asked = ["recipe", str(data), "--model", name, "--memory", "4GiB", "--out", str(out), "--metric"]
+    asked += [f"{metric.name}=regex:{metric.pattern}", *(["--stage", "grpo"] if stage == "grpo" else [])]
+    assert main(asked) == 0 and f"by TRL's {stage.upper()}Trainer" in capsys.readouterr().out
+    edit(out, learning_rate="1e-3", max_new_tokens=8, accumulation=1, checkpoints=2)  # a rate that YAML reads as text
+    train = module_of(out / "train.py")
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **others):
+            if state.global_step == 10:
+                raise KeyboardInterrupt
+
+    built = train.trainer_of
+    train.trainer_of = lambda *given: (trainer := built(*given)).add_callback(Stop()) or trainer
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--max-steps", "20"])
+    train.trainer_of = built
+    train.main(["--max-steps", "20", "--resume"])
+    assert "the adapter is in" in capsys.readouterr().out
+    state = json.loads((out / "adapter-checkpoints" / "checkpoint-20" / "trainer_state.json").read_text())
+    key = "rewards/accuracies" if stage == "dpo" else "reward"
+    assert [entry["step"] for entry in state["log_history"] if key in entry] == [10, 20]
+    first, last = (entry[key] for entry in state["log_history"] if key in entry)
+    assert last > first
+    if stage == "dpo":
+        evaluate = module_of(out / "evaluate.py")
+        evaluate.main(["--rows", "8", "--examples", "0"])
+        card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
+        assert "Preference accuracy" in card and f"Decision by {metric.name}" in card
+
+
+def test_scripts_refuse_at_once_what_cannot_be_done(task, tmp_path, monkeypatch):
+    """A folder that is there, nothing to resume, a reporter that is not, groups and cards that share no step, a gated
+    model.
+    """
+    pytest.importorskip("trl")
+    from huggingface_hub.errors import GatedRepoError
+
+    _, train = written(SHRUNK["llama"], Setup(), tmp_path, task)
+    common = train.common
+
+    def args(*words: str):
+        return common.parser("").parse_args(words)
+
+    def refused(*words: str) -> str:
+        with pytest.raises(SystemExit) as refusal:
+            common.check(args(*words))
+        return str(refusal.value)
+
+    assert "exists: name a new one" in refused("--out", str(tmp_path / "base"))
+    assert "has no checkpoint" in refused("--resume")
+    assert "pip install wandb" in refused("--report-to", "wandb")
+    monkeypatch.setattr(common, "PROCESSES", 3)
+    assert "accumulation: 1 in recipe.yaml cannot be shared by 3 cards" in refused()
+    monkeypatch.setattr(common, "PROCESSES", 2)
+    monkeypatch.setitem(common.RECIPE, "accumulation", 8)
+    assert common.shared_settings(args())["gradient_accumulation_steps"] == 4
+    monkeypatch.setitem(common.RECIPE, "generations", 3)
+    assert "generations: 3 in recipe.yaml do not divide the 16 answers" in refused()
+
+    def refuse(*given, **more):
+        answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+        raise OSError("You are trying to access a gated repo.") from GatedRepoError("gated", response=answer)
+
+    monkeypatch.setattr(common.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(SystemExit, match=r"\(403\): accept its terms .* `hf auth login`"):
+        common.load_tokenizer()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for major, dtype in ((7, torch.float16), (8, torch.bfloat16)):  # a T4, an A100
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
-        assert train.compute_dtype() is dtype
+        assert common.compute_dtype() is dtype
+
+
+def test_tune_refuses_a_folder_that_is_no_recipe(tmp_path, capsys):
+    assert main(["tune", str(tmp_path)]) == 2
+    assert "has no recipe.yaml: name a folder that `peftbook recipe --out` wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_read_back_as_they_were_and_each_says_what_it_does(stage):
+    """A rate of 1e-06 is a number to YAML 1.1 only with a point in it."""
+    recipe = choose(read_shape("llama-3.1-8b"), "8B", ROWS, 24 * GIB, stage=STAGES[stage])
+    settings = settings_of(replace(recipe, learning_rate=1e-6), "1e5", "0123", (parse_metric("a=regex:[#: ]'\""),))
+    text = commented(settings)
+    assert yaml.safe_load(text) == settings
+    assert all(f"# {COMMENTS[name]}\n{name}:" in text for name in settings)
+
+
+def test_requirements_hold_beside_those_of_vllm():
+    """vLLM 0.33.0 on PyPI: torch==2.14.0, transformers<5.21.0,>=5.16.1; all have an upper bound."""
+    recipe = choose(read_shape("llama-3.1-8b"), "8B", ROWS, 16 * GIB)
+    found = {one.name: one.specifier for one in map(Requirement, requirements(recipe).splitlines())}
+    assert recipe.setup.quantised and "bitsandbytes" in found
+    assert all("<" in str(versions) for versions in found.values())
+    for name, versions in (("torch", ["2.14.0"]), ("transformers", ["5.16.1", "5.20.0"])):
+        assert all(found[name].contains(version) for version in versions)
 
 
 def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
@@ -306,16 +493,16 @@ def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
     recipe = choose(read_shape("smollm2-135m"), model.name, ROWS, 8 * GIB)
     out = tmp_path / "a" / "recipe"
     write_folder(out, recipe, task, model, "somewhere", "tickets.csv", "peftbook recipe tickets.csv", "CC BY 4.0")
-    assert {path.name for path in out.iterdir()} == {*SCRIPTS, *PAGES, "recipe.json", "requirements.txt", "data"}
+    assert {path.name for path in out.iterdir()} == {*SCRIPTS, *PAGES, "recipe.yaml", "requirements.txt", "data"}
     assert not any("$" in (out / page).read_text(encoding="utf-8") for page in PAGES)
     assert "CC BY 4.0" in (out / "README.md").read_text(encoding="utf-8")
     lines = {name: (out / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in task.splits}
     assert {name: len(rows) for name, rows in lines.items()} == {name: len(rows) for name, rows in task.splits.items()}
-    before = (out / "recipe.json").read_bytes()
+    before = (out / "recipe.yaml").read_bytes()
     again = ["recipe", str(TICKETS), "--model", model.name, "--memory", "8GiB", "--out", str(out)]
     assert main(again) == 2
     assert "exists: name a new one" in capsys.readouterr().err
-    assert (out / "recipe.json").read_bytes() == before and [*tmp_path.iterdir()] == [tmp_path / "a"]
+    assert (out / "recipe.yaml").read_bytes() == before and [*tmp_path.iterdir()] == [tmp_path / "a"]
 
 
 @pytest.mark.parametrize(

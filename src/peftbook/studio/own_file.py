@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbook.core import specs
@@ -42,9 +42,13 @@ class OwnFile:
         task = task_from_table(table, reading.columns, reading.split, reading.instruction)
         return cls(path, reading, why, content, table, task)
 
-    def words(self) -> list[str]:
-        """How it was read, what was left out, and what its rows do not carry, a line each."""
+    def words(self, pairs: bool = False) -> list[str]:
+        """How it was read, what was left out, and what its rows do not carry, a line each.
+
+        pairs: whether rejected answers are learnt from too.
+        """
         seen = examine(self.table, self.reading.columns, self.reading.split)
+        seen = replace(seen, unused="") if pairs else seen
         said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
         why = "" if seen.several else self.why  # the caution on chats of several turns says it whole
         return [*describe_reading(self.path.name, seen), *filter(None, [why]), *said]

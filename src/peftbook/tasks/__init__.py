@@ -27,6 +27,7 @@ class TaskExample:
 
     turns: role and text of a chat's turns before the target, the last of them the user's; `input` then shows them as
     one text, and no model reads it. Empty where the input alone is asked.
+    rejected: an answer that was liked less than the target, where rows are preference pairs.
     """
 
     id: str
@@ -34,6 +35,7 @@ class TaskExample:
     target: str
     group: str = ""
     turns: tuple[tuple[str, str], ...] = ()
+    rejected: str = ""
 
     @property
     def asked(self) -> str:

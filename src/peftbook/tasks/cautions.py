@@ -19,8 +19,8 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
         (instruction == "{input}" and not seen.told,
          "The model is told nothing but the input, so that a tuned model is compared with one that does not know the "
          "task: say what to do (--instruction; in the studio the prompt), as in “Summarise this: {{input}}”.", "warn"),
-        (seen.unused, "“{}” is not used: this trains on the chosen answers alone (SFT). The stage that learns from "
-         "both is DPO, for which there is no script here yet (TRL has one: DPOTrainer).", "warn"),
+        (seen.unused, "“{}” is not used, the chosen answers alone are. The stage that learns from both is DPO, whose "
+         "script `peftbook recipe` writes.", "warn"),
         (seen.cut, "{:,} chats go on after their last answer: what follows it is left out.", "warn"),
         (seen.several, "{:,} rows are chats of several turns, kept as turns: the last answer is the target, the turns "
          "before it are the prompt.", "info"),

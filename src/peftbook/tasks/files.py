@@ -92,6 +92,7 @@ def usable_rows(table: TextTable, columns: Columns) -> tuple[list[TaskExample], 
     group = None if columns.group is None else table.columns.index(columns.group)
     kto = "label" in table.columns and (columns.target == "completion" or (table.turns and columns.target == MADE[2]))
     label = table.columns.index("label") if kto else None
+    rejected = rejected_column(table, columns)
     examples, faults = [], list(table.faults)
     for number, row, (text, turns) in zip(table.numbers, table.rows, asked_in(table, columns), strict=True):
         empty = columns.input if not text else columns.target if not row[target].strip() else ""
@@ -103,8 +104,14 @@ def usable_rows(table: TextTable, columns: Columns) -> tuple[list[TaskExample], 
             faults.append(Fault(number, "label", said))
             continue
         belongs = "" if group is None else row[group]
-        examples.append(TaskExample(f"row-{number:06d}", text, row[target], belongs, turns))
+        other = row[table.columns.index(rejected)] if rejected else ""
+        examples.append(TaskExample(f"row-{number:06d}", text, row[target], belongs, turns, other))
     return examples, tuple(sorted(faults, key=lambda fault: fault.row))
+
+
+def rejected_column(table: TextTable, columns: Columns) -> str:
+    """The column of the answers that were liked less, or nothing."""
+    return next((name for name in table.columns if name.lower() == "rejected" and name != columns.target), "")
 
 
 def asked_in(table: TextTable, columns: Columns) -> Iterator[tuple[str, tuple[Turn, ...]]]:
@@ -153,7 +160,7 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
         "grouped": columns.group is not None,
         "several": sum(len(example.turns) > 1 for example in examples),
         "cut": table.cut,
-        "unused": next((name for name in table.columns if name.lower() == "rejected" and name != columns.target), ""),
+        "unused": rejected_column(table, columns),
     }
     try:
         check_enough(examples, faults)

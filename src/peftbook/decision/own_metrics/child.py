@@ -23,7 +23,7 @@ def scores(told: dict) -> list[list[float]]:
     for row, target in enumerate(targets, 1):
         if score(target, target) < 1:
             raise InputError(
-                f"By metric {metric.name!r} the target of test row {row} is itself no right answer "
+                f"By metric {metric.name!r} the target of row {row} is itself no right answer "
                 f"({target[:60]!r}): change the metric, or the row."
             )
     return [[score(text, target) for text, target in zip(each, targets, strict=False)] for each in told["answers"]]

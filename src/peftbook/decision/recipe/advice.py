@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftbook.core import specs
 from peftbook.core.base_models import model_named
+from peftbook.decision.own_metrics import Metric
 from peftbook.decision.recipe.choice import TrainingRecipe, choose
 from peftbook.decision.recipe.folder import at_once, write_folder
 from peftbook.decision.recipe.rows import Counted, count_rows, source_of
+from peftbook.decision.recipe.stages import Stage
 from peftbook.memory import read_shape
 from peftbook.memory.fit import bytes_of_card
 from peftbook.memory.known_shapes import hub_id
@@ -21,6 +24,7 @@ from peftbook.tasks import TaskData
 class Advice:
     """A recipe, the rows that it was counted on, and the model, with the folder or hub id that it is loaded from."""
 
+    task: TaskData
     recipe: TrainingRecipe
     counted: Counted
     model: specs.Model
@@ -30,26 +34,28 @@ class Advice:
         """The advice, answer first."""
         return as_text(self.recipe, self.model.name, self.counted)
 
-    def write(self, out: Path, task: TaskData, data_name: str, command: str, data_licence: str) -> None:
+    def write(self, out: Path, data_name: str, command: str, data_licence: str, metrics: Sequence[Metric]) -> None:
         """The folder of scripts. Raises InputError where it is there."""
-        write_folder(out, self.recipe, task, self.model, self.source, data_name, command, data_licence)
+        write_folder(out, self.recipe, self.task, self.model, self.source, data_name, command, data_licence, metrics)
 
 
-def advise(task: TaskData, model: str, memory: str) -> Advice:
+def advise(task: TaskData, model: str, memory: str, stage: Stage) -> Advice:
     """How to tune a model on a card and these rows. Raises InputError for a model, a size or a fit that is none."""
     named, room = model_named(hub_id(model)), bytes_of_card(memory)
     source = source_of(named)
     shape = read_shape(source if Path(source).is_dir() else named.name)
     counted = count_rows(task, named)
-    recipe = choose(shape, named.name, counted.splits, room, counted.own)
-    return Advice(recipe, counted, named, source)
+    recipe = choose(shape, named.name, counted.splits, room, counted.own, stage)
+    return Advice(task, recipe, counted, named, source)
 
 
 def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
     """The advice, answer first."""
     setup, gib = recipe.setup, 2**30
     low, high = (size / gib for size in recipe.band)
+    stage = recipe.stage
     rows = [
+        ("stage", f"{stage.name.upper()}, by TRL's {stage.trainer}: it learns from {recipe.learns_from}."),
         ("method", f"{recipe.label}. {recipe.why}"),
         ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
         ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
@@ -57,7 +63,7 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
         ("length", f"{recipe.max_length} tokens, counted with {counted.tokenizer}'s tokenizer"
          + ("." if counted.own else f", and a quarter more: {model}'s is not here. train.py counts again.")),
         *([("loss", loss_words(counted))] if recipe.every_answer else []),
-        ("epochs", f"up to {recipe.epochs:g}, {recipe.steps:,} steps; the best by validation loss is kept"),
+        ("epochs", f"up to {stage.epochs:g}, {recipe.steps:,} steps; the best by {stage.judged} is kept"),
         ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
          f"takes beside them, of {recipe.memory / gib:.1f}"),
     ]  # fmt: skip

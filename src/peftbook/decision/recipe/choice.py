@@ -12,28 +12,23 @@ from dataclasses import dataclass, replace
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import default_store
-from peftbook.core.specs import Budget
+from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, counted, rate_for, stage_fields
 from peftbook.evidence.literature import published
 from peftbook.evidence.results import quantity, study_verdict
-from peftbook.memory import Configuration, DecoderShape, Fit, Setup, fit, read_shape
+from peftbook.memory import Configuration, DecoderShape, Fit, Setup, fit
 from peftbook.memory.fit import GPU_RESERVE, Change
 from peftbook.memory.setup import TARGETS
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import preset
-from peftbook.studies.chosen_rates import learning_rate_for
 
 STACK = "trl"
-BATCH: int = Budget.model_fields["batch_size"].default  # the records' own: a rate belongs to a batch
 LORA = preset("lora").method
 RANK: int = LORA.rank  # type: ignore[attr-defined]
-WARMUP: float = Budget.model_fields["warmup"].default
-EPOCHS = 3.0  # at most: the checkpoint with the lowest validation loss is kept
 KEPT = 0.99  # of the rows that a length must hold, where the longest are far longer
 STEP = 64  # tokens to which a length is rounded up
 SPARE = 1.25  # tokens that may be written for one of the longest target, and of another tokenizer for one of ours
 IN_OUR_RUNS = "In our runs (SmolLM2-135M, docstrings)"
 FEW_TESTS = 100  # of validation and of test
-SWEEP = 3.0  # between the rates that are worth trying
 VARIANTS = {"DoRA": "dora", "PiSSA": "pissa", "OLoRA": "olora", "LoRA+": "lora_plus"}  # and their studies
 PLANS = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))  # method, checkpoints
 
@@ -77,6 +72,7 @@ class FittedMethod:
 class TrainingRecipe:
     """What is advised.
 
+    stage: what the model learns from.
     max_length: tokens of a training row; longer rows, of which there are `left_out`, are not trained on.
     every_answer: whether rows are chats of several answers, all of which have a loss.
     micro_batch × accumulation: rows of a step.  rate_reason: what the learning rate rests on.
@@ -86,6 +82,7 @@ class TrainingRecipe:
     why: of the method.  ruled_out: others, each with the reason.  cautions: about the data.
     """
 
+    stage: Stage
     method: str
     label: str
     setup: Setup
@@ -97,7 +94,6 @@ class TrainingRecipe:
     every_answer: bool
     micro_batch: int
     accumulation: int
-    epochs: float
     steps: int
     learning_rate: float
     rate_reason: str
@@ -109,15 +105,27 @@ class TrainingRecipe:
     ruled_out: tuple[tuple[str, str], ...]
     cautions: tuple[str, ...]
 
+    @property
+    def learns_from(self) -> str:
+        """What has a loss."""
+        return "every answer of a chat" if self.every_answer else self.stage.loss
+
 
 def choose(
-    shape: DecoderShape, name: str, rows: Mapping[str, Sequence[RowTokens]], memory: float, own: bool = True
+    shape: DecoderShape,
+    name: str,
+    rows: Mapping[str, Sequence[RowTokens]],
+    memory: float,
+    own: bool = True,
+    stage: Stage = STAGES["sft"],
 ) -> TrainingRecipe:
     """The recipe for a model of this shape and name on these splits.
 
     own: whether the rows were counted with its own tokenizer; another's may have a quarter fewer tokens. Raises
     InputError where nothing surely fits, with what would.
     """
+    if stage.name == "grpo":
+        rows = with_own_answers(rows)
     training = rows["train"]
     max_length = longest_kept([row.tokens * (1 if own else SPARE) for row in training])
     if shape.context and max_length > shape.context:
@@ -129,15 +137,16 @@ def choose(
             "model with a longer one."
         )
     answer = max(row.answer + row.earlier for row in kept)
-    plans = [plan_for(shape, method, checkpointing, max_length, answer, memory) for method, checkpointing in PLANS]
+    plans = [plan_for(shape, *plan, max_length, answer, memory, stage.name) for plan in PLANS]
     chosen = chosen_of(plans)
     if chosen is None:
         raise InputError(nothing_fits(name, plans[-1], memory))
-    setup = at_batch(chosen)
+    setup = at_batch(chosen, stage.rows)
     peak = Configuration(shape, setup).step.peak().total
-    rate, reason = rate_for(shape)
+    rate, reason = rate_for(shape, name, stage.name)
     left_out = len(training) - len(kept)
     return TrainingRecipe(
+        stage=stage,
         method=chosen.method,
         label=chosen.label,
         setup=setup,
@@ -146,31 +155,36 @@ def choose(
         context=shape.context,
         max_length=max_length,
         left_out=left_out,
-        every_answer=any(row.earlier for row in training),
+        every_answer=stage.name == "sft" and any(row.earlier for row in training),
         micro_batch=chosen.micro_batch,
-        accumulation=BATCH // chosen.micro_batch,
-        epochs=EPOCHS,
-        steps=round(EPOCHS * math.ceil(len(kept) / BATCH)),
+        accumulation=stage.rows // chosen.micro_batch,
+        steps=round(stage.epochs * math.ceil(len(kept) / BATCH)),
         learning_rate=rate,
         rate_reason=reason,
         peak=peak,
         band=(peak + GPU_RESERVE[0].beside(peak), peak + GPU_RESERVE[1].beside(peak)),
         memory=memory,
-        max_new_tokens=longest_answer(rows, max_length, own),
+        max_new_tokens=answer if stage.name == "grpo" else longest_answer(rows, max_length, own),
         why=why(chosen, plans),
-        ruled_out=ruled_out(shape, chosen, max_length, answer, memory),
-        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length),
+        ruled_out=ruled_out(shape, chosen, max_length, answer, memory, stage.name),
+        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length, stage),
     )
+
+
+def with_own_answers(rows: Mapping[str, Sequence[RowTokens]]) -> dict[str, list[RowTokens]]:
+    """The rows with the longest answer that the model may write to each of them while it is rewarded."""
+    written = max(COMPLETION, *(row.answer for split in rows.values() for row in split))
+    return {name: [RowTokens(row.before, written) for row in split] for name, split in rows.items()}
 
 
 # --- what fits ------------------------------------------------------------------------------------------------
 
 
 def plan_for(
-    shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float
+    shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float, stage: str = "sft"
 ) -> FittedMethod:
     """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
-    asked = fields_of(method, shape) | {"checkpointing": checkpointing, "seq": seq}
+    asked = fields_of(method, shape) | stage_fields(stage, answer) | {"checkpointing": checkpointing, "seq": seq}
 
     def derive(fields: Mapping[str, object]) -> Setup:
         setup, _ = setup_in(STACK, **asked | {"batch": 1} | dict(fields))
@@ -193,10 +207,10 @@ def fields_of(method: str, shape: DecoderShape) -> dict[str, object]:
     return own | ({"quantised": "nf4"} if method == "qlora" else {})
 
 
-def at_batch(plan: FittedMethod) -> Setup:
-    """The set-up at the plan's own micro-batch."""
+def at_batch(plan: FittedMethod, batch: int = BATCH) -> Setup:
+    """The set-up at the plan's own micro-batch, of `batch` rows a step."""
     rows, setup = plan.micro_batch, plan.setup
-    return replace(setup, batch=rows, labels=setup.labels * rows, padding=rows > 1, accumulated=rows < BATCH)
+    return replace(setup, batch=rows, labels=setup.labels * rows, padding=rows > 1, accumulated=rows < batch)
 
 
 def chosen_of(plans: Sequence[FittedMethod]) -> FittedMethod | None:
@@ -231,7 +245,7 @@ def nothing_fits(name: str, last: FittedMethod, memory: float) -> str:
     )
 
 
-# --- length and rate ------------------------------------------------------------------------------------------
+# --- length ---------------------------------------------------------------------------------------------------
 
 
 def longest_kept(tokens: Sequence[float]) -> int:
@@ -249,31 +263,6 @@ def longest_answer(rows: Mapping[str, Sequence[RowTokens]], max_length: int, own
     """Tokens that an answer may have: of the longest target among the rows that are no outliers, with room."""
     known = [row.answer for split in rows.values() for row in split if row.tokens <= max_length]
     return 16 + math.ceil(SPARE * max(known) * (1 if own else SPARE))
-
-
-def rate_for(shape: DecoderShape) -> tuple[float, str]:
-    """LoRA's learning rate for a width, to two digits, and what it rests on.
-
-        rate = recorded rate · (recorded width / width)^p
-
-    p is fitted by Schulman et al. (2025) for two families; for another one the more careful of the two is taken.
-    """
-
-    recorded, width = learning_rate_for("lora"), read_shape("smollm2-135m").hidden
-    family = "qwen" if shape.family.startswith("qwen") else "llama"
-    power = float(published(f"schulman2025-rate-exponent-{family}").value)
-    rate = float(f"{recorded * (width / shape.hidden) ** power:.1e}")
-    own = (
-        ""
-        if shape.family.startswith(("qwen", "llama")) or not shape.family
-        else f", the more careful of two families, as none is fitted for {shape.family}"
-    )
-    reason = (
-        f"{recorded:g} was best at width {width} (methods.lora_best_rate: SmolLM2-135M, docstrings, batches of "
-        f"{BATCH}), times ({width}/{shape.hidden})^{power:g} by the fit of Schulman et al. 2025{own}. That is an "
-        f"extrapolation: try {rate / SWEEP:.1e} and {rate * SWEEP:.1e} too, and take the lowest validation loss"
-    )
-    return rate, reason
 
 
 # --- reasons --------------------------------------------------------------------------------------------------
@@ -301,10 +290,10 @@ def gap(name: str) -> str:
 
 
 def ruled_out(
-    shape: DecoderShape, chosen: FittedMethod, seq: int, answer: int, memory: float
+    shape: DecoderShape, chosen: FittedMethod, seq: int, answer: int, memory: float, stage: str
 ) -> tuple[tuple[str, str], ...]:
     """(method, why not) of what people ask for."""
-    whole = plan_for(shape, "full", True, seq, answer, memory)
+    whole = plan_for(shape, "full", True, seq, answer, memory, stage)
     least = whole.fit.peak.total / 2**30
     room = "fits too" if whole.micro_batch else "does not fit"
     reasons = [
@@ -329,9 +318,14 @@ def trials() -> str:
     return "; ".join(f"{', '.join(name for name, each in found.items() if each == one)} {one}" for one in said)
 
 
-def cautions(counts: Mapping[str, int], left_out: int, max_length: int) -> tuple[str, ...]:
-    """What the data will not carry. counts: rows of each split."""
+def cautions(counts: Mapping[str, int], left_out: int, max_length: int, stage: Stage) -> tuple[str, ...]:
+    """What the data will not carry, and what was not counted. counts: rows of each split."""
     found = []
+    if not counted(stage.name):
+        found.append(
+            f"The memory is that of an SFT step; a step of {stage.name.upper()} takes more, which is not counted yet: "
+            "where it runs out, halve micro_batch and double accumulation in recipe.yaml"
+        )
     if left_out:
         found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
     if counts["validation"] < FEW_TESTS:

@@ -62,11 +62,13 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
 
 
 def row_of(tokenizer: Any, task: TaskData, example: TaskExample) -> RowTokens:
-    """Tokens as TRL makes them of a prompt and its completion, by the tokenizer's own template."""
-    prompt, answer = task.messages(example), [{"role": "assistant", "content": example.target}]
-    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)
-    whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False, **TEMPLATE)
-    first, both = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, whole))
+    """Tokens as TRL makes them of a prompt and its completion, or the longer of a pair, by the tokenizer's template."""
+    prompt = task.messages(example)
+    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **TEMPLATE)]
+    for answer in filter(None, (example.target, example.rejected)):
+        turns = [*prompt, {"role": "assistant", "content": answer}]
+        texts.append(tokenizer.apply_chat_template(turns, tokenize=False, **TEMPLATE))
+    first, *whole = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     answers = (turn["content"] for turn in prompt if turn["role"] == "assistant")
     earlier = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + END for text in answers)
-    return RowTokens(first, max(1, both - first), earlier)
+    return RowTokens(first, max(1, max(whole) - first), earlier)

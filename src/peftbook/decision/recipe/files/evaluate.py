@@ -4,8 +4,9 @@
     python evaluate.py --adapter adapter-low --rows 200
 
 It needs peftbook beside the packages in requirements.txt (and `peftbook prepare` once, for the encoder of BERTScore),
-for its measures and its rule: differences row by row, with intervals. ROUGE-L decides, the others stand beside it. The
-answers stay in answers/, and the table is written into the card in the adapter's folder.
+for its measures and its rule: differences row by row, with intervals. The first metric in recipe.yaml decides, or
+ROUGE-L without one; the others stand beside it. Of preference pairs it also counts those whose chosen answer gained
+more than the rejected one. The answers stay in answers/, and the table is written into the card beside the adapter.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from common import HERE, RECIPE, TEMPLATE, load_model, load_tokenizer, read_rows, tokens_of
 from peft import PeftModel
-from train import HERE, RECIPE, TEMPLATE, load_model, load_tokenizer, read_rows
 
+from peftbook.core.errors import InputError
 from peftbook.decision.outside import decide
+from peftbook.decision.own_metrics import declared, own_scores
+from peftbook.decision.shares import ends_of_share
 from peftbook.evidence.metrics import exact_match, rouge
+from peftbook.evidence.stats import score_interval
 from peftbook.training.scoring import bertscore
 
-MEASURES = ("rougeL", "bertscore_f1", "exact_match")
+OWN = {said["name"]: declared(said) for said in RECIPE["metrics"]}
+MEASURES = (*OWN, "rougeL", "bertscore_f1", "exact_match")
 RESULTS = "## Results\n"
 
 
@@ -42,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_rows("test")[: args.rows]
     solved = [row["prompt"] + row["completion"] for row in read_rows("train")[: args.examples]]
     shots = [turn for turns in solved for turn in turns if turn["role"] != "system"]
+    bertscore(["a"], ["a"])  # says at once if its encoder is not here
     tokenizer = load_tokenizer()
     tokenizer.padding_side = "left"
     model = PeftModel.from_pretrained(load_model(), str(args.adapter)).eval()
@@ -56,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         if shots:
             files[f"with {args.examples} examples"] = answered("examples", shots)
     table = table_of(files, rows)
+    if RECIPE["stage"] == "dpo":
+        table += f"\n\n{preferences(model, tokenizer, rows)}"
     print(table)
     card = args.adapter / "README.md"
     before = card.read_text(encoding="utf-8").partition(RESULTS)[0] if card.is_file() else ""
@@ -73,16 +83,55 @@ def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
     """A line for each measure and each other way: both scores, what the adapter gains, and what that says."""
     lines = ["| | other | its score | tuned | tuned − other, 95 % | |", "|---|---|---|---|---|---|"]
     group = "group" if all("group" in row for row in rows) else ""  # an author's rows are no independent ones
+    said = []
     for measure in MEASURES:
-        decided = decide(files, measure=measure, key="id", group=group, margin=RECIPE["margin"])
+        margin = OWN[measure].margin if measure in OWN else RECIPE["margin"]
+        decided = decide(files, measure=measure, key="id", group=group, margin=margin)
         scores = {arm.name: arm.score.mean for arm in decided.arms}
         for pair in decided.pairs:
             if pair.first == "tuned":
                 gain = f"{pair.difference.mean:+.2f} [{pair.difference.low:+.2f}, {pair.difference.high:+.2f}]"
                 both = f"{scores[pair.second]:.2f} | {scores['tuned']:.2f}"
                 lines.append(f"| {measure} | {pair.second} | {both} | {gain} | {pair.outcome} |")
+                said += [f"{pair.second}: {pair.outcome} ({gain})"] * (measure == MEASURES[0])
     words = f"{len(rows)} test rows, one training; intervals over rows alone: another seed may differ."
-    return f"{words}\n\n" + "\n".join(lines)
+    decision = f"Decision by {MEASURES[0]}, the adapter against the model {'; '.join(said)}."
+    return f"{words}\n\n" + "\n".join(lines) + f"\n\n{decision}"
+
+
+def preferences(model: PeftModel, tokenizer, rows: list[dict]) -> str:
+    """The share of test pairs whose chosen answer gained more log-probability than the rejected one, with its interval.
+
+    The gain is over the untuned model; TRL logs the same share as rewards/accuracies.
+    """
+    pair = ("completion", "rejected")
+    gains = [[gained(model, tokenizer, row["prompt"], row[name]) for name in pair] for row in rows]
+    right = np.array([[float(chosen > rejected) for chosen, rejected in gains]])
+    groups = [row["group"] for row in rows] if all("group" in row for row in rows) else ()
+    found = score_interval(right, None, groups)
+    low, high = ends_of_share(found, right, groups)
+    chosen = sum(gain for gain, _ in gains) / len(gains)
+    return (
+        f"Preference accuracy {found.mean:.2f} [{low:.2f}, {high:.2f}]: the share of test pairs whose chosen answer "
+        f"gained more log-probability than the rejected one (0.5 by chance). The chosen ones gained {chosen:+.2f} nats."
+    )
+
+
+@torch.inference_mode()
+def gained(model: PeftModel, tokenizer, prompt: list[dict], answer: list[dict]) -> float:
+    """What the adapter adds to an answer's log-probability, in nats."""
+    asked = tokens_of(prompt, tokenizer, add_generation_prompt=True)
+    whole = tokens_of(prompt + answer, tokenizer)
+    start = next((at for at, pair in enumerate(zip(asked, whole, strict=False)) if len({*pair}) > 1), len(asked))
+    ids = torch.tensor([whole], device=model.device)
+
+    def log_probability() -> float:
+        logits = model(ids).logits[0, start - 1 : -1].float()
+        return logits.log_softmax(-1).gather(-1, ids[0, start:, None]).sum().item()
+
+    tuned = log_probability()
+    with model.disable_adapter():
+        return tuned - log_probability()
 
 
 @torch.inference_mode()
@@ -123,7 +172,8 @@ def ends(model: PeftModel, tokenizer) -> list[int]:
 def write(path: Path, rows: list[dict], texts: Iterator[str]) -> Path:
     """A line for each row: its answer, the target, and the scores between the two."""
     outputs, targets = [text.strip() for text in texts], [row["completion"][0]["content"] for row in rows]
-    found = (rouge(outputs, targets)["rougeL"], bertscore(outputs, targets), exact_match(outputs, targets))
+    own = (own_scores(metric, [outputs], targets)[0] for metric in OWN.values())
+    found = (*own, rouge(outputs, targets)["rougeL"], bertscore(outputs, targets), exact_match(outputs, targets))
     scores = dict(zip(MEASURES, found, strict=True))
     with path.open("w", encoding="utf-8") as stream:
         for place, row in enumerate(rows):
@@ -136,4 +186,7 @@ def write(path: Path, rows: list[dict], texts: Iterator[str]) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(str(error)) from None
