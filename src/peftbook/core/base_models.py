@@ -15,7 +15,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 
-__all__ = ["SMALL_FOLDERS", "check_model", "folder_revision", "model_named", "pinned"]
+__all__ = ["SMALL_FOLDERS", "check_folder", "check_model", "folder_revision", "model_named", "pinned"]
 
 SMALL_FILES = (".json", ".jinja", ".model", ".txt")  # settings, tokenizer and chat template: read whole
 BLOCK_BYTES = 1 << 16
@@ -101,6 +101,16 @@ def samples(path: Path) -> Iterator[bytes]:
             for place in sorted({begin, max(begin, (begin + end - BLOCK_BYTES) // 2), last}):
                 stream.seek(8 + length + place)
                 yield stream.read(min(BLOCK_BYTES, end - place))
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a model folder that lacks a config or that would need pickle to be read."""
+    if not (path / "config.json").is_file():
+        raise InputError(f"Model folder {str(path)!r} has no config.json: point to a folder saved by save_pretrained.")
+    if not list(path.glob("*.safetensors")):
+        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern)]
+        what = f"only pickle files ({', '.join(pickles)})" if pickles else "no weights"
+        raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
 
 
 def check_model(model: specs.Model) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import json
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.core.folders import DATA
 
+GROUPS = DATA / "groups.json"
 SPLITS = ("train", "validation", "test")
 
 
@@ -163,15 +166,22 @@ def groups_of(examples: Sequence[TaskExample]) -> list[str]:
 
 
 @functools.cache
+def known_groups() -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Task → split → the group of each example, where the data takes an extra to read or is not part of the project.
+
+    Of E2E a letter for each input, which stands for the restaurant that it is about: what is said of one is alike.
+    """
+    return json.loads(GROUPS.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def split_groups(name: str, split: str, count: int) -> tuple[str, ...]:
     """The groups of the first `count` examples of a split; empty where none are shared.
 
-    A task whose data is not part of the project has them in its module (`GROUPS`).
     Raises InputError where the data is missing: an error over single examples would be a smaller one.
     """
-    if known := getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "GROUPS", {}):
-        return tuple(known[split][:count])
-    groups = tuple(example.group for example in get_task(name).splits[split][:count])
+    known = known_groups().get(task_spec(name).name)
+    groups = tuple(known[split] if known else (example.group for example in get_task(name).splits[split]))[:count]
     return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
 
 
@@ -181,9 +191,9 @@ def test_groups(name: str, count: int) -> tuple[str, ...]:
 
 
 def size_of_test(name: str) -> int:
-    """How many test examples a task has; one whose data is not part of the project says it itself (`TESTED`)."""
-    module = importlib.import_module(f"{__name__}.{task_spec(name).name}")
-    return getattr(module, "TESTED", None) or len(get_task(name).splits["test"])
+    """How many test examples a task has."""
+    known = known_groups().get(task_spec(name).name)
+    return len(known["test"] if known else get_task(name).splits["test"])
 
 
 def data_at_hand(name: str) -> bool:

@@ -10,7 +10,7 @@ from peftbook.core import specs
 from peftbook.core.base_models import model_named
 from peftbook.decision.recipe.choice import TrainingRecipe, choose
 from peftbook.decision.recipe.folder import at_once, write_folder
-from peftbook.decision.recipe.rows import Counted, count_rows, source_of
+from peftbook.decision.recipe.rows import BYTES, Counted, count_rows, source_of
 from peftbook.memory import read_shape
 from peftbook.memory.fit import bytes_of_card
 from peftbook.memory.known_shapes import hub_id
@@ -54,8 +54,7 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
         ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
         ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
         ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
-        ("length", f"{recipe.max_length} tokens, counted with {counted.tokenizer}'s tokenizer"
-         + ("." if counted.own else f", and a quarter more: {model}'s is not here. train.py counts again.")),
+        ("length", f"{recipe.max_length} tokens, {length_words(counted, model)}"),
         *([("loss", loss_words(counted))] if recipe.every_answer else []),
         ("epochs", f"up to {recipe.epochs:g}, {recipe.steps:,} steps; the best by validation loss is kept"),
         ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
@@ -67,6 +66,17 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
     if recipe.cautions:
         lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
     return "\n".join(lines)
+
+
+def length_words(counted: Counted, model: str) -> str:
+    """How the tokens of the rows were counted."""
+    if counted.own:
+        return f"counted with {counted.tokenizer}'s tokenizer."
+    if counted.tokenizer:
+        words = f"counted with {counted.tokenizer}'s tokenizer, and a quarter more: {model}'s is not here."
+    else:
+        words = f'guessed, one for every {BYTES} bytes and a quarter more: `pip install "peftbook[train]"` counts them.'
+    return f"{words} train.py counts again."
 
 
 def loss_words(counted: Counted) -> str:

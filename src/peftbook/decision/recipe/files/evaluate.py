@@ -20,8 +20,8 @@ import torch
 from peft import PeftModel
 from train import HERE, RECIPE, TEMPLATE, load_model, load_tokenizer, read_rows
 
-from peftbook.decision.outside import decide
 from peftbook.evidence.metrics import exact_match, rouge
+from peftbook.evidence.outside import decide
 from peftbook.training.scoring import bertscore
 
 MEASURES = ("rougeL", "bertscore_f1", "exact_match")
