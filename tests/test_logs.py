@@ -130,15 +130,15 @@ def test_models_have_names_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ((LOGS / "inspect_popularity.eval").read_bytes()[:9000], "is a damaged log of Inspect, or none"),
-        ((LOGS / "inspect_unscored.eval").read_bytes(), "without a scored sample: score it with `inspect score`"),
-        (b'{"eval": {}, "samples": [{"id": 1, "scores": {"m": {"value": "B"}}}]}', "m = 'B' for sample 1, which is no"),
-        (b'{"eval": {}, "samples": [3]}', "is laid out as no log that is known here"),
-        (b'{"results": {"results": []}}', "is an output of promptfoo without a result"),
-        (b'{"results": {"results": [{"score": 1}]}}', "known here (KeyError('promptIdx'))"),
+        ((LOGS / "inspect_popularity.eval").read_bytes()[:9000], "is no whole log of Inspect (BadZipFile("),
+        ((LOGS / "inspect_unscored.eval").read_bytes(), "has no example with a score by Inspect"),
+        (b'{"eval": {}, "samples": [{"id": 1, "scores": {"m": {"value": "B"}}}]}', "m = 'B' for sample 1: take"),
+        (b'{"eval": {}, "samples": [3]}', "is no whole log of Inspect (AttributeError("),
+        (b'{"evalId": "e", "results": {"results": []}}', "has no example with a score by promptfoo"),
+        (b'{"evalId": "e", "results": {"results": [{}]}}', "no whole log of promptfoo (KeyError('promptIdx'))"),
         ((LOGS / "lighteval_small.parquet").read_bytes()[:9000], "is not a readable Parquet file"),
         (b"", "has no example"),
-        (b"\xff\xfe\xfd", "cannot be read"),
+        (b"\xff\xfe\xfd", "is no whole log of a tool that writes JSON lines (UnicodeDecodeError("),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_a_sentence(content, said, tmp_path, capsys):

@@ -188,7 +188,7 @@ def test_what_an_extra_brings_is_not_in_the_core(wheel):
         (("status",), "runs cached"),
         (("decide", LOGS / "promptfoo.json"), "score (more is better): 24 examples"),
         (("decide", LOGS / "inspect_small.eval", LOGS / "inspect_large.eval"), "match (more is better): 30 examples"),
-        (RECIPE, "guessed, one for every 3 bytes"),
+        (RECIPE, "guessed at 3 bytes each"),
     ],
 )
 def test_a_command_of_the_core_works_without_the_extras(core, words, said):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftbook.core import specs
-from peftbook.core.errors import InputError
+from peftbook.core.errors import InputError, need
 from peftbook.core.folders import DATA
 
 GROUPS = DATA / "groups.json"
@@ -101,15 +101,21 @@ def check_pinned(path: Path, sha256: str, remedy: str) -> None:
         raise InputError(f"{path} has SHA-256 {digest}, not the pinned {sha256}: {remedy}.")
 
 
-def parquet_splits(path: Path) -> dict[str, tuple[TaskExample, ...]]:
-    """The splits in a Parquet file with columns id, input, target, group and split, in the file's order."""
+def parquet_task(path: Path, spec: specs.Task, instruction: str, metrics: tuple[str, ...]) -> TaskData:
+    """The task in a Parquet file with columns id, input, target, group and split, in the file's order.
+
+    Raises InputError if the file is missing or not the pinned one.
+    """
+    check_pinned(path, spec.data_sha256, how_to_restore(spec.name))
+    need("pyarrow", f"The task {spec.name!r}")
     import pyarrow.parquet as pq
 
     splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
     with pq.ParquetFile(path) as file:  # `read_table` would import pandas
         for row in file.read(["id", "input", "target", "group", "split"]).to_pylist():
             splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
-    return {split: tuple(examples) for split, examples in splits.items()}
+    whole = {split: tuple(examples) for split, examples in splits.items()}
+    return TaskData(spec.name, spec.version, instruction, whole, metrics, spec.data_sha256)
 
 
 def how_to_restore(name: str) -> str:

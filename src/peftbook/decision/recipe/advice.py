@@ -54,7 +54,9 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
         ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
         ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
         ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
-        ("length", f"{recipe.max_length} tokens, {length_words(counted, model)}"),
+        ("length", f"{recipe.max_length} tokens, "
+         + (f"counted with {counted.tokenizer}'s tokenizer" if counted.tokenizer else f"guessed at {BYTES} bytes each")
+         + ("." if counted.own else f", and a quarter more: {model}'s tokenizer is not here. train.py counts again.")),
         *([("loss", loss_words(counted))] if recipe.every_answer else []),
         ("epochs", f"up to {recipe.epochs:g}, {recipe.steps:,} steps; the best by validation loss is kept"),
         ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
@@ -66,17 +68,6 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
     if recipe.cautions:
         lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
     return "\n".join(lines)
-
-
-def length_words(counted: Counted, model: str) -> str:
-    """How the tokens of the rows were counted."""
-    if counted.own:
-        return f"counted with {counted.tokenizer}'s tokenizer."
-    if counted.tokenizer:
-        words = f"counted with {counted.tokenizer}'s tokenizer, and a quarter more: {model}'s is not here."
-    else:
-        words = f'guessed, one for every {BYTES} bytes and a quarter more: `pip install "peftbook[train]"` counts them.'
-    return f"{words} train.py counts again."
 
 
 def loss_words(counted: Counted) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +78,9 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
 
 def guess_row(task: TaskData, example: TaskExample) -> RowTokens:
     """Tokens by the bytes of each turn."""
-    turns = [(turn["role"], TURN + tokens_in(turn["content"])) for turn in task.messages(example)]
+    turns = [(one["role"], TURN + len(one["content"].encode()) // BYTES) for one in task.messages(example)]
     earlier = sum(tokens for role, tokens in turns if role == "assistant")
-    return RowTokens(SYSTEM + sum(tokens for _, tokens in turns), END + tokens_in(example.target), earlier)
-
-
-def tokens_in(text: str) -> int:
-    """About how many tokens a text has, without a tokenizer."""
-    return math.ceil(len(text.encode()) / BYTES)
+    return RowTokens(SYSTEM + sum(tokens for _, tokens in turns), END + len(example.target.encode()) // BYTES, earlier)
 
 
 def row_of(tokenizer: Any, task: TaskData, example: TaskExample) -> RowTokens:
