@@ -44,9 +44,7 @@ def add_commands(add: Add) -> None:
 
 def decide_options(decide: argparse.ArgumentParser) -> None:
     """Of `decide`."""
-    words = (
-        "log of lm-evaluation-harness, Inspect, promptfoo or lighteval, or scores of a model, a JSON object a line; "
-    )
+    words = "a log of lm-evaluation-harness, Inspect, promptfoo or lighteval, or scores, a JSON object a line; "
     words += "several seeds with commas; a name before = is its own"
     decide.add_argument("files", nargs="+", metavar="[NAME=]FILE[,FILE]", help=words)
     decide.add_argument(
