@@ -123,8 +123,12 @@ def read_lighteval(path: Path, content: bytes, _: Row) -> dict[str, Sequence[Row
     from peftbook.tasks.parquet import parquet_lines  # with the tasks, which take longer than the rest of `decide`
 
     names, *lines = parquet_lines(content, str(path))
-    rows = [dict(zip(names, line, strict=True)) for line in lines]
-    return {"": mean_rows((row["doc"]["id"], row["metric"], {"doc": row["doc"]}) for row in rows)}
+    runs: list[Run] = []
+    for line in lines:
+        row = dict(zip(names, line, strict=True))  # of a corpus' metric a row has what it is computed from
+        scores = {name: value for name, value in row["metric"].items() if isinstance(value, int | float)}
+        runs.append((row["doc"]["id"], scores, {"doc": row["doc"]}))
+    return {"": mean_rows(runs)}
 
 
 def read_lines(path: Path, content: bytes, _: Row) -> dict[str, Sequence[Row]]:
