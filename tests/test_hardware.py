@@ -148,7 +148,7 @@ def test_doctor_names_what_an_extra_lacks(monkeypatch):
     """With the command that brings it."""
     known = doctor.is_installed
     monkeypatch.setattr(doctor, "is_installed", lambda name: name != "ray" and known(name))
-    assert doctor.missing_extras() == {"[cluster]": "pip install 'peftbook[cluster]' (ray)"}
+    assert doctor.missing_extras() == {"[cluster]": 'pip install "peftbook[cluster]" (ray)'}
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert set(doctor.missing_programs()) == set(doctor.PROGRAMS)
 

@@ -11,6 +11,7 @@ from peftbook.runtime.processes import run_child
 PARTS = {  # what one does → libraries that it does not need
     "help": ("from peftbook.cli import build_parser; build_parser().format_help()", "numpy pydantic matplotlib"),
     "methods": ("from peftbook import methods; methods.presets(); methods.kinds()", "numpy"),
+    "decide": ("import peftbook.decision; from peftbook.evidence.outside import decide", "pyarrow"),
     "studies": ("from peftbook.studies import NAMES, get_study; [get_study(name) for name in NAMES]", ""),
     "plan": ("from peftbook.studio.plan import plan", ""),
     "threads": ("from peftbook.runtime.threads import best_threads; best_threads()", ""),  # another process is asked

@@ -9,8 +9,8 @@ from scipy import stats as scipy_stats
 
 from peftbook import cli
 from peftbook.core.errors import InputError
-from peftbook.decision.outside import decide
 from peftbook.evidence.metrics import rouge
+from peftbook.evidence.outside import decide
 from peftbook.evidence.stats import holm, paired_interval
 
 

@@ -25,6 +25,7 @@ from peftbook.decision.own_metrics import parse_metric
 from peftbook.decision.recipe.choice import (
     KEPT,
     PLANS,
+    SPARE,
     STEP,
     RowTokens,
     choose,
@@ -32,7 +33,7 @@ from peftbook.decision.recipe.choice import (
     longest_kept,
 )
 from peftbook.decision.recipe.folder import COMMENTS, PAGES, SCRIPTS, commented, requirements, settings_of, write_folder
-from peftbook.decision.recipe.rows import count_rows
+from peftbook.decision.recipe.rows import count_rows, guess_row, row_of
 from peftbook.decision.recipe.stages import BATCH, STAGES, SWEPT, choose_stage, rate_for
 from peftbook.evidence.literature import published
 from peftbook.memory import Configuration, DecoderShape, Setup, read_shape
@@ -42,10 +43,11 @@ from peftbook.memory.fit import GPU_RESERVE
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
 from peftbook.studies.chosen_rates import learning_rate_for
-from peftbook.tasks import TaskData, TaskExample
+from peftbook.tasks import TaskData, TaskExample, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import read_file, task_from_table
 from peftbook.training import random_model
+from peftbook.training.models import load_tokenizer, prepare_embedded
 from peftbook.training.probes import memory as probes
 
 GIB = 2**30
@@ -113,6 +115,15 @@ def test_another_models_tokenizer_is_given_a_quarter_more():
     shape, lengths = read_shape("llama-3.1-8b"), {name: [RowTokens(900, 100)] * 300 for name in ROWS}
     own, other = (choose(shape, "llama-3.1-8b", lengths, 24 * GIB, own) for own in (True, False))
     assert own.max_length >= 1000 and other.max_length >= 1250
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["docstrings", "sql", "spam", "tickets"])
+def test_without_a_tokenizer_rows_are_guessed_a_little_too_long(name):
+    """With the quarter that is added no row is longer than guessed, and few are less than half as long."""
+    tokenizer, task = load_tokenizer(str(prepare_embedded())), get_task(name)
+    rows = [(guess_row(task, one), row_of(tokenizer, task, one)) for one in task.splits["test"][:100]]
+    assert all(counted.tokens <= SPARE * guessed.tokens <= 2.2 * counted.tokens for guessed, counted in rows)
 
 
 def test_more_memory_never_asks_for_more_rounding():

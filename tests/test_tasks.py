@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import docstrings_build as build
+import groups_build
 import numpy as np
 import prose_build
 import pyarrow as pa
@@ -29,7 +30,7 @@ from scipy import sparse
 from peftbook import tasks
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskExample, e2e, get_task, hub, prose, references, spam, sql
+from peftbook.tasks import SPLITS, TaskExample, get_task, hub, prose, references, spam, sql
 from peftbook.tasks import docstrings as docstrings_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, describe_reading, examine, read_file, split_examples, task_from_table
@@ -349,7 +350,7 @@ if "PEFTBOOK_E2E" in os.environ:  # the real files cannot ship: CC BY-SA
         assert len({each.input for split in ("train", "validation") for each in task.splits[split]}) == 547
         splits = ("validation", "test")
         names = [each.input.split("|")[0] for split in splits for each in task.splits[split]]
-        letters = "".join(e2e.GROUPS[split] for split in splits)
+        letters = "".join(tasks.known_groups()["e2e"][split] for split in splits)
         assert len(set(names)) == len(set(letters)) == len(set(zip(names, letters, strict=True)))
 
 
@@ -358,15 +359,21 @@ def test_groups_come_from_the_data_or_from_nowhere(monkeypatch):
     monkeypatch.delenv("PEFTBOOK_E2E", raising=False)
     for split, count in (("validation", 100), ("test", 200)):
         assert 8 < len(set(tasks.split_groups.__wrapped__("e2e", split, count))) < 20
-    assert e2e.TESTED == 630
-    assert set(tasks.split_groups.__wrapped__("docstrings", "test", 200)) - {""}
+    assert tasks.size_of_test("e2e") == 630
+    assert set(tasks.split_groups.__wrapped__("tickets", "test", 60)) - {""}
 
     def gone(name: str):
         raise InputError(f"{name} is missing")
 
     monkeypatch.setattr(tasks, "get_task", gone)
-    with pytest.raises(InputError, match="docstrings is missing"):
-        tasks.split_groups.__wrapped__("docstrings", "test", 200)
+    with pytest.raises(InputError, match="tickets is missing"):
+        tasks.split_groups.__wrapped__("tickets", "test", 60)
+
+
+@pytest.mark.parametrize("name", groups_build.READ_BY_PYARROW)
+def test_groups_that_are_read_without_pyarrow_are_those_of_the_data(name):
+    """Else tests/tools/groups_build.py writes them again."""
+    assert tasks.known_groups()[name] == groups_build.groups_in_data(name)
 
 
 def _parquet_copy(folder: Path, row) -> Path:

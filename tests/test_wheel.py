@@ -18,8 +18,12 @@ from packaging.requirements import Requirement
 
 from peftbook.core.errors import EXTRAS
 from peftbook.tasks import data_at_hand, task_names
+from peftbook.tasks.tickets import PATH
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / "tests/logs"
+RECIPE = ("recipe", PATH, "--input", "message", "--target", "team", "--model", "meta-llama/Llama-3.1-8B-Instruct",
+          "--memory", "24GB", "--out", "recipe")  # fmt: skip
 TRY = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -105,9 +109,9 @@ def requirements(wheel: Path) -> list[Requirement]:
     return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
 
 
-def brought(asked: Iterable[Requirement]) -> set[str]:
-    """Names of the distributions that pip brings for these requirements, with all that they ask for in turn."""
-    waiting, known = [(one, "") for one in asked], set[tuple[str, str]]()
+def brought(asked: Iterable[Requirement], extra: str = "") -> set[str]:
+    """Names of the distributions that pip brings for these requirements, or those of an extra, and for theirs."""
+    waiting, known = [(one, extra) for one in asked], set[tuple[str, str]]()
     while waiting:
         one, extra = waiting.pop()
         if one.marker is not None and not one.marker.evaluate({"extra": extra}):
@@ -120,12 +124,22 @@ def brought(asked: Iterable[Requirement]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def core(wheel, tmp_path_factory):
-    """Runs `peftbook` from the unpacked wheel, in an empty folder, with nothing installed but what its core brings."""
-    folder = tmp_path_factory.mktemp("core")
+    """`installed` without an extra."""
+    return installed(wheel, tmp_path_factory.mktemp("core"))
+
+
+@pytest.fixture(scope="module")
+def trainer(wheel, tmp_path_factory):
+    """`installed` with the extra that trains."""
+    return installed(wheel, tmp_path_factory.mktemp("trainer"), "train")
+
+
+def installed(wheel: Path, folder: Path, extra: str = ""):
+    """Runs `peftbook` from the unpacked wheel, in an empty folder, with nothing installed but what an extra brings."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "wheel")
     (folder / "sitecustomize.py").write_text(WITHOUT)
-    there = brought(requirements(wheel)) | {*WEIGHTS, "pip"}
+    there = brought(requirements(wheel), extra) | {*WEIGHTS, "pip"}
     modules: dict[str, set[str]] = {}
     for module, names in importlib.metadata.packages_distributions().items():
         if module != "peftbook" and not there & set(map(plain, names)):
@@ -144,7 +158,8 @@ def core(wheel, tmp_path_factory):
         assert result.returncode == status, result.stderr
         return result.stdout + result.stderr
 
-    assert {"sphinx", "fastapi", "ray", "trl", "pptx", "datasets", "evaluate", "sacrebleu", "pytest"} <= set(modules)
+    assert {"sphinx", "fastapi", "ray", "pptx", "evaluate", "sacrebleu", "pytest"} <= set(modules)
+    assert extra or {"torch", "transformers", "pyarrow", "pandas", "tokenizers", "huggingface_hub"} <= set(modules)
     return run
 
 
@@ -169,13 +184,37 @@ def test_what_an_extra_brings_is_not_in_the_core(wheel):
         (("train", "--help"), "--learning-rate"),
         (("fit", "--model", "llama-3.1-8b", "--method", "qlora", "--seq", "512", "--memory", "24GiB"), "fits"),
         (("power", "--margin", "0.02", "--rows", "200"), "ROUGE-L"),
-        (("claims", "rank"), "Refuted if: "),
+        (("claims", "methods", "sql_lora"), "Refuted if: "),
         (("status",), "runs cached"),
+        (("decide", LOGS / "promptfoo.json"), "score (more is better): 24 examples"),
+        (("decide", LOGS / "inspect_small.eval", LOGS / "inspect_large.eval"), "match (more is better): 30 examples"),
+        (RECIPE, "guessed at 3 bytes each"),
     ],
 )
 def test_a_command_of_the_core_works_without_the_extras(core, words, said):
-    """From an empty folder, and without matplotlib, which only bert-score asks for."""
-    assert said in core(*words, also=["matplotlib"])
+    """From an empty folder: no torch, no tokenizer, no pandas."""
+    assert said in core(*map(str, words))
+
+
+@pytest.mark.parametrize("words", [
+    "demo", f"train {PATH} --input message --target team --out a", f"compare {PATH}", "chat a", "same a b", "run rank",
+    "export a --gguf b", "doctor", "prepare", "verify", "fit --model llama-3.1-8b --memory 24GB --time",
+    f"decide a={LOGS}/lighteval_small.parquet b={LOGS}/lighteval_large.parquet",
+])  # fmt: skip
+def test_a_command_that_loads_a_model_or_a_table_names_the_extra_that_brings_it(core, words):
+    """In one sentence, before anything else."""
+    said = core(*words.split(), status=2)
+    assert 'install it with `pip install "peftbook[train]"`' in said and said.count("\n") == 1
+
+
+def test_the_core_is_small(wheel):
+    """At most 300 MB, with the records and all that it brings."""
+    with zipfile.ZipFile(wheel) as archive:
+        size = sum(one.file_size for one in archive.infolist())
+    for name in brought(requirements(wheel)):
+        for file in importlib.metadata.files(name) or ():
+            size += Path(str(file.locate())).stat().st_size if Path(str(file.locate())).exists() else 0
+    assert 100e6 < size < 300e6
 
 
 @pytest.mark.parametrize(
@@ -187,19 +226,17 @@ def test_a_command_of_the_core_works_without_the_extras(core, words, said):
         (("run", "rank", "--engine", "ray"), "cluster"),
     ],
 )
-def test_a_command_that_needs_an_extra_names_it(core, words, extra):
-    """In one sentence, with the status of bad input."""
-    said = core(*words, status=2, also=["matplotlib"])
-    assert f"pip install 'peftbook[{extra}]'" in said and "Traceback" not in said
+def test_a_command_that_needs_an_extra_names_it(trainer, words, extra):
+    """In one sentence, with the status of bad input; without matplotlib, which only bert-score asks for."""
+    said = trainer(*words, status=2, also=["matplotlib"])
+    assert f'pip install "peftbook[{extra}]"' in said and "Traceback" not in said
 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_a_training_of_the_core_works_without_the_extras(core, tmp_path):
+def test_a_training_works_without_other_extras(trainer, tmp_path):
     """On the tickets of the demonstration: one step, answers, scores, an adapter."""
-    from peftbook.tasks.tickets import PATH
-
     words = f"train {PATH} --input message --target team --model small-llama --tokens 100 --test-examples 2"
     more = f"--max-new-tokens 2 --home {tmp_path / 'home'} --out {tmp_path / 'out'}"
-    assert "BERTScore F1" in core(*words.split(), *more.split())
+    assert "BERTScore F1" in trainer(*words.split(), *more.split())
     assert (tmp_path / "out/adapter_config.json").is_file()

@@ -4,7 +4,10 @@ release.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,22 @@ def test_a_release_packs_what_the_builds_write():
     assert epub.NAME.endswith(".epub")
     assert f"version: {identity.version()}" in (ROOT / "CITATION.cff").read_text().splitlines()
     assert 'grep -qx "version: ${GITHUB_REF_NAME#v}" CITATION.cff' in said
+
+
+def test_the_action_writes_the_decision_on_the_page_of_the_run(tmp_path):
+    """Its command, in the shell that the host starts: the outcome and how many examples would decide."""
+    action = yaml.safe_load((ROOT / ".github/actions/decide/action.yml").read_text())
+    *_, step = action["runs"]["steps"]
+    (tmp_path / "peftbook").write_text(f'#!/bin/sh\nexec {sys.executable} -m peftbook "$@"\n')
+    (tmp_path / "peftbook").chmod(0o755)
+    logs, page = ROOT / "tests/logs", tmp_path / "summary.md"
+    given = {
+        "files": f"a={logs}/lm_eval_embedded.jsonl b={logs}/lm_eval_small.jsonl",
+        "margin": "0.05",
+        "options": "--measure acc",
+    }
+    env = os.environ | {name: given[value.split(".")[1].rstrip(" }")] for name, value in step["env"].items()}
+    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(page)}
+    subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=env, check=True, capture_output=True)
+    assert page.read_text().startswith("```\nacc (more is better): 40 examples\n")
+    assert {*given} == {*action["inputs"]} and " examples, drawn anew, would find 0.05" in page.read_text()

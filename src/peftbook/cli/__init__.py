@@ -11,8 +11,10 @@ from collections.abc import Callable
 import peftbook
 from peftbook.cli import chat, evidence, fit, machine, own_data, products, recipe, runs
 from peftbook.cli.arguments import Command, Options
-from peftbook.core.errors import InputError
+from peftbook.core.errors import InputError, need
 from peftbook.core.quiet import filter_messages
+
+LOADS_MODELS = ("chat", "compare", "demo", "doctor", "export", "prepare", "run", "same", "train", "verify")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     filter_messages()
     try:
+        if args.command in LOADS_MODELS:
+            need("torch", f"`peftbook {args.command}`")
         status = args.handler(args)
         sys.stdout.flush()
         return status

@@ -14,7 +14,7 @@ from peftbook.core.quiet import gc_paused
 
 if TYPE_CHECKING:
     from peftbook.core.records import Store
-    from peftbook.decision.outside import Outside, Pairing
+    from peftbook.evidence.outside import Outside, Pairing
     from peftbook.evidence.results import Claim
     from peftbook.evidence.stats import Interval
 
@@ -42,7 +42,8 @@ def add_commands(add: Add) -> None:
 
 def decide_options(decide: argparse.ArgumentParser) -> None:
     """Of `decide`."""
-    words = "scores of a model, a JSON object a line; several seeds with commas; a name before = is its own"
+    words = "a log of lm-evaluation-harness, Inspect, promptfoo or lighteval, or scores, a JSON object a line; "
+    words += "several seeds with commas; a name before = is its own"
     decide.add_argument("files", nargs="+", metavar="[NAME=]FILE[,FILE]", help=words)
     decide.add_argument(
         "--measure", default="", help="the field that is compared (default: the only number, or the first)"
@@ -215,7 +216,7 @@ def command_decide(args: argparse.Namespace) -> int:
     """Say which of several models is better on the same examples, from scores that were made elsewhere."""
     from dataclasses import asdict
 
-    from peftbook.decision.outside import LEVEL, decide
+    from peftbook.evidence.outside import LEVEL, decide
 
     files = dict(named_files(text) for text in args.files)
     if len(files) < len(args.files):
@@ -255,7 +256,7 @@ def named_files(text: str) -> tuple[str, list[Path]]:
 
 def decided(found: Outside) -> list[str]:
     """What was decided, in lines."""
-    from peftbook.decision.outside import LEVEL
+    from peftbook.evidence.outside import LEVEL
 
     arms, margin = found.arms, found.margin
     seeds, examples, groups = len(arms[0].scores), arms[0].score.examples, arms[0].score.groups
@@ -290,8 +291,7 @@ def decided(found: Outside) -> list[str]:
 
 def too_few(one: Interval) -> str:
     """What there is too little of."""
-    from peftbook.decision.recommendation import FEWEST_EXAMPLES
-    from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS
+    from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, FEWEST_SEEDS
 
     if one.examples < FEWEST_EXAMPLES:
         return f"{one.examples} examples, at least {FEWEST_EXAMPLES} are asked for"
@@ -315,8 +315,7 @@ def command_power(args: argparse.Namespace) -> int:
     from peftbook.core.records import default_store
     from peftbook.decision import MEASURES, check_choices
     from peftbook.decision.power import detectable_difference, needed, spreads
-    from peftbook.decision.recommendation import FEWEST_EXAMPLES
-    from peftbook.evidence.stats import FEWEST_SEEDS
+    from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_SEEDS
 
     check_choices(args.measure, margin=args.margin)
     if args.margin == 0:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from peftbook.cli.arguments import Add, positive, print_json
-from peftbook.core.errors import InputError
+from peftbook.core.errors import InputError, need
 
 if TYPE_CHECKING:
     from peftbook.memory import Configuration
@@ -132,13 +132,17 @@ def given(args: argparse.Namespace, name: str) -> bool:
 
 def weights_dtype(device: str) -> str:
     """What --dtype auto stands for: bf16 on a GPU, and what this machine computes in on a CPU."""
+    if device == "cuda":
+        return "bf16"
+    need("torch", "What a CPU computes in is measured, which")
     from peftbook.runtime.precision import chosen_dtype
 
-    return "bf16" if device == "cuda" else chosen_dtype()
+    return chosen_dtype()
 
 
 def step_seconds_here(configuration: Configuration) -> dict[str, float]:
     """Predicted seconds of a configuration's step on this machine, by part. Raises InputError without its device."""
+    need("torch", "--time")
     import torch
 
     from peftbook.memory.time_model import step_seconds

@@ -101,6 +101,16 @@ def samples(path: Path) -> Iterator[bytes]:
                 yield stream.read(min(BLOCK_BYTES, end - place))
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a model folder that lacks a config or that would need pickle to be read."""
+    if not (path / "config.json").is_file():
+        raise InputError(f"Model folder {str(path)!r} has no config.json: point to a folder saved by save_pretrained.")
+    if not list(path.glob("*.safetensors")):
+        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern)]
+        what = f"only pickle files ({', '.join(pickles)})" if pickles else "no weights"
+        raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
+
+
 def check_model(model: specs.Model) -> None:
     """Raise InputError if the folder that a run names now holds another model than the run's."""
     folder = Path(model.name)

@@ -3,9 +3,9 @@
 import importlib.util
 
 EXTRAS = {  # module that the core does without → the extra that brings it
-    "datasets": "hub", "fastapi": "studio", "jinja2": "studio", "jsonschema": "studio", "jupyter_book": "book",
-    "matplotlib": "book", "playwright": "dev", "pptx": "slides", "python_multipart": "studio", "ray": "cluster",
-    "sacrebleu": "hub", "trl": "dev", "uvicorn": "studio",
+    "datasets": "hub", "fastapi": "studio", "jsonschema": "studio", "jupyter_book": "book", "matplotlib": "book",
+    "playwright": "dev", "pptx": "slides", "pyarrow": "train", "python_multipart": "studio", "ray": "cluster",
+    "rouge_score": "train", "sacrebleu": "hub", "torch": "train", "uvicorn": "studio",
 }  # fmt: skip
 
 
@@ -38,4 +38,4 @@ def need(module: str, what: str) -> None:
     what: what needs the module, as the start of the sentence, like "The studio".
     """
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"{what} needs {module}: install it with `pip install 'peftbook[{EXTRAS[module]}]'`.")
+        raise InputError(f'{what} needs {module}: install it with `pip install "peftbook[{EXTRAS[module]}]"`.')

@@ -28,10 +28,10 @@ from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.own_metrics import Metric
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
-from peftbook.decision.recommendation import FEWEST_EXAMPLES, recommend
+from peftbook.decision.recommendation import recommend
 from peftbook.decision.terms import COSTS, MEASURES, Comparison, Measure, Pair, Row
 from peftbook.evidence.comparison import examples_of, table
-from peftbook.evidence.stats import Interval
+from peftbook.evidence.stats import FEWEST_EXAMPLES, Interval
 from peftbook.methods.untuned import Untuned
 from peftbook.tasks import TaskExample, groups_of
 

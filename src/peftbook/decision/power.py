@@ -19,11 +19,10 @@ from pydantic import WithJsonSchema
 
 from peftbook.core.records import Record
 from peftbook.core.specs import Run
-from peftbook.decision.recommendation import FEWEST_EXAMPLES
 from peftbook.decision.terms import MEASURES, Measure
 from peftbook.evidence import comparison, stats
 from peftbook.evidence.planning import MOST_SEEDS, POWER, found_by, found_with
-from peftbook.evidence.stats import FEWEST_GROUPS, FEWEST_SEEDS, Interval
+from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.tasks import TaskData, groups_of, test_groups
 
 __all__ = [

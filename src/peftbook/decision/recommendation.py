@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from peftbook.decision.terms import Comparison, Recommendation, Row
 from peftbook.evidence.planning import settle
 from peftbook.evidence.results import format_value
-from peftbook.evidence.stats import FEWEST_GROUPS, Interval
-
-FEWEST_EXAMPLES = 20  # below, the error itself is too rough to decide anything
+from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, Interval
 
 
 def recommend(found: Comparison) -> Recommendation:

@@ -11,9 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from peftbook.evidence.stats import Groups, Interval, score_interval
-
-FEWEST_DIFFERENT = 10  # examples on which two models differ, below which the error is too rough for an equivalence
+from peftbook.evidence.stats import FEWEST_DIFFERENT, Groups, Interval, score_interval
 
 
 def is_rough(scores: np.ndarray) -> bool:

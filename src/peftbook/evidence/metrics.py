@@ -27,6 +27,7 @@ def rouge(predictions: Sequence[str], references: Sequence[Reference], *, stem: 
     F = 2PR / (P + R) over clipped n-grams (1, 2) or the longest common subsequence (L), on lower-cased ASCII words.
     Source: Lin 2004; Google's rouge_score 0.1.2, whose tokenizer drops every character outside a–z and 0–9.
     """
+    need("rouge_score", "ROUGE")
     from rouge_score.rouge_scorer import RougeScorer
 
     check_lengths(predictions, references)

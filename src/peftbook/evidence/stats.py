@@ -15,6 +15,8 @@ import scipy
 from peftbook.core.errors import InputError
 
 FEWEST_SEEDS, FEWEST_GROUPS = 3, 8  # below, an interval says a direction and decides nothing
+FEWEST_EXAMPLES = 20  # below, the error itself is too rough to decide anything
+FEWEST_DIFFERENT = 10  # examples on which two models differ, below which the error is too rough for an equivalence
 
 RULE: list[Callable] = []  # the functions that make the rule, which the ledger of amendments watches
 

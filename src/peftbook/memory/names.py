@@ -7,6 +7,7 @@ and endings do not change its sizes, or by an id whose settings lie in the local
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -94,7 +95,7 @@ def is_hub_id(name: str) -> bool:
 
 def cached_config(name: str) -> Path | None:
     """The settings of a model of the hub that an earlier download left on this machine."""
-    if not is_hub_id(name):
+    if not is_hub_id(name) or importlib.util.find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 

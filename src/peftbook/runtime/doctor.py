@@ -146,7 +146,7 @@ def missing_extras() -> dict[str, str]:
         extra = re.search(r"extra == ['\"]([^'\"]+)", condition)
         if not is_installed(name):
             missing.setdefault(extra[1] if extra else "peftbook", []).append(name)
-    return {f"[{extra}]": f"pip install 'peftbook[{extra}]' ({', '.join(names)})" for extra, names in missing.items()}
+    return {f"[{extra}]": f'pip install "peftbook[{extra}]" ({", ".join(names)})' for extra, names in missing.items()}
 
 
 def missing_programs() -> dict[str, str]:

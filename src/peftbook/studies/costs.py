@@ -16,7 +16,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.methods import ARMS
-from peftbook.tasks import get_task
+from peftbook.tasks import task_spec
 
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
@@ -28,7 +28,7 @@ RATES = {"full": 5e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 0.03}
 def timing_run(arm: str, seed: int, machine: str = MACHINE) -> Run:
     """Some steps of training at the batch of the methods study, and the smallest evaluation."""
     return Run(
-        task=get_task("docstrings").spec,
+        task=task_spec("docstrings"),
         method=ARMS[arm],
         budget=specs.Budget(tokens=TOKENS, learning_rate=RATES[arm]),
         evaluation=specs.Evaluation(n_loss=1),

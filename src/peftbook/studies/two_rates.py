@@ -20,7 +20,7 @@ from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, benchmark, margins, study, variants
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, runs_of
-from peftbook.tasks.e2e import TESTED
+from peftbook.tasks import size_of_test
 
 MARGIN = margins.LOSS
 # arm → η_B / η_A, ascending; the names of `variants` where they share runs
@@ -41,7 +41,7 @@ ALL_INPUTS = replace(
     arms=(COMPARISON.arm("lora"), COMPARISON.arm("plus16")),
     seeds=(1, 2, 3, 4, 5, 6, 7, 8),
     first_look=5,
-    test_examples=TESTED,
+    test_examples=size_of_test("e2e"),
     max_new_tokens=benchmark.LOSS.max_new_tokens,  # none are asked for, but LoRA's runs are then the benchmark's
 )
 

@@ -53,7 +53,7 @@ def serve(
         raise InputError(f"Host {host!r} opens the studio to others: leave out --no-token, or leave out --host.")
     if odd := next((name for name in names if host_of(name) != name.lower()), None):
         raise InputError(f"The name {odd!r} is none: give it as it stands in the address, without a port.")
-    for module in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
+    for module in ("fastapi", "uvicorn", "python_multipart"):
         need(module, "The studio")
     studio = Studio(home)
     listening = listen(host, port)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import json
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftbook.core import specs
-from peftbook.core.errors import InputError
+from peftbook.core.errors import InputError, need
+from peftbook.core.folders import DATA
 
+GROUPS = DATA / "groups.json"
 SPLITS = ("train", "validation", "test")
 
 
@@ -100,15 +103,21 @@ def check_pinned(path: Path, sha256: str, remedy: str) -> None:
         raise InputError(f"{path} has SHA-256 {digest}, not the pinned {sha256}: {remedy}.")
 
 
-def parquet_splits(path: Path) -> dict[str, tuple[TaskExample, ...]]:
-    """The splits in a Parquet file with columns id, input, target, group and split, in the file's order."""
+def parquet_task(path: Path, spec: specs.Task, instruction: str, metrics: tuple[str, ...]) -> TaskData:
+    """The task in a Parquet file with columns id, input, target, group and split, in the file's order.
+
+    Raises InputError if the file is missing or not the pinned one.
+    """
+    check_pinned(path, spec.data_sha256, how_to_restore(spec.name))
+    need("pyarrow", f"The task {spec.name!r}")
     import pyarrow.parquet as pq
 
     splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
     with pq.ParquetFile(path) as file:  # `read_table` would import pandas
         for row in file.read(["id", "input", "target", "group", "split"]).to_pylist():
             splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
-    return {split: tuple(examples) for split, examples in splits.items()}
+    whole = {split: tuple(examples) for split, examples in splits.items()}
+    return TaskData(spec.name, spec.version, instruction, whole, metrics, spec.data_sha256)
 
 
 def how_to_restore(name: str) -> str:
@@ -165,15 +174,22 @@ def groups_of(examples: Sequence[TaskExample]) -> list[str]:
 
 
 @functools.cache
+def known_groups() -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Task → split → the group of each example, where the data takes an extra to read or is not part of the project.
+
+    Of E2E a letter for each input, which stands for the restaurant that it is about: what is said of one is alike.
+    """
+    return json.loads(GROUPS.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def split_groups(name: str, split: str, count: int) -> tuple[str, ...]:
     """The groups of the first `count` examples of a split; empty where none are shared.
 
-    A task whose data is not part of the project has them in its module (`GROUPS`).
     Raises InputError where the data is missing: an error over single examples would be a smaller one.
     """
-    if known := getattr(importlib.import_module(f"{__name__}.{task_spec(name).name}"), "GROUPS", {}):
-        return tuple(known[split][:count])
-    groups = tuple(example.group for example in get_task(name).splits[split][:count])
+    known = known_groups().get(task_spec(name).name)
+    groups = tuple(known[split] if known else (example.group for example in get_task(name).splits[split]))[:count]
     return groups if len(set(groups) - {""}) < sum(map(bool, groups)) else ()
 
 
@@ -183,9 +199,9 @@ def test_groups(name: str, count: int) -> tuple[str, ...]:
 
 
 def size_of_test(name: str) -> int:
-    """How many test examples a task has; one whose data is not part of the project says it itself (`TESTED`)."""
-    module = importlib.import_module(f"{__name__}.{task_spec(name).name}")
-    return getattr(module, "TESTED", None) or len(get_task(name).splits["test"])
+    """How many test examples a task has."""
+    known = known_groups().get(task_spec(name).name)
+    return len(known["test"] if known else get_task(name).splits["test"])
 
 
 def data_at_hand(name: str) -> bool:

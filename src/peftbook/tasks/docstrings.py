@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.tasks import TaskData, check_pinned, how_to_restore, parquet_splits
+from peftbook.tasks import TaskData, parquet_task
 
 PATH = DATA / "docstrings.parquet"
 DATA_SHA256 = "bde040a5a6a5f6e4669734f927605db1a3b53e6e783b8aa16b60ecba33c428ee"
@@ -43,12 +43,4 @@ FILTERS = {
 
 def load() -> TaskData:
     """The task, its splits in the file's order. Raises InputError if the data file is missing or not the pinned one."""
-    check_pinned(PATH, DATA_SHA256, how_to_restore("docstrings"))
-    return TaskData(
-        name="docstrings",
-        version=SPEC.version,
-        instruction=INSTRUCTION,
-        splits=parquet_splits(PATH),
-        metrics=("rouge", "bertscore", "exact_match"),
-        data_sha256=DATA_SHA256,
-    )
+    return parquet_task(PATH, SPEC, INSTRUCTION, ("rouge", "bertscore", "exact_match"))

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from peftbook.core.errors import InputError
+from peftbook.core.errors import InputError, need
 from peftbook.runtime.processes import limit_process
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def parquet_lines(content: bytes, what: str) -> Generator[list[Any], None, None]
     Values are texts, numbers, truth values, None, and lists and dictionaries of them; a byte that is not UTF-8 is a
     lone surrogate. Raises InputError, one sentence that starts with `what`, for a file that cannot be read.
     """
+    need("pyarrow", f"{what} is a Parquet file, which")
     variables = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", __file__]  # not `-m`, which imports the package `tasks` with all that it needs
     child = subprocess.Popen(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.tasks import TaskData, check_pinned, how_to_restore, parquet_splits
+from peftbook.tasks import TaskData, parquet_task
 
 PATH = DATA / "spam.parquet"
 # npm package, version, SHA-256 of its archive
@@ -25,12 +25,4 @@ INSTRUCTION = "Is this e-mail spam? Answer spam or ham.\n\n{input}"
 
 def load() -> TaskData:
     """The task, its splits in the file's order. Raises InputError if the data file is missing or not the pinned one."""
-    check_pinned(PATH, DATA_SHA256, how_to_restore("spam"))
-    return TaskData(
-        name="spam",
-        version=SPEC.version,
-        instruction=INSTRUCTION,
-        splits=parquet_splits(PATH),
-        metrics=("exact_match",),
-        data_sha256=DATA_SHA256,
-    )
+    return parquet_task(PATH, SPEC, INSTRUCTION, ("exact_match",))

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peftbook.core import specs
-from peftbook.core.base_models import SMALL_FOLDERS, model_named
+from peftbook.core.base_models import SMALL_FOLDERS, check_folder, model_named
 from peftbook.core.errors import InputError
 from peftbook.core.folders import cache_folder
 from peftbook.methods import Method
@@ -126,16 +126,6 @@ def find_small(model: specs.Model) -> Path:
             "restore the folder from the repository."
         )
     return folder
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a model folder that lacks a config or that would need pickle to be read."""
-    if not (path / "config.json").is_file():
-        raise InputError(f"Model folder {str(path)!r} has no config.json: point to a folder saved by save_pretrained.")
-    if not list(path.glob("*.safetensors")):
-        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern)]
-        what = f"only pickle files ({', '.join(pickles)})" if pickles else "no weights"
-        raise InputError(f"Model folder {str(path)!r} has {what}: save it as safetensors, pickle is never loaded.")
 
 
 def keep_linear4bit_layout(model: torch.nn.Module) -> None:

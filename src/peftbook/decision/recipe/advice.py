@@ -12,7 +12,7 @@ from peftbook.core.base_models import model_named
 from peftbook.decision.own_metrics import Metric
 from peftbook.decision.recipe.choice import TrainingRecipe, choose
 from peftbook.decision.recipe.folder import at_once, write_folder
-from peftbook.decision.recipe.rows import Counted, count_rows, source_of
+from peftbook.decision.recipe.rows import BYTES, Counted, count_rows, source_of
 from peftbook.decision.recipe.stages import Stage
 from peftbook.memory import read_shape
 from peftbook.memory.fit import bytes_of_card
@@ -60,8 +60,9 @@ def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
         ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
         ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
         ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
-        ("length", f"{recipe.max_length} tokens, counted with {counted.tokenizer}'s tokenizer"
-         + ("." if counted.own else f", and a quarter more: {model}'s is not here. train.py counts again.")),
+        ("length", f"{recipe.max_length} tokens, "
+         + (f"counted with {counted.tokenizer}'s tokenizer" if counted.tokenizer else f"guessed at {BYTES} bytes each")
+         + ("." if counted.own else f", and a quarter more: {model}'s tokenizer is not here. train.py counts again.")),
         *([("loss", loss_words(counted))] if recipe.every_answer else []),
         ("epochs", f"up to {stage.epochs:g}, {recipe.steps:,} steps; the best by {stage.judged} is kept"),
         ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "

@@ -1,24 +1,29 @@
-"""How many tokens each row of a task has, by the model's own tokenizer where it can be had."""
+"""How many tokens each row of a task has, by the model's own tokenizer where it can be had; else by its bytes."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peftbook.core import specs
-from peftbook.core.errors import InputError
+from peftbook.core.base_models import check_folder, in_folder
+from peftbook.core.errors import InputError, need
 from peftbook.decision.recipe.choice import RowTokens
 from peftbook.tasks import TaskData, TaskExample
 
 END = 2  # tokens that a template writes after an answer
 TEMPLATE = {"enable_thinking": False}  # as in the scripts
+BYTES = 3  # of text, that are taken for a token where no tokenizer is here: of prose and code nearly all have more
+TURN, SYSTEM = 5, 25  # tokens that ChatML writes around a turn, and that templates have for a system nobody wrote
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The rows of each split. tokenizer: whose it was.  own: whether that is the model's.  marked: whether its chat
-    template marks what an assistant says.
+    """The rows of each split. tokenizer: whose it was, empty where none was here.  own: whether that is the model's.
+    marked: whether its chat template marks what an assistant says.
     """
 
     splits: dict[str, list[RowTokens]]
@@ -29,13 +34,23 @@ class Counted:
 
 def source_of(model: specs.Model) -> str:
     """The folder or the hub id that a model is loaded from. Raises InputError for a folder without one."""
+    if in_folder(model):
+        check_folder(Path(model.name))
+    if in_folder(model) or "/" in model.name:
+        return model.name
+    need("torch", f"The model {model.name}")
     from peftbook.training.models import resolve
 
     return resolve(model)[0]
 
 
 def count_rows(task: TaskData, model: specs.Model) -> Counted:
-    """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached."""
+    """Count with the tokenizer of the model, or with the embedded model's where that cannot be reached; guess where
+    transformers is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        guessed = {name: [guess_row(task, one) for one in examples] for name, examples in task.splits.items()}
+        return Counted(guessed, "", own=False, marked=False)
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
@@ -59,6 +74,13 @@ def count_rows(task: TaskData, model: specs.Model) -> Counted:
         ) from None
     marked = re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
     return Counted(splits, model.name if own else specs.EMBEDDED_MODEL, own, marked)
+
+
+def guess_row(task: TaskData, example: TaskExample) -> RowTokens:
+    """Tokens by the bytes of each turn."""
+    turns = [(one["role"], TURN + len(one["content"].encode()) // BYTES) for one in task.messages(example)]
+    earlier = sum(tokens for role, tokens in turns if role == "assistant")
+    return RowTokens(SYSTEM + sum(tokens for _, tokens in turns), END + len(example.target.encode()) // BYTES, earlier)
 
 
 def row_of(tokenizer: Any, task: TaskData, example: TaskExample) -> RowTokens:

@@ -23,10 +23,10 @@ from common import HERE, RECIPE, TEMPLATE, load_model, load_tokenizer, read_rows
 from peft import PeftModel
 
 from peftbook.core.errors import InputError
-from peftbook.decision.outside import decide
 from peftbook.decision.own_metrics import declared, own_scores
 from peftbook.decision.shares import ends_of_share
 from peftbook.evidence.metrics import exact_match, rouge
+from peftbook.evidence.outside import decide
 from peftbook.evidence.stats import score_interval
 from peftbook.training.scoring import bertscore
 

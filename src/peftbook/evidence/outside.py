@@ -1,14 +1,13 @@
 """Scores that were made elsewhere: which of several models is better on the same examples, by the book's own rule.
 
-A file has a JSON object a line, one for each example: the per-sample logs of lm-evaluation-harness (`--log_samples`),
-or anything with an id and a number, or with an output and a target, whose ROUGE-L is taken. Examples are paired by id:
-an unpaired test of the same examples throws away what both find easy or hard.
+A file is a log of a tool that `logs` knows, or has a JSON object a line, one for each example, with an id and a number,
+or with an output and a target, whose ROUGE-L is taken. Examples are paired by id: an unpaired test of the same examples
+throws away what both find easy or hard.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,23 @@ from typing import Any
 import numpy as np
 
 from peftbook.core.errors import InputError
-from peftbook.decision.recommendation import FEWEST_EXAMPLES
-from peftbook.decision.shares import FEWEST_DIFFERENT
+from peftbook.evidence.logs import Row, read_log
 from peftbook.evidence.metrics import rouge
 from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
-from peftbook.evidence.stats import FEWEST_SEEDS, Interval, holm, p_value, score_interval
+from peftbook.evidence.stats import (
+    FEWEST_DIFFERENT,
+    FEWEST_EXAMPLES,
+    FEWEST_SEEDS,
+    Interval,
+    holm,
+    p_value,
+    score_interval,
+)
 
 IDS = ("id", "doc_id", "question_id", "example_id", "index")
 SAME = ("doc_hash", "target_hash", "target")  # what the same example has in every file that has it
 LEVEL = 0.05  # family-wise, of all pairs
 MOST = 1e100  # of a score
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,29 +90,31 @@ def decide(
 ) -> Outside:
     """Compare every two of several models on the examples that they were scored on.
 
-    files: name → a file a seed, in the same order of seeds for all.  measure: a field with a number; the only one, or
-    the first of lm-evaluation-harness, unless given.  key: the field with an example's id.  kept: the filter of
-    lm-evaluation-harness whose rows count.  group: a field of what examples share.  margin: differences below it do
-    not matter.  lower: whether less is better.  common: take the examples that all files have.
+    files: name → a file a seed, in the same order of seeds for all; a file with several models is as many.
+    measure: a field with a number; the only one, or the first score of a log, unless given.  key: the field with an
+    example's id.  kept: the filter of lm-evaluation-harness whose rows count.  group: a field of what examples share.
+    margin: differences below it do not matter.  lower: whether less is better.  common: take the examples that all
+    files have.
 
     Two models differ where Holm's procedure over all pairs says so at 5 %; they are equivalent where the 90 % interval
     of their difference lies inside the margin, each pair by itself. Raises InputError for files that cannot be paired.
     """
-    if len(files) < 2:
-        raise InputError("One model is compared with none: give two files or more.")
-    counts = {name: len(paths) for name, paths in files.items()}
-    if len({*counts.values()}) > 1:
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise InputError(
-            f"Seeds are paired in their order, and there are other numbers of files ({said}): give as many."
-        )
     if margin is not None and not 0 < margin < math.inf:
         raise InputError(f"A margin of {margin} is none: give the smallest difference that would matter.")
     paths = [path.resolve() for each in files.values() for path in each]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise InputError(f"{twice} is given twice: each seed of each model has a file of its own.")
-    read = {(name, at): read_rows(path, key, kept) for name, each in files.items() for at, path in enumerate(each)}
-    names = {where: str(files[where[0]][where[1]]) for where in read}
+    logs = logs_of(files)
+    if len(logs) < 2:
+        raise InputError("One model is compared with none: give two files or more.")
+    counts = {name: len(each) for name, each in logs.items()}
+    if len({*counts.values()}) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(
+            f"Seeds are paired in their order, and there are other numbers of files ({said}): give as many."
+        )
+    names = {(name, at): str(path) for name, each in logs.items() for at, (path, _) in enumerate(each)}
+    read = {(name, at): by_id(names[name, at], logs[name][at][1], key, kept) for name, at in names}
     tables = {where: rows for where, (_, rows) in read.items()}
     check_alike(names, {where: field or "the number of its line" for where, (field, _) in read.items()}, "id")
     check_alike(names, {where: filters_in(rows) for where, rows in tables.items()}, "filter")
@@ -175,42 +182,43 @@ def needed(one: Interval, margin: float | None, level: float) -> tuple[int, int]
     return seeds if seeds == 1 else max(seeds, FEWEST_SEEDS), max(examples, FEWEST_EXAMPLES)
 
 
-def read_rows(path: Path, key: str = "", kept: str = "") -> tuple[str, dict[str, Row]]:
-    """The field with the ids, and id → row of each example of a file; without a field its line is one.
+def logs_of(files: Mapping[str, Sequence[Path]]) -> dict[str, list[tuple[Path, Sequence[Row]]]]:
+    """Name → (file, rows) a seed; the models in a file are named after it where there are several files."""
+    logs: dict[str, list[tuple[Path, Sequence[Row]]]] = {}
+    for name, paths in files.items():
+        for path in paths:
+            for model, rows in read_log(path).items():
+                called = f"{name}:{model}" if len(files) > 1 else model
+                logs.setdefault(called if model else name, []).append((path, rows))
+    return logs
 
-    Raises InputError for a file that is none, and for an id that comes twice.
+
+def by_id(path: str, log: Sequence[Row], key: str = "", kept: str = "") -> tuple[str, dict[str, Row]]:
+    """The field with the ids, and id → row of each example of a file; without a field its place is one.
+
+    Raises InputError for an id that comes twice.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a file with a JSON object a line.") from None
     rows: dict[str, Row] = {}
     field = key
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is no JSON ({error}): give a JSON object a line.") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} holds {line[:40]!r}: give a JSON object a line.")
+    for number, row in enumerate(log, 1):
         if kept and row.get("filter") != kept:
             continue
         field = field or ("" if rows else next((name for name in IDS if name in row), ""))
         if field and type(row.get(field)) not in (str, int):
             raise InputError(
-                f"{path}, line {number} has {field} = {row.get(field)!r}: an id is a text or a whole number; name its "
+                f"{path}, row {number} has {field} = {row.get(field)!r}: an id is a text or a whole number; name its "
                 "field with --id."
             )
         name = str(row[field]) if field else str(number)
         if name in rows:
-            raise InputError(f"{path} has example {name!r} twice{filters_of(path, row, rows[name])}")
+            raise InputError(f"{path} has example {name!r} twice{filters_of(row, rows[name])}")
         rows[name] = row
     if not rows:
         raise InputError(f"{path} has no example{f' of filter {kept!r}' if kept else ''}: give another file.")
     return field, rows
 
 
-def filters_of(path: Path, one: Row, other: Row) -> str:
+def filters_of(one: Row, other: Row) -> str:
     """The end of the sentence about an example that comes twice."""
     found = [str(row["filter"]) for row in (other, one) if "filter" in row]
     if len({*found}) > 1:
