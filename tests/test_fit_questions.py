@@ -34,7 +34,7 @@ MISSES = {  # answers that the threads contradict outright, and why, as far as w
     "gemma3_12b_int8_unsloth_14k_80": "rows not said: 8 by default; the change to one row fits",
     "llama_13b_lora_8x24": "length and checkpointing not said",
     "llama3_8b_lora_4x4090_8k": "rows not said; memory was shared unevenly",
-    "llama3_8b_qlora_unsloth_100k_80": "Unsloth before December 2024 had whole logits: with --logits in_place both rows are right",
+    "llama3_8b_qlora_unsloth_100k_80": "Unsloth before December 2024: with --logits in_place both lengths are right",
     "llama2_13b_lora_litgpt_80_b2": "length and dtype not said: LitGPT without a recipe's file is in float32",
     "llama2_7b_lora_2xt4": "checkpointing not said; the change to it fits",
     "llama_7b_full_4x40_offload_b3": "length, dtype and checkpointing not said",
