@@ -224,12 +224,13 @@ def cheaper(configuration: Configuration) -> tuple[list[Option], list[Option]]:
 
 
 def beyond_a_card(setup: Setup) -> list[Option]:
-    """What helps where one card does not hold a step: the host's memory, or more cards."""
-    if setup.device == "cpu" or setup.devices > 1 or setup.host_weights:
+    """What helps where the cards do not hold a step: the host's memory, or more cards."""
+    if setup.device == "cpu" or setup.host_weights:
         return []
     words = "layers that travel between them in every pass (FSDP)"
     host = "the host's memory, and each layer is copied from there in every pass (FSDP's or ZeRO-3's offload)"
-    cards: list[Option] = [(f"{count} such cards", words, {"devices": count}) for count in (2, 4, 8)]
+    more = (count for count in (2, 4, 8) if count > setup.devices)
+    cards: list[Option] = [(f"{count} such cards", words, {"devices": count}) for count in more]
     return [("weights and optimiser on the host", host, {"host_weights": True}), *cards]
 
 

@@ -127,6 +127,11 @@ def notes_on(question: Question, configuration: Configuration) -> tuple[str, ...
     """What the words of a question stand for here, and what its bytes do not say."""
     shape, setup = configuration.shape, configuration.setup
     notes = [card_note(question.memory)]
+    if assumed := " and ".join(f"--{name}" for name in ("batch", "seq") if getattr(question, name) is None):
+        notes.append(
+            f"You gave no {assumed}, so this answer is for {setup.batch} × {setup.seq} tokens: more or longer rows "
+            "take more."
+        )
     if 0 < shape.context < setup.seq:
         notes.append(
             f"Rows of {setup.seq:,} tokens go beyond the {shape.context:,} positions of {question.model}: their bytes "

@@ -270,7 +270,8 @@ STACKS: dict[str, Stack] = {
             "checkpointing": (True, 'use_gradient_checkpointing "unsloth"'),
             "offloaded": offloaded_by_unsloth, "dtype": ("bf16", "dtype None"),
             "autocast": (True, "bf16"), "adapter_dtype": ("fp32", "float32_mixed_precision"),
-            "rank": (16, "get_peft_model, r"), "logits": ("fused", "unsloth_fused_ce_loss"),
+            "rank": (16, "get_peft_model, r"),
+            "logits": ("fused", "unsloth_fused_ce_loss; before December 2024: in_place"),
         },
     ),
 }  # fmt: skip
