@@ -142,6 +142,7 @@ def test_every_term_has_its_part_of_the_bar():
     terms = [term for terms in byte_model.PARTS.values() for term in terms]
     state = (
         "weights",
+        "reference",
         "quantisation constants",
         "whole for a while",
         "adapter",

@@ -14,7 +14,7 @@ from peftbook.memory import Configuration, DecoderShape, Setup
 from peftbook.memory import loss as losses
 from peftbook.memory.defaults import classes_in
 from peftbook.memory.names import OPTIMISER_NAMES
-from peftbook.memory.stacks import SFT, STACKS, Declared, setup_in
+from peftbook.memory.stacks import STACKS, Declared, setup_in, stack_of
 from peftbook.memory.step import structure
 from peftbook.memory.walk import walked
 from peftbook.training import random_model
@@ -24,9 +24,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureW
 
 SHAPE = DecoderShape(layers=4, hidden=256, ffn=768, heads=4, kv_heads=2, vocab=4096, tied=True)
 STEP = {"rank": 8, "batch": 2, "seq": 128, "device": "cpu"}
+TABLES = STACKS | {stage: stack_of("trl", stage) for stage in ("dpo", "grpo")}
 DECLARED = [
     (stack, field, given)
-    for stack, known in STACKS.items()
+    for stack, known in TABLES.items()
     for field, given in known.given("lora", True).items()
     if isinstance(given, Declared)
 ]
@@ -34,9 +35,8 @@ DECLARED = [
 
 def real_class(given: Declared) -> type:
     """The class that a table names first."""
-    trl = pytest.importorskip("trl") if given.classes == SFT else None
-    if trl:
-        return trl.SFTConfig
+    if given.classes[0].startswith("trl/"):
+        return getattr(pytest.importorskip("trl"), given.classes[0].rpartition(":")[2])
     from transformers import TrainingArguments
 
     return TrainingArguments
@@ -50,8 +50,8 @@ def test_a_default_is_that_of_the_installed_class(stack, field, given):
     own = {one.name: one.default for one in dataclasses.fields(real_class(given))}[given.name]
     own = getattr(own, "value", own)
     assert given.value == (given.if_none if own is None else own)
-    package = "trl" if given.classes == SFT else "transformers"
-    tables = {known.version for known in STACKS.values() if known.package == package}
+    package = given.classes[0].partition("/")[0]
+    tables = {known.version for known in TABLES.values() if known.package == package}
     if version(package) in tables:
         assert (given.if_none if given.fallback is None else given.fallback) == given.value
 

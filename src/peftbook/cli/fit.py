@@ -41,9 +41,11 @@ def declare_options(room: argparse.ArgumentParser) -> None:
     words = "whose defaults hold where nothing is said: trl (the default), trl1 (0.29 to 1.6), trl0 (before 0.29), "
     words += "liger (trl with its kernel), trainer, peft (a loop of your own), peftbook, litgpt, torchtune, axolotl, "
     room.add_argument("--stack", default="trl", help=words + "llamafactory, swift or unsloth")
-    room.add_argument("--batch", type=positive, help="rows of a micro-batch (trl: 8)")
+    words = "sft (the default), dpo or grpo, as TRL's trainers compute them"
+    room.add_argument("--stage", default="sft", help=words)
+    room.add_argument("--batch", type=positive, help="rows of a micro-batch (trl: 8), pairs with dpo")
     room.add_argument("--seq", type=positive, help="tokens of a row (trl: 1024)")
-    words = "positions with logits, as a number or as a share like 30%% (default 0: all)"
+    words = "positions with logits, as a number or as a share like 30%% (default 0: all, of grpo what it generates)"
     room.add_argument("--labels", default="0", help=words)
     room.add_argument("--rank", type=positive, help="of lora, its variants and galore (16, the book's advice)")
     words = "all, attention, mlp, qv, or names with commas (all, the book's advice: peft's all-linear)"
@@ -53,6 +55,9 @@ def declare_options(room: argparse.ArgumentParser) -> None:
     room.add_argument("--magnitude-dtype", choices=("bf16", "fp32"), help="of DoRA's magnitudes (fp32)")
     room.add_argument("--saved-dtype", choices=("bf16", "fp32"), help="of those copies (peft: the model's)")
     room.add_argument("--length", type=positive, help="virtual tokens of prompt and prefix (default 20)")
+    room.add_argument("--completion", type=positive, help="of a row's tokens those that grpo generates (trl: 512)")
+    words = "rows that grpo generates at once (trl: the batch, in groups of 8)"
+    room.add_argument("--rollouts", type=positive, help=words)
     words = "base in 4 or 8 bits (default: what a config.json says of itself, else none)"
     room.add_argument("--quant", choices=("none", "nf4", "fp4", "int8"), default="", help=words)
     room.add_argument("--single-quant", action="store_true", help="constants of the quantisation in 32 bits")
@@ -98,7 +103,7 @@ def command_fit(args: argparse.Namespace) -> int:
         print_json(as_json(answer.fit) | {"assumed": settings, "notes": answer.notes, "step_seconds": seconds})
     else:
         print("\n".join([as_text(answer.fit, args.model, option), *answer.notes]))
-        print("\n".join(assumptions_text(question.stack, answer.assumed)))
+        print("\n".join(assumptions_text(question, answer.assumed)))
         idle = [name for name in answer.asked if name in configuration.setup.idle and given(args, name)]
         if without := [option(name, answer.asked[name]) for name in idle]:
             print(f"Without effect here: {' '.join(without)}.")
@@ -116,7 +121,7 @@ def question_of(args: argparse.Namespace) -> Question:
     from peftbook.memory.question import Question
 
     said = {field.name: getattr(args, field.name) for field in fields(Question)}
-    said |= {"method": args.method.lower(), "stack": args.stack.lower()}
+    said |= {"method": args.method.lower(), "stack": args.stack.lower(), "stage": args.stage.lower()}
     said["saved"] = tuple(dict.fromkeys(listed(args.saved)))
     if args.targets is not None:
         said["targets"] = targets_named(args.targets)

@@ -48,12 +48,16 @@ class AttentionInputs:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The parts of the forward pass. prefix: the trained keys and values, and the cache that they are put into."""
+    """The parts of the forward pass. prefix: the trained keys and values, and the cache that they are put into.
+
+    adapted: the method's adapter is switched on.
+    """
 
     shape: DecoderShape
     setup: Setup
     tape: Tape
     prefix: list[Value] = field(default_factory=list)
+    adapted: bool = True
 
     @property
     def base_bytes(self) -> int:
@@ -145,7 +149,7 @@ class Decoder:
             q, k = self.rotate(q, context), self.rotate(k, context)
             if self.shape.scaled_queries:
                 q = tape.apply(q, kept=[tape.value(("t",), q.bytes_each)])
-            if self.setup.method == "prefix":
+            if self.setup.method == "prefix" or self.setup.generates:
                 k, v = self.extend(k), self.extend(v)
             y = self.linear("o_proj", self.attend(q, k, v, context.mask))
             tape.touch(x, v)
@@ -174,8 +178,17 @@ class Decoder:
         return tape.cast(rotated, x.bytes_each) if self.shape.float32_products else rotated
 
     def extend(self, x: Value) -> Value:
-        """The prefix before a layer's keys or values, as the cache holds it."""
-        whole = self.tape.apply(x, self.prefix[0], shape=("b", "k", "g", "d"))
+        """What comes before a layer's keys or values, and these, as the cache holds them.
+
+        A prefix is there already; a generation copies what the cache had (transformers, `DynamicLayer.update`).
+        """
+        shape = ("b", "k", "g", "d")
+        if self.setup.generates:
+            before = product(x.bytes_each, *shape) if self.setup.stage == "decode" else None
+            with self.tape.at("cache"):
+                whole = self.tape.apply(x, shape=shape, working=before)
+        else:
+            whole = self.tape.apply(x, self.prefix[0], shape=shape)
         self.prefix.append(whole)
         return whole
 
@@ -197,7 +210,7 @@ class Decoder:
             undoing = [score, score, mix, mix, mix] if grad else []
             y = tape.apply(q, k, v, kept=kept, keeps_output=True, products=[score, mix], undoing_products=undoing)
             return tape.apply(y) if self.shape.fused and self.setup.device == "cpu" else y  # heads before positions
-        if v.base and self.setup.batch > 1:
+        if v.base and self.setup.rows > 1:
             v = tape.apply(v)  # a product of several rows copies it
         scores = self.matmul(q, k, ("b", "a", "t", "k"))
         scores = tape.apply(scores)  # scaled
@@ -218,7 +231,7 @@ class Decoder:
         """Keys or values copied for every head that reads them; a single head is read in place, until a cast or the
         product of several rows copies it."""
         tape, wide = self.tape, ("b", "k", "a", "d")
-        if self.shape.kv_heads > 1 or (self.setup.attention == "eager" and self.setup.batch > 1):
+        if self.shape.kv_heads > 1 or (self.setup.attention == "eager" and self.setup.rows > 1):
             return tape.apply(x, shape=wide)
         return tape.apply(x, shape=wide, bytes_each=2) if tape.autocast and x.bytes_each > 2 else x
 
@@ -256,6 +269,8 @@ class Decoder:
         """A matrix of the decoder, with its adapter if the method gives it one."""
         setup, weight = self.setup, self.weight(name)
         with self.tape.at(name):
+            if not self.adapted:
+                return self.tape.linear(x, weight)
             if setup.method == "lora" and name in self.shape.adapted(setup.targets):
                 return lora(self, x, weight)
             if setup.method == "ia3" and name in IA3_TARGETS:

@@ -157,9 +157,9 @@ def needed_with(configuration: Configuration, fields: Mapping[str, object], deri
     before = configuration.setup
     try:
         setup = derive(fields) if derive else replace(before, **{"labels": 0, **fields})  # type: ignore[arg-type]
-        if before.labels:
-            share = before.labels / (before.batch * before.seq)
-            setup = replace(setup, labels=max(1, round(share * setup.batch * setup.seq)))
+        if before.labels and not setup.labels:
+            share = before.labels / (before.rows * before.seq)
+            setup = replace(setup, labels=max(1, round(share * setup.rows * setup.seq)))
         return needs(Configuration(configuration.shape, setup).step.peak())
     except InputError:
         return math.inf
@@ -190,6 +190,8 @@ def cheaper(configuration: Configuration) -> tuple[list[Option], list[Option]]:
          {"autocast": True} | (kernel if fused else {})),
         (setup.batch > 1, "rows one at a time", "more passes for the same batch, whose gradients stay meanwhile",
          {"batch": 1, "accumulated": True}),
+        (setup.reference and setup.stage == "dpo", "the reference's log-probabilities computed before training",
+         "a pass over all rows beforehand", {"reference": False}),
         (adapter and setup.dtype == "fp32" and card, "frozen weights in bfloat16", "the rounding that checkpoints have",
          {"dtype": "bf16", "held": False}),
         (full and setup.dtype == "fp32" and card, "weights in bfloat16",
@@ -200,8 +202,8 @@ def cheaper(configuration: Configuration) -> tuple[list[Option], list[Option]]:
         (setup.dropout, "no dropout", "a regulariser", {"dropout": False}),
         (not setup.checkpointing and setup.method != "prefix", "checkpointing",
          "the layers' forward pass a second time", {"checkpointing": True}),
-        (setup.checkpointing and not setup.offloaded and card, "checkpoints on the host", "copies there and back",
-         {"offloaded": True}),
+        (setup.checkpointing and not setup.offloaded and card and setup.stage != "grpo", "checkpoints on the host",
+         "copies there and back", {"offloaded": True}),
         (full and card and setup.optimiser in ("adamw", "adamw_foreach", "adamw_8bit", "paged_adamw"),
          "moments in 8 bits, in pages", "a coarser optimiser, which waits for the host where the card is full",
          {"optimiser": "paged_adamw_8bit"}),
@@ -345,13 +347,19 @@ def as_text(answer: Fit, model: str, said: Callable[[str, object], str] = lambda
     setup = answer.configuration.setup
     base = f" over {setup.quantised.upper()}" if setup.quantised else ""
     where = f"on each of {setup.devices} × {setup.device}" if setup.devices > 1 else f"on {setup.device}"
-    lines = [f"{model}, {setup.name}{base}, {setup.batch} × {setup.seq} tokens, {where}", ""]
+    stage = "" if setup.stage == "sft" else f"{setup.stage}, "
+    lines = [f"{model}, {stage}{setup.name}{base}, {counted(setup, setup.batch)} × {setup.seq} tokens, {where}", ""]
     lines += [f"  {name:24} {size / 2**30:9.3f} GiB" for name, size in answer.peak.terms.items() if size >= 2**19]
     lines += [f"  {'peak':24} {answer.peak.total / 2**30:9.3f} GiB   ({answer.peak.at})"]
     if paged := answer.peak.total - needs(answer.peak):
         on_card = needs(answer.peak) / 2**30
         lines.append(f"  Of these {paged / 2**30:.3f} GiB are in pages that the host takes: {on_card:.3f} GiB stay.")
     return "\n".join([*lines, "", *conclusion(answer, said)])
+
+
+def counted(setup: Setup, batch: int) -> str:
+    """A batch in words: rows, or pairs of them."""
+    return f"{batch} pair{'s' * (batch != 1)}" if setup.stage == "dpo" else str(batch)
 
 
 def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, value: "") -> list[str]:
@@ -362,10 +370,10 @@ def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, v
     batch, seq, context = answer.largest_batch, answer.largest_seq, answer.configuration.shape.context
     least = ["at least " * (size == MOST[name]) for name, size in (("batch", batch), ("seq", seq))]
     surely = "" if answer.fits or not answer.may_fit else "surely "
-    rows = f"the largest batch that {surely}fits is {least[0]}{batch} × {setup.seq} tokens"
-    tokens = f"the longest rows are {least[1]}{setup.batch} × {seq} tokens"
-    rows = rows if batch else f"not even 1 × {setup.seq} tokens {surely}fit"
-    tokens = tokens if seq else f"not even {setup.batch} × 1 token {surely}fits"
+    rows = f"the largest batch that {surely}fits is {least[0]}{counted(setup, batch)} × {setup.seq} tokens"
+    tokens = f"the longest rows are {least[1]}{counted(setup, setup.batch)} × {seq} tokens"
+    rows = rows if batch else f"not even {counted(setup, 1)} × {setup.seq} tokens {surely}fit"
+    tokens = tokens if seq else f"not even {counted(setup, setup.batch)} × 1 token {surely}fits"
     limit = ", its context" if seq and seq == context else ""
     sentences.append(f"With all else as it is, {rows},\nand {tokens}{limit}.")
     for change in answer.changes:
@@ -378,7 +386,8 @@ def conclusion(answer: Fit, said: Callable[[str, object], str] = lambda field, v
         sentences.append("Experts stay whole in a 4-bit base: bitsandbytes packs linear layers alone.")
     flops = flops_of(answer)
     again = f", {flops['again'] / 1e12:.1f} of them for layers that are run again" if flops["again"] else ""
-    sentences.append(f"Matrix products of a step: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
+    step = "the loss, without generation" if setup.stage == "grpo" else "a step"
+    sentences.append(f"Matrix products of {step}: {sum(flops.values()) / 1e12:.1f} TFLOP{again}.")
     sentences.append(
         "The reserve (--reserve) is what a GPU's context, allocator and cuBLAS take beside the tensors,\n"
         "and by how much our predictions of published runs were too low."

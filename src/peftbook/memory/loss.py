@@ -38,6 +38,8 @@ def head(decoder: Decoder, x: Value) -> Value:
     """Final norm, logits at every position, or at those with a label alone, and their cross-entropy."""
     tape, setup = decoder.tape, decoder.setup
     x = decoder.norm("norm", x)
+    if setup.generates:
+        return next_token(decoder, x)
     if setup.labels:
         with tape.at("loss"):
             x = tape.apply(x, shape=("n", "h"), kept=[tape.value(("n",), 8), tape.value(("n",), 8)])
@@ -47,6 +49,20 @@ def head(decoder: Decoder, x: Value) -> Value:
         "liger": undone_in_forward, "fused": recomputed,
     }  # fmt: skip
     return ways[setup.logits](decoder, x)
+
+
+def next_token(decoder: Decoder, x: Value) -> Value:
+    """The last position's logits, copied to float32, their probabilities, and what is drawn of them (`_sample`)."""
+    tape = decoder.tape
+    with tape.at("loss"):
+        x = tape.apply(x, shape=("b", "h"))
+    logits = logits_of(decoder, x)
+    with tape.at("loss"):
+        scores = tape.apply(logits, bytes_each=4)
+        probabilities = tape.apply(scores, exponential=True)
+        token = tape.apply(probabilities, shape=("b",), bytes_each=8, working=probabilities.size)
+        tape.touch(logits, scores, probabilities)
+        return token
 
 
 def logits_of(decoder: Decoder, x: Value) -> Value:
@@ -62,7 +78,7 @@ def cross_entropy(decoder: Decoder, logits: Value, held: tuple[Value, ...] = ())
     tape, positions = decoder.tape, logits.shape[:-1]
     log_probabilities = tape.apply(logits, held=held, keeps_output=True, exponential=True)
     kept = [log_probabilities, tape.value(positions, 8), tape.value((), 4)]
-    if decoder.setup.batch == 1 and not decoder.setup.labels:  # labels moved by one are the same tensor, with its end
+    if decoder.setup.rows == 1 and not decoder.setup.labels:  # labels moved by one are the same tensor, with its end
         kept.append(tape.value((), 8))
     return tape.apply(log_probabilities, shape=(), bytes_each=4, kept=kept)
 
@@ -82,7 +98,7 @@ def shifted(decoder: Decoder, x: Value) -> Value:
     logits, tape = logits_of(decoder, x), decoder.tape
     with tape.at("loss"):
         wide = tape.cast(logits, 4)
-        moved = tape.apply(wide) if decoder.setup.batch > 1 else wide
+        moved = tape.apply(wide) if decoder.setup.rows > 1 else wide
         loss = cross_entropy(decoder, moved)
         tape.touch(logits, wide, moved)
         return loss
@@ -97,7 +113,7 @@ def held(decoder: Decoder, x: Value) -> Value:
     with tape.at("loss"):
         mine = logits if decoder.setup.logits == "loop" else tape.cast(logits, 4)
         wide = 4 if tape.autocast else mine.bytes_each
-        if decoder.setup.batch == 1:
+        if decoder.setup.rows == 1:
             return cross_entropy(decoder, tape.cast(mine, wide), held=(mine,))
         return cross_entropy(decoder, tape.cast(tape.apply(mine, held=[mine]), wide))
 

@@ -28,7 +28,7 @@ from peftbook.memory.fit import (
 from peftbook.memory.names import ATTENTION, METHOD_NAMES, OPTIMISER_NAMES, TARGET_WORDS, meant, variant
 from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.shapes import SHAPES, DecoderShape, quantised_in, read_config, read_shape
-from peftbook.memory.stacks import STACKS, Assumption, setup_in
+from peftbook.memory.stacks import Assumption, setup_in, stack_of
 
 ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "autocast": "matrix products in bfloat16 by autocast", "dropout": "LoRA with dropout",
@@ -38,13 +38,17 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "wide_norms": "norms in float32 over a quantised base, and with them what layers hand on",
     "keeps_inputs": "4-bit matrices keep their inputs: bitsandbytes before 0.43.2",
     "in_backward": "full: the optimiser moves a weight when it has its gradient, which is then let go",
+    "reference": "the untrained model scores rows too: dpo without precompute_ref_log_probs, grpo with a beta above 0",
     "host_weights": "the host holds weights and optimiser, the card a layer at a time: FSDP's and ZeRO-3's offload",
 }  # fmt: skip
 TAKEN = (
+    "stage",
     "batch",
     "seq",
     "rank",
     "length",
+    "completion",
+    "rollouts",
     "dtype",
     "adapter_dtype",
     "magnitude_dtype",
@@ -66,6 +70,7 @@ class Question:
     method: str = "lora"
     reserve: str | None = None
     stack: str = "trl"
+    stage: str = "sft"
     batch: int | None = None
     seq: int | None = None
     labels: str = "0"
@@ -75,6 +80,8 @@ class Question:
     magnitude_dtype: str | None = None
     saved_dtype: str | None = None
     length: int | None = None
+    completion: int | None = None
+    rollouts: int | None = None
     quant: str = ""
     single_quant: bool = False
     dtype: str | None = None
@@ -90,6 +97,7 @@ class Question:
     wide_norms: bool | None = None
     keeps_inputs: bool | None = None
     in_backward: bool | None = None
+    reference: bool | None = None
     host_weights: bool | None = None
     optimiser: str | None = None
     device: str = "cuda"
@@ -150,7 +158,7 @@ def answer_fields(question: Question) -> dict[str, Any]:
     return as_numbers(answer.fit) | {
         "verdict": verdict(answer.fit),
         "conclusion": [*conclusion(answer.fit, option), *answer.notes],
-        "assumed": assumptions_text(question.stack, answer.assumed),
+        "assumed": assumptions_text(question, answer.assumed),
         "options": options_of(answer.fit.configuration.setup),
         "command": command(question),
     }
@@ -210,9 +218,9 @@ def asked_for(question: Question, shape: DecoderShape) -> dict[str, Any]:
     return asked | base_of(question)
 
 
-def assumptions_text(stack: str, assumed: tuple[Assumption, ...]) -> list[str]:
+def assumptions_text(question: Question, assumed: tuple[Assumption, ...]) -> list[str]:
     """What a stack assumed, each as the option that says it, with its source."""
-    known = STACKS[stack]
+    known = stack_of(question.stack, question.stage)
     lines = ["", f"Assumed, as {known.named} has it; each is an option:"]
     said = {one.field: option(one.field, one.value) for one in assumed}
     wide = max((len(words) for words in said.values()), default=0)
@@ -265,7 +273,9 @@ def attention_named(name: str, family: str) -> str:
 
 def with_labels(setup: Setup, said: str) -> Setup:
     """The set-up with so many positions that have logits. Raises InputError for more than there are."""
-    positions = setup.batch * setup.seq
+    if said == "0":
+        return setup
+    positions = setup.rows * setup.seq
     try:
         share = said.endswith("%")
         found = float(said.removesuffix("%")) * (positions / 100 if share else 1)
@@ -273,7 +283,7 @@ def with_labels(setup: Setup, said: str) -> Setup:
         found = -1.0
     if not 0 <= found <= positions or not (found if share else found.is_integer()):
         raise InputError(
-            f"--labels {said} of {setup.batch} × {setup.seq} positions: choose a whole number up to "
+            f"--labels {said} of {setup.rows} × {setup.seq} positions: choose a whole number up to "
             f"{positions:,}, a share like 30%, or 0 for all."
         )
     return replace(setup, labels=max(1, round(found)) if share else int(found))

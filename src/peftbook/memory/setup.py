@@ -17,6 +17,7 @@ __all__ = [
     "OPTIMISERS",
     "OUTER_BLOCK",
     "SAVED",
+    "STAGES",
     "TARGETS",
     "TILE",
     "Setup",
@@ -26,6 +27,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 SAVED = ("embed_tokens", "lm_head")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
+STAGES = ("sft", "dpo", "grpo")
 OPTIMISERS = (
     "adamw",
     "adamw_foreach",
@@ -44,7 +46,8 @@ CHUNK = 128  # positions of a part of each row, where logits are narrow (LitGPT 
 TILE = (4096, 32768)  # positions and words that there is room for at a time, where logits are tiled (TRL 1.16)
 BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
 CHOICES = {
-    "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES), "adapter_dtype": tuple(BYTES),
+    "stage": (*STAGES, "prefill", "decode"), "method": METHODS, "optimiser": OPTIMISERS, "dtype": tuple(BYTES),
+    "adapter_dtype": tuple(BYTES),
     "saved_dtype": ("", *BYTES), "magnitude_dtype": ("", *BYTES), "quantised": ("", "nf4", "fp4", "int8"),
     "attention": ("sdpa", "flash_attention_2", "eager"), "device": ("cpu", "cuda"),
     "logits": (
@@ -54,7 +57,7 @@ CHOICES = {
 
 SWITCHES = (
     "dropout", "freeze_a", "dora", "double", "autocast", "held", "padding", "packed", "checkpointing", "keeps_inputs",
-    "wide_norms", "offloaded", "accumulated", "in_backward", "host_weights",
+    "wide_norms", "offloaded", "accumulated", "in_backward", "host_weights", "reference",
 )  # fmt: skip
 
 
@@ -90,6 +93,10 @@ class Setup:
     devices: cards that share the model (FSDP), each with its own rows: every one holds its share of each weight, of its
     gradient and its moments, and decoder layers are whole only while they compute.  host_weights: the host holds all of
     that, and a layer is on the card while it computes (FSDP's and ZeRO-3's offload).
+    stage: sft; dpo, whose batch counts pairs of rows, chosen and rejected; or grpo.  reference: the log-probabilities
+    of the model as it was are computed too, with the adapter switched off, or in full fine-tuning by a copy.
+    completion: tokens of a row that grpo generates, 0 for all.  rollouts: rows that it generates at once, 0 for the
+    batch.  prefill and decode are the two moments of a generation: prompts are read, and the last token is computed.
     """
 
     method: str = "lora"
@@ -125,6 +132,10 @@ class Setup:
     device: str = "cuda"
     devices: int = 1
     host_weights: bool = False
+    stage: str = "sft"
+    reference: bool = False
+    completion: int = 0
+    rollouts: int = 0
 
     def __post_init__(self):
         for name, known in CHOICES.items():
@@ -135,6 +146,10 @@ class Setup:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
+        for name in ("completion", "rollouts"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise InputError(f"{name} is {value!r}: give a whole number, or 0.")
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}: it is True or False.")
@@ -143,9 +158,9 @@ class Setup:
             if isinstance(value, str) or len({*value}) != len(value):
                 raise InputError(f"{name} is {value!r}: give a tuple of names, each once.")
             object.__setattr__(self, name, tuple(value))
-        if type(self.labels) is not int or not 0 <= self.labels <= self.batch * self.seq:
+        if type(self.labels) is not int or not 0 <= self.labels <= self.rows * self.seq:
             raise InputError(
-                f"labels is {self.labels!r}: give a whole number up to {self.batch} × {self.seq}, 0 for all of them."
+                f"labels is {self.labels!r}: give a whole number up to {self.rows} × {self.seq}, 0 for all of them."
             )
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
@@ -173,6 +188,16 @@ class Setup:
             raise InputError(
                 "Weights on the host are counted for full fine-tuning and LoRA over 16 or 4 bits on a GPU, without "
                 "DoRA, trained copies, GaLore or in_backward: leave host_weights out."
+            )
+        if self.stage != "sft" and (self.host_weights or self.method in ("prompt", "prefix")):
+            raise InputError(
+                f"{self.stage} is counted for full fine-tuning, LoRA and (IA)³ with weights on the device: choose one "
+                "of these methods, without host_weights, or stage 'sft'."
+            )
+        if self.stage == "grpo" and (self.devices > 1 or self.method == "ia3"):
+            raise InputError(
+                f"grpo is counted for full fine-tuning and LoRA on one device, not for {self.method!r} on "
+                f"{self.devices}: choose method 'lora' and devices 1."
             )
         if self.optimiser.startswith("galore") and (self.method != "full" or self.devices > 1):
             raise InputError(
@@ -216,7 +241,8 @@ class Setup:
             "double": four, "keeps_inputs": four,
             "offloaded": self.checkpointing, "held": self.autocast and self.dtype == "fp32",
             "wide_norms": self.dtype == "bf16", "saved_dtype": bool(self.saved), "freeze_a": lora,
-            "magnitude_dtype": self.dora, "packed": False,
+            "magnitude_dtype": self.dora, "packed": False, "reference": self.stage in ("dpo", "grpo"),
+            "completion": self.stage == "grpo", "rollouts": self.stage == "grpo",
         }  # fmt: skip
         return frozenset(name for name, needed in used.items() if not needed)
 
@@ -224,6 +250,16 @@ class Setup:
     def name(self) -> str:
         """The method's name; a variant of LoRA has a name of its own."""
         return "dora" if self.dora else "lora_fa" if self.method == "lora" and self.freeze_a else self.method
+
+    @property
+    def rows(self) -> int:
+        """Rows that go through the model at once."""
+        return 2 * self.batch if self.stage == "dpo" else self.batch
+
+    @property
+    def generates(self) -> bool:
+        """Whether keys and values are cached for the tokens that follow."""
+        return self.stage in ("prefill", "decode")
 
     @property
     def bits(self) -> int:
@@ -234,16 +270,19 @@ class Setup:
     def symbols(self) -> dict[str, int]:
         """The symbols of the byte model that the set-up gives."""
         virtual = self.length if self.method in ("prompt", "prefix") else 0
-        positions = self.seq + virtual * (self.method == "prompt")
+        tokens = 1 if self.stage == "decode" else self.seq
+        positions = tokens + virtual * (self.method == "prompt")
         keys = positions + virtual * (self.method == "prefix")
+        if self.stage == "decode":  # the last token is drawn, and nobody reads it
+            keys = max(1, self.seq - 1)
         symbols = {
-            "b": self.batch, "s": self.seq, "n": self.labels, "t": positions, "k": keys, "r": self.rank, "P": virtual,
+            "b": self.rows, "s": tokens, "n": self.labels, "t": positions, "k": keys, "r": self.rank, "P": virtual,
             "two": 2,
         }  # fmt: skip
         if self.logits == "tiled":
-            symbols["T"] = min(self.labels or self.batch * positions, TILE[0])
+            symbols["T"] = min(self.labels or self.rows * positions, TILE[0])
         if self.logits == "narrow":
-            symbols["q"] = self.batch * min(positions, CHUNK)
+            symbols["q"] = self.rows * min(positions, CHUNK)
         if self.logits in ("chunked", "compiled"):
-            symbols["q"] = math.ceil((self.labels or self.batch * positions) / CHUNKS)
+            symbols["q"] = math.ceil((self.labels or self.rows * positions) / CHUNKS)
         return symbols

@@ -9,14 +9,14 @@ installed packages, without importing them; for a machine without them the table
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.memory.defaults import declared_in
 from peftbook.memory.names import OPTIMISER_NAMES, meant
-from peftbook.memory.setup import TARGETS, Setup
+from peftbook.memory.setup import STAGES, TARGETS, Setup
 
 __all__ = ["STACKS", "Assumption", "Declared", "Stack", "setup_in"]
 
@@ -57,6 +57,7 @@ class Stack:
 
     always, whole, quantised, full: in every case; over a base in 16 or 32 bits; over a quantised one; for full
     fine-tuning. The later ones replace the earlier ones.  uncounted: what the library does and no field says.
+    stages: what it has beside supervised fine-tuning.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Stack:
     quantised: Given = field(default_factory=dict)
     full: Given = field(default_factory=dict)
     uncounted: str = ""
+    stages: Mapping[str, Stack] = field(default_factory=dict)
 
     @property
     def named(self) -> str:
@@ -100,7 +102,7 @@ OF_CHECKPOINT = ("bf16", "the dtype of published checkpoints")
 ROWS = Declared(TRAINER, "per_device_train_batch_size", 8)
 OPTIM = Declared(TRAINER, "optim", "adamw_torch_fused")
 PREPARED = "prepare_peft_model, peft_module_casting_to_bf16"
-TRL_CASTS = "SFTTrainer casts what is trained over a quantised base"
+TRL_CASTS = "TRL casts what is trained over a quantised base"
 HUB = "config_hub/finetune/llama-3.1-8b"
 KBIT = "peft.prepare_model_for_kbit_training"
 WHOLE = ("whole", "transformers' own loss, in float32 at every position")
@@ -118,6 +120,9 @@ SFT_QUANTISED: Given = {
     "adapter_dtype": ("bf16", TRL_CASTS), "saved_dtype": ("bf16", TRL_CASTS),
     "magnitude_dtype": ("fp32", f"{TRL_CASTS}, but for DoRA's magnitudes"),
 }  # fmt: skip
+DPO = ("trl/trainer/dpo_config.py:DPOConfig", *SFT[1:])
+GRPO = ("trl/trainer/grpo_config.py:GRPOConfig", *SFT[1:])
+GROUP = Declared(GRPO, "num_generations", 8)
 
 
 def foreach_on_a_gpu(setting: Mapping[str, Any]) -> Known:
@@ -130,6 +135,47 @@ def offloaded_by_unsloth(setting: Mapping[str, Any]) -> Known:
     """Unsloth leaves checkpoints of short rows where they are (unsloth/models/_utils.py)."""
     where = 'use_gradient_checkpointing "unsloth"'
     return (True, where) if setting["seq"] >= SHORT else (False, f"{where}, below {SHORT} tokens")
+
+
+def completions_alone(setting: Mapping[str, Any]) -> Known:
+    """GRPOTrainer scores what was generated; without Triton its fused head computes every position."""
+    if setting["device"] == "cpu":
+        return 0, "a CPU scores every position"
+    return setting["batch"] * min(setting["completion"] or setting["seq"], setting["seq"]), "completions alone"
+
+
+def whole_groups(setting: Mapping[str, Any]) -> Known:
+    """A generation batch is a multiple of the generations of a prompt (`GRPOConfig.__post_init__`)."""
+    group = GROUP.value
+    return -(-setting["batch"] // group) * group, f"generation_batch_size, a multiple of num_generations {group}"
+
+
+def declared(classes: tuple[str, ...]) -> Given:
+    """What SFTTrainer assumes, as the settings of another of TRL's trainers declare it."""
+    return {
+        name: replace(one, classes=classes) if isinstance(one, Declared) else one for name, one in SFT_ALWAYS.items()
+    }
+
+
+STAGES_OF_TRL = {
+    "dpo": Stack(
+        "TRL's DPOTrainer", "trl", "1.16.0",
+        {**declared(DPO), "reference": (True, "precompute_ref_log_probs False")},
+        whole={"adapter_dtype": PEFT_ADAPTER}, quantised=SFT_QUANTISED,
+    ),
+    "grpo": Stack(
+        "TRL's GRPOTrainer", "trl", "1.16.0",
+        {
+            **{name: one for name, one in declared(GRPO).items() if name != "offloaded"},
+            "seq": (1024, "prompts are not cut: give the longest, with its completion"),
+            "completion": Declared(GRPO, "max_completion_length", 512), "rollouts": whole_groups,
+            "labels": completions_alone, "reference": (False, "beta 0.0"),
+        },
+        whole={"adapter_dtype": PEFT_ADAPTER}, quantised=SFT_QUANTISED,
+        uncounted="a reward model, and vLLM beside it (use_vllm), which takes vllm_gpu_memory_utilization (0.3) of "
+        "the card: give --memory what that leaves",
+    ),
+}  # fmt: skip
 
 
 STACKS: dict[str, Stack] = {
@@ -156,6 +202,7 @@ STACKS: dict[str, Stack] = {
     ),
     "trl": Stack(
         "TRL's SFTTrainer", "trl", "1.16.0", SFT_ALWAYS, whole={"adapter_dtype": PEFT_ADAPTER}, quantised=SFT_QUANTISED,
+        stages=STAGES_OF_TRL,
     ),
     "liger": Stack(
         "TRL's SFTTrainer with use_liger_kernel", "liger_kernel", "0.8.2",
@@ -286,12 +333,23 @@ class Assumption:
     source: str
 
 
+def stack_of(name: str, stage: str = "sft") -> Stack:
+    """A library's assumptions for a stage. Raises InputError for one that is not known, or has no such stage."""
+    known = STACKS[meant("Stack", name, {name: name for name in STACKS})]
+    stage = meant("Stage", stage, {name: name for name in STAGES})
+    if stage == "sft":
+        return known
+    if not known.stages:
+        raise InputError(f"{stage} is counted as TRL's own trainer has it, not for {known.title}: choose stack 'trl'.")
+    return known.stages[stage]
+
+
 def setup_in(stack: str, **asked: Any) -> tuple[Setup, tuple[Assumption, ...]]:
     """The set-up of a stack with what is asked for, and what was assumed beside that and makes a difference.
 
     asked: fields of `Setup`. Raises InputError for an unknown stack, or for settings that no step has.
     """
-    known = STACKS[meant("Stack", str(stack), {name: name for name in STACKS})]
+    known = stack_of(str(stack), asked.get("stage", "sft"))
     defaults = {one.name: one.default for one in fields(Setup)}
     if unknown := asked.keys() - defaults.keys():
         raise InputError(f"A step has no {', '.join(sorted(unknown))}: its settings are {', '.join(defaults)}.")
@@ -306,7 +364,7 @@ def setup_in(stack: str, **asked: Any) -> tuple[Setup, tuple[Assumption, ...]]:
         assumed[name] = Assumption(name, value, source)
     values = defaults | {name: one.value for name, one in assumed.items()} | asked
     refused = {
-        "padding": values["batch"] == 1,
+        "padding": values["batch"] == 1 and values["stage"] != "dpo",
         "offloaded": not values["checkpointing"],
         "held": not (values["autocast"] and values["dtype"] == "fp32"),
     }

@@ -48,6 +48,7 @@ class Step:
 
     gradients: of all that is trained.  moments: what is there beyond the state, gradients and all.
     flops: floating-point operations of the matrix products, forward, backward, and again where layers are checkpointed.
+    phases: what else there is in a step at other times, with the same state.
     """
 
     state: dict[str, Size]
@@ -56,11 +57,16 @@ class Step:
     moments: MomentTable
     flops: dict[str, Size]
     symbols: dict[str, int]
+    phases: tuple[Step, ...] = ()
 
     def peak(self) -> Peak:
         """The moment at which most is there."""
         name, terms = self.moments.largest(self.symbols)
-        return Peak(name, dict(Counter(self.numbers(self.state)) + Counter(terms)))
+        most = Peak(name, dict(Counter(self.numbers(self.state)) + Counter(terms)))
+        for phase in self.phases:
+            peak = phase.peak()
+            most = peak if peak.total > most.total else most
+        return most
 
     def numbers(self, sizes: Mapping[str, Size]) -> dict[str, float]:
         """The numbers that polynomials stand for."""
@@ -79,6 +85,7 @@ class Step:
                 {"at": name, "terms": {kind: as_list(size) for kind, size in kinds.items()}}
                 for name, kinds in self.moments.pruned()
             ],
+            **({"phases": [phase.table() for phase in self.phases]} if self.phases else {}),
         }
 
 
@@ -113,8 +120,28 @@ def training_step(shape: DecoderShape, setup: Setup) -> Step:
     if setup.logits == "tiled":
         symbols |= {"W": TILE[1], "U": min(shape.vocab, TILE[1])}  # words that a tile has room for, and those in it
     if setup.logits == "liger":
-        symbols["q"] = liger_chunk(setup.labels or setup.batch * symbols["t"], shape)
-    return replace(step, symbols=symbols)
+        symbols["q"] = liger_chunk(setup.labels or setup.rows * symbols["t"], shape)
+    return replace(step, symbols=symbols, phases=generation(shape, setup))
+
+
+def generation(shape: DecoderShape, setup: Setup) -> tuple[Step, ...]:
+    """The two moments of GRPO's generation by `model.generate`: prompts are read, and the last token is computed.
+
+    peft's `generate` calls the base model, past the autocast that accelerate has put around the adapted one. Layers
+    with a window are counted as if their cache had all positions. Log-probabilities of the policy before the step, or
+    of the reference, are computed without gradients for a batch at a time, which needs no more than the loss does.
+    """
+    if setup.stage != "grpo":
+        return ()
+    autocast = setup.autocast and setup.method == "full"
+    wide = setup.device == "cuda" and setup.dtype == "fp32" and not autocast  # no fused kernel for grouped heads
+    attention = "eager" if wide and not (setup.padding and setup.attention == "sdpa") else setup.attention
+    last = replace(
+        setup, stage="decode", batch=setup.rollouts or setup.batch, autocast=autocast, attention=attention, held=False,
+        checkpointing=False, offloaded=False, accumulated=False, in_backward=False, labels=0, logits="whole",
+    )  # fmt: skip
+    prompt = max(1, setup.seq - (setup.completion or setup.seq))
+    return training_step(shape, replace(last, stage="prefill", seq=prompt)), training_step(shape, last)
 
 
 def liger_chunk(positions: int, shape: DecoderShape) -> int:
@@ -137,7 +164,8 @@ def structure(shape: DecoderShape, setup: Setup) -> Step:
     gradients = multiple(gradients_of(shape, setup), share)
     roots = gradients if setup.optimiser == "adamw_foreach" and not setup.in_backward else Size()
     stepped = (("lm_head",) if shape.tied else ()) if setup.in_backward else None
-    held = moments(walked, setup.checkpointing, setup.accumulated, setup.offloaded, roots, stepped)
+    said = setup.stage if setup.generates else "forward"
+    held = moments(walked, setup.checkpointing, setup.accumulated, setup.offloaded, roots, stepped, said)
     return Step(
         state(shape, setup) if share == 1 else shared(state(shape, setup), shape, setup, share),
         kept,
@@ -213,6 +241,8 @@ def state(shape: DecoderShape, setup: Setup) -> dict[str, Size]:
     if setup.method == "lora" and setup.freeze_a:
         frozen = elements([(product(1, "L"), (*shape.widths[name][0], "r")) for name in shape.adapted(setup.targets)])
         terms["weights"].add(frozen, BYTES[setup.adapter_dtype])
+    if setup.reference and setup.method == "full" and setup.stage != "sft":
+        terms["reference"] = terms["weights"]
     if setup.accumulated:
         terms["gradients"] = gradients_of(shape, setup)
     if setup.method != "full":
@@ -328,7 +358,8 @@ def loading(shape: DecoderShape, setup: Setup) -> float:
     more: it has the same matrix in 16 bits for a moment, and moments and gradients beside.
     """
     terms = state(shape, replace(setup, accumulated=False))
-    stays = sum((terms.get(name, Size()) for name in ("weights", "quantisation constants", "adapter")), start=Size())
+    names = ("weights", "reference", "quantisation constants", "adapter")
+    stays = sum((terms.get(name, Size()) for name in names), start=Size())
     largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
     if setup.dtype == "fp32":
         largest = max(largest, shape.vocab * shape.hidden)

@@ -169,16 +169,24 @@ class Tape:
     """The operations of a forward pass in their order.
 
     autocast: matrix products are computed in bfloat16.  promotes: where two dtypes meet, the narrower tensor is copied
-    to the wider first, as on a CPU; a GPU widens on the way, and multiplies integers.
+    to the wider first, as on a CPU; a GPU widens on the way, and multiplies integers.  records: gradients are wanted.
+    keys: of the tensors, where another tape has some already.
     """
 
-    def __init__(self, autocast: bool = False, promotes: bool = True):
+    def __init__(
+        self,
+        autocast: bool = False,
+        promotes: bool = True,
+        records: bool = True,
+        keys: Iterator[int] | None = None,
+    ):
         self.autocast = autocast
         self.promotes = promotes
+        self.records = records
         self.operations: list[Operation] = []
         self.cached: list[Value] = []  # autocast's copies of trained weights, which it has until its block ends
         self.path: list[str] = []
-        self.keys = itertools.count()
+        self.keys = keys or itertools.count()
 
     @contextlib.contextmanager
     def at(self, module: str) -> Iterator[None]:
@@ -213,7 +221,7 @@ class Tape:
 
         trained: bytes of the gradients of the weights that it uses; the result then has a gradient too.
         """
-        grad = any(value.grad for value in inputs) or trained is not None
+        grad = self.records and (any(value.grad for value in inputs) or trained is not None)
         each = max(value.bytes_each for value in inputs) if bytes_each is None else bytes_each
         output = self.value(inputs[0].shape if shape is None else shape, each, grad)
         saved = (*(value.storage for value in kept), *(output,) * keeps_output) if grad else ()
@@ -224,12 +232,12 @@ class Tape:
                 output=output,
                 kept=saved,
                 held=tuple(held) if grad else (),
-                weights=trained or NOTHING,
+                weights=trained if trained and grad else NOTHING,
                 working=working or NOTHING,
                 undoing=undoing or NOTHING,
                 passes=passes,
                 products=tuple(products),
-                undoing_products=tuple(undoing_products),
+                undoing_products=tuple(undoing_products) if grad else (),
                 exponential=exponential,
                 preparing=preparing or NOTHING,
                 retained=tuple(retained) if grad else (),
@@ -239,6 +247,8 @@ class Tape:
 
     def leaf(self, x: Value) -> Value:
         """A tensor made trained: from now on the graph has it in hand, and its gradient stays."""
+        if not self.records:
+            return x
         trained = replace(x, grad=True)
         self.operations.append(Operation(".".join(self.path), (), trained, held=(trained,), weights=x.size))
         return trained

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 KINDS = (
-    "embedding", "layer inputs", "norms", "attention", "mlp", "adapter inputs", "logits and loss", "gradients",
-    "working",
+    "embedding", "layer inputs", "norms", "attention", "mlp", "adapter inputs", "cache", "logits and loss",
+    "gradients", "working",
 )  # fmt: skip
 TWIN = 1 << 40  # beyond the keys of a tape
 Column = tuple[str, tuple[str, ...]]  # kind, symbols
@@ -36,6 +36,8 @@ def kind_of(where: str) -> str:
         return "adapter inputs"
     if where.split(".", 1)[0] in ("lm_head", "loss"):
         return "logits and loss"
+    if where.endswith(".cache"):
+        return "cache"
     if where.rsplit(".", 1)[-1].endswith("norm"):
         return "norms"
     if ".mlp" in where:
@@ -174,7 +176,9 @@ class Timeline:
             table[moment, columns[column]] += amount
         return MomentTable(tuple(self.names), tuple(columns), table[:-1])
 
-    def forward(self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True) -> None:
+    def forward(
+        self, operations: Iterable[Operation], readers: Counter[int], keep: bool = True, said: str = "forward"
+    ) -> None:
         """Run operations. readers: how many operations have yet to read each tensor; it is freed after the last."""
         for operation in operations:
             kind = kind_of(operation.where)
@@ -184,7 +188,7 @@ class Timeline:
                 self.hold(value, kind)
             for value in operation.retained:
                 self.hold(value, kind)
-            self.note(f"forward {operation.where}", operation.working)
+            self.note(f"{said} {operation.where}", operation.working)
             for value in unique(operation.inputs):
                 readers[value.key] -= 1
                 if value.key in self.made and not readers[value.key]:
@@ -297,7 +301,7 @@ def twin(value: Value) -> Value:
 
 def passing(kind: str) -> str:
     """The kind of what a module does not keep."""
-    return kind if kind == "logits and loss" else "working"
+    return kind if kind in ("logits and loss", "cache") else "working"
 
 
 def unique(values: tuple[Value, ...]) -> Iterable[Value]:
@@ -317,42 +321,20 @@ def moments(
     offloaded: bool = False,
     roots: Size = NOTHING,
     stepped: Collection[str] | None = None,
+    said: str = "forward",
 ) -> MomentTable:
     """What happens and the bytes that are there, for every operation of a training step, forward and back.
 
-    What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
-    turns into the gradients of their weights once it has been undone: between those two moments memory is a straight
-    line in the number of layers, so that its peak is at one of them.
-
     offloaded: what a checkpointed layer keeps is on the host, but for the layers on the tape: one that computes and its
     neighbours, whose inputs come and go meanwhile.  roots: what the optimiser takes beside the gradients.
-    stepped: where it moves each weight in backward: the modules whose gradient waits for that of another one.
+    stepped: where it moves each weight in backward: the modules whose gradient waits for that of another one.  said:
+    what the pass is called.
     """
     timeline, parts = Timeline(), walked.sections
-    readers = readers_of(walked.tape.operations)
-    left: dict[str, Bytes] = {}
-    hands: dict[str, Bytes] = {}
-    for name, operations in parts.items():
-        inside = checkpointing and name in walked.copies
-        for value in operations[0].inputs if inside else ():
-            timeline.hold(value, "layer inputs")
-        others = walked.copies.get(name, 1) - 1
-        if others:
-            trial = timeline.copy()
-            trial.forward(operations, Counter(readers), keep=not inside)
-            hands[name] = trial.in_hand(operations)
-            trial.add(timeline.live, -1)
-            if inside:  # what the layer hands on is an argument of the next
-                trial.add(labelled("layer inputs", NOTHING if offloaded else own_arguments(parts, name)))
-                trial.add(labelled("working", operations[0].inputs[0].size), -1)
-            left[name] = trial.live
-            timeline.add(left[name], others)
-        timeline.forward(operations, readers, keep=not inside)
-        if inside:
-            timeline.part(operations)
+    left, hands = through(timeline, walked, checkpointing, offloaded, said)
+    if walked.reference:  # beside what the graph of the pass before has kept
+        through(timeline, walked.reference, False, False, "reference")
     stays = {name: {key: each for key, each in sizes.items() if key[0] != "working"} for name, sizes in left.items()}
-    for name, sizes in left.items():  # what stayed no longer than forward
-        timeline.add({key: each for key, each in sizes.items() if key[0] == "working"}, 1 - walked.copies[name])
     gradients = Gradients(timeline, accumulated, stepped)
     for name, operations in reversed(parts.items()):
         inside = checkpointing and name in walked.copies
@@ -370,6 +352,42 @@ def moments(
         timeline.add(hands.get(name, {}), 1 - walked.copies.get(name, 1))
     timeline.note("optimiser", roots)
     return timeline.moments()
+
+
+def through(
+    timeline: Timeline, walked: Walk, checkpointing: bool, offloaded: bool, said: str
+) -> tuple[dict[str, Bytes], dict[str, Bytes]]:
+    """A forward pass; returns what a layer leaves behind, and of that what it has in hand, for those with others alike.
+
+    What a layer on the tape leaves behind is counted for all that it stands for when it is reached, and on the way back
+    turns into the gradients of their weights once it has been undone: between those two moments memory is a straight
+    line in the number of layers, so that its peak is at one of them.
+    """
+    readers = readers_of(walked.tape.operations)
+    left: dict[str, Bytes] = {}
+    hands: dict[str, Bytes] = {}
+    parts = walked.sections
+    for name, operations in parts.items():
+        inside = checkpointing and name in walked.copies
+        for value in operations[0].inputs if inside else ():
+            timeline.hold(value, "layer inputs")
+        others = walked.copies.get(name, 1) - 1
+        if others:
+            trial = timeline.copy()
+            trial.forward(operations, Counter(readers), keep=not inside)
+            hands[name] = trial.in_hand(operations)
+            trial.add(timeline.live, -1)
+            if inside:  # what the layer hands on is an argument of the next
+                trial.add(labelled("layer inputs", NOTHING if offloaded else own_arguments(parts, name)))
+                trial.add(labelled("working", operations[0].inputs[0].size), -1)
+            left[name] = trial.live
+            timeline.add(left[name], others)
+        timeline.forward(operations, readers, not inside, said)
+        if inside:
+            timeline.part(operations)
+    for name, sizes in left.items():  # what stayed no longer than forward
+        timeline.add({key: each for key, each in sizes.items() if key[0] == "working"}, 1 - walked.copies[name])
+    return left, hands
 
 
 def labelled(kind: str, size: Size) -> Bytes:

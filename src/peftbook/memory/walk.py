@@ -21,10 +21,14 @@ NEVER_FULL = 1 << 40  # tokens of a window
 
 @dataclass(frozen=True)
 class Walk:
-    """A tape of a whole forward pass. copies: how many layers each layer on the tape stands for."""
+    """A tape of a whole forward pass. copies: how many layers each layer on the tape stands for.
+
+    reference: the forward pass of the model as it was, which comes after.
+    """
 
     tape: Tape
     copies: Mapping[str, int]
+    reference: Walk | None = None
 
     @functools.cached_property
     def sections(self) -> dict[str, list[Operation]]:
@@ -39,6 +43,8 @@ class Walk:
     def flops(self, checkpointing: bool) -> dict[str, Size]:
         """Floating-point operations of matrix products, in forward, in backward, and of layers that are run again."""
         totals = {"forward": Size(), "backward": Size(), "again": Size()}
+        if self.reference:
+            totals["forward"].add(self.reference.flops(False)["forward"])
         for name, operations in self.sections.items():
             copies = self.copies.get(name, 1)
             for operation in operations:
@@ -83,7 +89,14 @@ def alike(shape: DecoderShape, setup: Setup) -> Setup:
     and a full window.
     """
     slides = any(shape.sliding) and setup.symbols["k"] >= shape.window
-    return replace(setup, batch=min(setup.batch, 2), seq=shape.window if slides else 1, labels=min(setup.labels, 1))
+    return replace(
+        setup,
+        batch=min(setup.batch, 2),
+        seq=shape.window if slides else 1,
+        labels=min(setup.labels, 1),
+        completion=0,
+        rollouts=0,
+    )
 
 
 def walk(shape: DecoderShape, setup: Setup) -> Walk:
@@ -103,15 +116,27 @@ def without_sizes(shape: DecoderShape, setup: Setup) -> tuple[DecoderShape, Setu
 
 @functools.lru_cache(maxsize=512)
 def walked(shape: DecoderShape, setup: Setup) -> Walk:
-    """`walk` of what is the same without sizes.
+    """`walk` of what is the same without sizes."""
+    tape = Tape(setup.autocast, promotes=setup.device == "cpu", records=not setup.generates)
+    run(Decoder(shape, setup, tape))
+    copies, reference = Counter(layer_names(shape)), None
+    if setup.stage == "dpo" and setup.reference:
+        frozen = replace(setup, checkpointing=False, offloaded=False, saved=())
+        pure = Tape(tape.autocast, tape.promotes, records=False, keys=tape.keys)
+        run(Decoder(shape, frozen, pure, adapted=False))
+        reference = Walk(pure, copies)
+    return Walk(tape, copies, reference)
+
+
+def run(decoder: Decoder) -> None:
+    """A whole forward pass, on the decoder's tape.
 
     The first layer differs, because under most adapters no gradient passes through its input, and the second may be the
     first to keep what all share. Of the others there is one of each kind, see `layer_names`.
     """
-    tape = Tape(setup.autocast, promotes=setup.device == "cpu")
-    decoder = Decoder(shape, setup, tape)
+    shape, setup, tape = decoder.shape, decoder.setup, decoder.tape
     each = 4 if shape.float32_products else decoder.each("embed_tokens")
-    width = ("t", "e" if shape.fused else "d")
+    width = (*("b",) * setup.generates, "t", "e" if shape.fused else "d")  # padded prompts begin at places of their own
     kinds = sorted({*shape.sliding})
     masks = {sliding: mask_of(tape, shape, setup, sliding) for sliding in kinds}
     pairs = [[tape.apply(shape=width, bytes_each=each) for _ in range(2)] for _ in range(1 + shape.two_rotations)]
@@ -128,7 +153,6 @@ def walked(shape: DecoderShape, setup: Setup) -> Walk:
     head(decoder, x)
     tables = (table for pair in pairs for table in pair)
     tape.touch(first, *tables, *(mask for mask in masks.values() if mask), *decoder.prefix, *tape.cached)
-    return Walk(tape, Counter(names))
 
 
 def layer_names(shape: DecoderShape) -> list[str]:

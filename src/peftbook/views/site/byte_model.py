@@ -39,11 +39,11 @@ GIVEN = ("peftbook.memory.shapes.settings_text",)
 UNUSED = ("Step.table",)
 # Parts of the bar and the terms that they are made of, in the order in which they stand
 PARTS = {
-    "weights": ("weights", "quantisation constants", "whole for a while"),
+    "weights": ("weights", "reference", "quantisation constants", "whole for a while"),
     "adapter": ("adapter",),
     "gradients": ("gradients",),
     "optimiser": ("moments", "paged moments", "projections"),
-    "activations": ("embedding", "layer inputs", "norms", "attention", "mlp", "working"),
+    "activations": ("embedding", "layer inputs", "norms", "attention", "mlp", "cache", "working"),
     "kept for adapters": ("adapter inputs",),
     "logits, loss": ("logits and loss",),
 }
