@@ -24,7 +24,8 @@ from peftbook.core.records import Record, Store, default_store
 from peftbook.evidence import results
 from peftbook.evidence.decidable import bound
 from peftbook.methods.untuned import Untuned
-from peftbook.views.site import bibliography, claim_cards, display, run_pages
+from peftbook.views import figures
+from peftbook.views.site import bibliography, claim_cards, display, pictures, run_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADING = {
@@ -222,6 +223,15 @@ def test_choosing_a_verdict_leaves_its_claims(open_page):
         shown = cards.evaluate_all("cards => cards.filter(card => card.offsetParent).map(card => card.className)")
         assert len(shown) == int(label.locator("b").text_content())
         assert chosen == "all" or set(shown) == {f"claim is-{chosen}"}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["head_to_head", "low_rank_update", "learning_rate_curves"])
+def test_the_figures_of_the_pages_are_those_of_the_command(built_site, name):
+    """`make book` takes them from there: byte for byte what `peftbook figures` draws. The last is shown in part too."""
+    drawn = pictures.drawn_figures(built_site)
+    assert drawn[name].read_bytes() == figures.svg(name, default_store())
+    assert drawn.keys() <= set(figures.FIGURES)
 
 
 def test_figures_follow_the_colour_mode(open_page, built_site):

@@ -25,7 +25,7 @@ def add_commands(add: Add) -> None:
 
 
 def command_book(args: argparse.Namespace) -> int:
-    """Build deck and site from the records at hand and print the two places."""
+    """Build site, figures and deck from the records at hand and print the three places."""
     from peftbook.views.build import build_book, report
 
     began = time.monotonic()

@@ -66,18 +66,20 @@ def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: s
     if not alt.strip():
         raise ValueError(f"Figure {name!r} needs alternative text: what does it show?")
     from peftbook.core.tracking import track_reads
+    from peftbook.views import figures
     from peftbook.views.figures.style import render_modes
 
     with track_reads() as seen:
         drawn = render_modes(figure, *args, **options)
     images = joined(_image(svg, mode, alt) for mode, svg in drawn.items())
     html = piece(
-        '<figure class="book-figure" id="fig-{0}">{1}<figcaption><span class="figure-number" data-figure="{0}">'
+        '<figure class="book-figure" id="fig-{0}"{4}>{1}<figcaption><span class="figure-number" data-figure="{0}">'
         'Figure</span> <span class="figure-caption">{2}</span>{3}</figcaption></figure>',
         name,
         images,
         Markup(caption),
         run_facts(seen),
+        piece(' data-drawing="{}"', drawing) if (drawing := figures.registered_name(figure, *args, **options)) else "",
     )
     return Shown(html, re.sub(r"<[^>]+>", "", caption))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 FILES = ("peft.pptx", "peft-handout.pdf")
+PROMISED = "PEFTBOOK_PROMISED"  # names the files that are made while the site is built
 
 
 def slides_of(page: str, outline: Path) -> list[int]:
@@ -17,10 +19,11 @@ def slides_of(page: str, outline: Path) -> list[int]:
 
 
 def add_lecture(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Give the chapter's foot the numbers of its slides and the files that are beside the outline."""
+    """Give the chapter's foot the numbers of its slides and the files that are, or will be, beside the outline."""
     folder = Path(app.srcdir) / "slides"
     context["lecture"] = None
-    offered = [name for name in FILES if (folder / name).is_file()]
+    promised = os.environ.get(PROMISED, "")
+    offered = promised.split(os.pathsep) if promised else [name for name in FILES if (folder / name).is_file()]
     if doctree is None or not (folder / "outline.toml").is_file() or FILES[0] not in offered:
         return
     root = context["pathto"]("slides", 1)

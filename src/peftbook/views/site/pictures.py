@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "_images"
+DRAWN = re.compile(r'<figure [^>]*data-drawing="(\w+)"[^>]*>\s*<img class="figure-light"[^>]* src="[^"]*?(\w+\.svg)"')
 INSIDE = re.compile(r'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"')
 
 
@@ -40,6 +41,12 @@ def move_figures(app: Any, page: str, template: str, context: dict[str, Any], do
         return str(context["pathto"](f"{FOLDER}/{name}", 1))
 
     context["body"] = extract_images(context["body"], write)
+
+
+def drawn_figures(site: Path) -> dict[str, Path]:
+    """The files of the registered figures that chapters show as they are drawn by default, by name."""
+    pages = (page.read_text(encoding="utf-8") for page in site.glob("book/*.html"))
+    return {name: site / FOLDER / file for page in pages for name, file in DRAWN.findall(page)}
 
 
 def setup(app: Any) -> None:
