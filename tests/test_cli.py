@@ -145,6 +145,7 @@ UNWRITABLE = {
     "report": "compare {rows} --input question --target answer --report {at}/r.html",
     "gguf": "export --model small-llama --gguf {at}/m.gguf",
     "recipe": "recipe {rows} --model small-llama --memory 4GiB --input question --target answer --out {at}/r",
+    "run": "run --all --export {at}/x.zip",
 }  # fmt: skip
 
 

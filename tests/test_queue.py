@@ -15,6 +15,7 @@ from conftest import wait_for
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.core.exchange import import_records
 from peftbook.core.records import Record, Store
 from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
@@ -235,6 +236,24 @@ def test_the_lines_say_what_is_done_what_is_known_and_what_is_left(store):
     assert len(lines) == 4 and not any("\n" in line for line in lines)
     assert "start [1/3]" in lines[0] and a_run(1).key[:12] in lines[0]
     assert "[2/3" in lines[1] and "left]" in lines[1] and "[3/3, last ones]" in lines[3]
+
+
+def test_the_records_of_one_call_go_into_one_file(store, tmp_path):
+    """A borrowed machine gives back one file, whole after every run; what was at hand before is not in it."""
+    store.save(made(0, 240))
+    export, other = tmp_path / "made.zip", Store(tmp_path / "other")
+    sizes = []
+
+    def compute(run, threads):
+        sizes.append(export.exists() and len(import_records(Store(tmp_path / f"look{run.seed}"), export)[0]))
+        store.save(Record(key=run.key, spec=run), [f"text {run.seed}"])
+        return True, ""
+
+    go([a_study("s", [a_run(seed) for seed in range(3)])], store, compute, export=export)
+    added, refused = import_records(other, export)
+    assert sizes == [False, 1] and not refused
+    assert set(added) == {a_run(1).key, a_run(2).key}
+    assert other.texts(other.get(a_run(2))) == ["text 2"]
 
 
 def test_the_same_studies_run_on_another_platform(store):

@@ -1,4 +1,4 @@
-"""Commands on records, claims and scores: status, verify, claims, decide, power."""
+"""Commands on records, claims and scores: import, status, verify, claims, decide, power."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ LEAST_P = 1e-12  # that is printed
 
 def add_commands(add: Add) -> None:
     """The commands; options of those that have many are declared when they are asked for."""
+    take = add("import", command_import)
+    take.add_argument("file", type=Path, metavar="FILE.zip")
     status = add("status", command_status)
     on_platform(status)
     status.add_argument("-v", "--verbose", action="store_true", help="list every run")
@@ -68,6 +70,19 @@ def power_options(power: argparse.ArgumentParser) -> None:
     power.add_argument("--rows", type=positive, help="test rows that there are: what would they find?")
     power.add_argument("--seeds", type=positive, default=3, help="with --rows (default 3)")
     power.add_argument("--json", action="store_true")
+
+
+def command_import(args: argparse.Namespace) -> int:
+    """Check and add the records of a file that `peftbook run --export` wrote; none at hand is replaced."""
+    from peftbook.core.exchange import import_records
+    from peftbook.core.records import default_store
+
+    added, refused = import_records(default_store(), args.file)
+    print(f"{len(added)} records added.")
+    if refused:
+        names = ", ".join(key[:12] for key in refused)
+        raise InputError(f"{len(refused)} records differ from those at hand and were refused: {names}; delete either.")
+    return 0
 
 
 @gc_paused()  # a quarter of the command's time

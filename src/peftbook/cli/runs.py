@@ -10,6 +10,7 @@ from pathlib import Path
 
 from peftbook.cli.arguments import Add, on_platform, positive
 from peftbook.core.errors import InputError
+from peftbook.core.folders import check_free
 
 
 def add_commands(add: Add) -> None:
@@ -28,6 +29,7 @@ def run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--processes", type=positive, default=1, help="that share each run, on a GPU one each (default 1)")
     run.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="of --processes (default ddp)")
     run.add_argument("--minutes", type=positive, help="start no run that would probably end later than this")
+    run.add_argument("--export", type=Path, metavar="FILE.zip", help="keep the records that are made in one file too")
     run.add_argument("--engine", default="local", help="local, or ray: as tasks of a Ray cluster (default local)")
     run.add_argument(
         "--address", metavar="HOST:PORT", help="of the head of the Ray cluster (default: one started here)"
@@ -46,14 +48,18 @@ def command_run(args: argparse.Namespace) -> int:
         return run_one(args)
     if not args.studies and not args.all:
         raise InputError(f"Name a study ({', '.join(NAMES)}), or give --all or --key KEY.")
+    if args.export:
+        check_free(args.export)
     studies = [get_study(name) for name in (NAMES if args.all else args.studies)]
     store = store_on(args.platform, to_run=args.engine == "local")
     with engine(args, store) as how:
-        outcomes = run_studies(studies, store, limit=args.limit, minutes=args.minutes, **how)
+        outcomes = run_studies(studies, store, limit=args.limit, minutes=args.minutes, export=args.export, **how)
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:
         print(f"FAILED {outcome.run.key[:12]}: {outcome.message}")
     print(f"{len(outcomes) - len(failed)} runs made, {len(failed)} failed; `peftbook status` shows what is cached.")
+    if args.export and args.export.exists():
+        print(f"Their records are in {args.export}: `peftbook import` adds them elsewhere.")
     if failed:
         print("`peftbook run --key KEY` repeats one and shows its traceback.")
     return 1 if failed else 0

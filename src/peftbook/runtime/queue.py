@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftbook.core.errors import InputError
+from peftbook.core.exchange import export_records
 from peftbook.core.progress import duration, time_of_day
 from peftbook.core.records import Store
 from peftbook.core.specs import Run
@@ -229,6 +230,7 @@ def run_studies(
     workers: int = 1,
     limit: int | None = None,
     minutes: float | None = None,
+    export: Path | None = None,
     this_machine: Callable[[str], str] = machine_here,
     predict: Predict = lambda specs: [None] * len(specs),
     refuse: Callable[[Spec], str] = lambda spec: "",
@@ -241,6 +243,7 @@ def run_studies(
 
     workers: runs side by side, each with its share of the cores; a timing run has the machine to itself.
     limit: start no more than so many runs.  minutes: start no run that would probably end later; one is always tried.
+    export: keep the records made by this call in this file too, after every run.
     predict: predicts the seconds of runs of which no record of their kind is at hand.
     refuse: why an engine cannot make a run, in a sentence; empty if it can.
     """
@@ -249,6 +252,7 @@ def run_studies(
     queue = Queue(studies, store, report, workers, deadline, *asked, predict, refuse)
     queue.estimates.read(store)
     running: dict[Future, tuple[Spec, float]] = {}
+    made: list[str] = []
     with ThreadPoolExecutor(workers) as pool, ending_workers():
         queue.survey()
         while True:
@@ -266,6 +270,9 @@ def run_studies(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 spec, began = running.pop(future)
                 queue.finish(Outcome(spec, time.monotonic() - began, *future.result()))
+                if queue.outcomes[-1].ok and export is not None:
+                    made.append(spec.key)
+                    export_records(store, made, export)
     if late := [spec for spec in queue.waiting if not queue.fits(spec)]:
         queue.say(f"STOP  {len(late)} runs would end after {minutes:g} minutes: run the same command to go on")
     return queue.outcomes
