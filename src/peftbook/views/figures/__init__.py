@@ -77,6 +77,14 @@ def draw(name: str, store: Store, **options: Any) -> Figure:
         raise Missing(missing.run, f"Figure {name!r} lacks records: run `{command}`.") from None
 
 
+def registered_name(function: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """The name under which `function(*args, **options)` is registered; empty if it is another drawing."""
+    if function is draw and len(args) == 2 and not options:
+        return args[0]
+    name = getattr(function, "__name__", "")
+    return name if FIGURES.get(name) is function and len(args) == from_records(name) and not options else ""
+
+
 def runs(name: str, store: Store) -> list[str]:
     """Keys of the runs behind a figure, in the order in which its drawing is seen to read them. Raises Missing."""
     with track_reads() as seen, mode_context("light"):
@@ -98,14 +106,17 @@ def svg(name: str, store: Store, mode: Literal["light", "dark"] = "light", **opt
     return render_svg(draw, name, store, mode=mode, **options)
 
 
-def render_all(folder: Path, store: Store) -> list[Path]:
-    """Write every figure whose records are there as `<name>.svg`, in light mode; equal records give equal bytes."""
-    written = []
+def render_all(folder: Path, store: Store, drawn: Mapping[str, Path] | None = None) -> list[Path]:
+    """Write every figure whose records are there as `<name>.svg`, in light mode; equal records give equal bytes.
+
+    drawn: files of figures that need not be drawn again, by name.
+    """
+    written, drawn = [], drawn or {}
     Path(folder).mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     for name in FIGURES:
         with suppress(Missing):
             path = Path(folder) / f"{name}.svg"
-            write_atomically(path, svg(name, store))
+            write_atomically(path, drawn[name].read_bytes() if name in drawn else svg(name, store))
             written.append(path)
     return written
 
