@@ -52,7 +52,7 @@ COMMENTS = {
     "metrics": "your own, as --metric declares them; the first decides, and rewards in grpo; without, ROUGE-L decides",
     "margin": "differences below it do not matter; a metric of your own has one itself",
     "every_answer": "whether rows are chats whose every answer has a loss",
-    "group_by_length": "rows of like length at a time: less padding, but of few rows batches that are alike",
+    "group_by_length": "batches of rows of like length: less padding; with few rows the batches are too much alike",
     "beta": "how far the model is held to the untuned one; larger is closer",
     "loss": "[sigmoid, sft] also trains on the chosen answers: take it where rewards/chosen falls below 0 in the log",
     "generations": "answers to each prompt, which are compared with each other; they divide micro_batch · accumulation",

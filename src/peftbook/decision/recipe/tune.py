@@ -28,13 +28,15 @@ def tune(folder: Path, devices: int = 1, report_to: str = "none") -> tuple[int, 
     needed = re.findall(r"^[\w-]+", (folder / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
     if lacking := next((name for name in needed if find_spec(name) is None), ""):
         raise InputError(f"{lacking} is not installed: pip install -r {folder / 'requirements.txt'}")
+    ran = False
     for command in commands(folder, devices, report_to):
+        ran = True
         if status := subprocess.run(command, cwd=folder).returncode:
             script = next(word for word in command if word in SCRIPTS)
             return status, f"peftbook: {script} ended with status {status}; the same command goes on from there."
     card = folder / "adapter" / "README.md"
-    _, _, decision = results_in(card).rpartition("Decision")
-    return 0, f"Decision{decision}\nThe adapter and its model card: {card}. To try it: peftbook chat {card.parent}"
+    words = f"The adapter and its model card: {card}. To try it: peftbook chat {card.parent}"
+    return 0, words if ran else f"{results_in(card)}\n\n{words}"  # evaluate.py has printed them itself
 
 
 def commands(folder: Path, devices: int, report_to: str) -> Iterator[list[str]]:

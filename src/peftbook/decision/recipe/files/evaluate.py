@@ -93,7 +93,7 @@ def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
                 gain = f"{pair.difference.mean:+.2f} [{pair.difference.low:+.2f}, {pair.difference.high:+.2f}]"
                 both = f"{scores[pair.second]:.2f} | {scores['tuned']:.2f}"
                 lines.append(f"| {measure} | {pair.second} | {both} | {gain} | {pair.outcome} |")
-                said += [f"{pair.second}: {pair.outcome} ({gain})"] * (measure == MEASURES[0])
+                said += [f"{pair.second}: {pair.outcome}"] * (measure == MEASURES[0])
     words = f"{len(rows)} test rows, one training; intervals over rows alone: another seed may differ."
     decision = f"Decision by {MEASURES[0]}, the adapter against the model {'; '.join(said)}."
     return f"{words}\n\n" + "\n".join(lines) + f"\n\n{decision}"
