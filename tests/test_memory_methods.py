@@ -241,6 +241,11 @@ def test_galore_keeps_what_its_equations_make(optimiser, rank):
         (("--method", "lora_fa"), {"freeze_a": True}),
         (("--method", "LoRA-FA", "--saved", "lm_head"), {"freeze_a": True, "saved": ("lm_head",)}),
         (("--quant", "int8"), {"quantised": "int8"}),
+        (("--stage", "DPO", "--no-reference"), {"stage": "dpo", "reference": False}),
+        (
+            ("--stage", "grpo", "--completion", "900", "--rollouts", "64"),
+            {"stage": "grpo", "completion": 900, "rollouts": 64},
+        ),
         (("--method", "full", "--optimiser", "galore_adamw"), {"method": "full", "optimiser": "galore_adamw"}),
     ],
 )

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 from tiny import watched_steps
 
+from peftbook import cli
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
 from peftbook.memory import SHAPES, Configuration, DecoderShape, Setup
@@ -231,3 +232,8 @@ def test_an_answer_says_pairs_and_what_trl_does_without():
     grpo = answered(asked)
     assert not any("offloaded" in change.fields for change in grpo.fit.changes)
     assert any("vllm_gpu_memory_utilization" in line for line in assumptions_text(asked, grpo.assumed))
+
+
+def test_seconds_are_those_of_supervised_fine_tuning_alone(capsys):
+    assert cli.main(["fit", "--model", "smollm2-135m", "--memory", "24GB", "--stage", "dpo", "--time"]) == 2
+    assert "not dpo: leave one of the two out" in capsys.readouterr().err

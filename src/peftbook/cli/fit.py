@@ -96,6 +96,8 @@ def command_fit(args: argparse.Namespace) -> int:
     answer = answered(question)
     if args.time and args.devices > 1:
         raise InputError(f"--time measures one machine, not {args.devices} devices: leave one of the two out.")
+    if args.time and question.stage != "sft":
+        raise InputError(f"--time counts supervised fine-tuning, not {question.stage}: leave one of the two out.")
     configuration = answer.fit.configuration
     seconds = step_seconds_here(configuration) if args.time else {}
     if args.json:
