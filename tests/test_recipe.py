@@ -104,6 +104,21 @@ def surely_fits(shape: DecoderShape, method: str, checkpointing: bool, memory: f
     return peak + GPU_RESERVE[1].beside(peak) <= memory
 
 
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize("memory", [16, 24, 80])
+def test_a_stage_is_advised_in_the_bytes_of_its_own_step(stage, memory):
+    """What is advised surely fits; pairs take more than plain rows, answers that the model writes no less."""
+    shape = read_shape("llama-3.1-8b")
+    recipe = choose(shape, "llama-3.1-8b", ROWS, memory * GIB, stage=stage)
+    assert recipe.setup.stage == stage.name and recipe.band[1] <= memory * GIB
+    assert recipe.micro_batch * recipe.accumulation == stage.rows
+    plain = replace(
+        recipe.setup, stage="sft", completion=0, rollouts=0, reference=False, padding=recipe.micro_batch > 1
+    )
+    more = recipe.peak / Configuration(shape, plain).step.peak().total
+    assert more > 1 if stage.name == "dpo" else more >= 1
+
+
 def test_rows_beyond_the_context_are_refused():
     shape = read_shape("llama-2-7b")
     long = {name: [RowTokens(shape.context, 10)] for name in ROWS}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import default_store
-from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, counted, rate_for, stage_fields
+from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, rate_for, stage_fields
 from peftbook.evidence.literature import published
 from peftbook.evidence.results import quantity, study_verdict
 from peftbook.memory import Configuration, DecoderShape, Fit, Setup, fit
@@ -137,7 +137,7 @@ def choose(
             "model with a longer one."
         )
     answer = max(row.answer + row.earlier for row in kept)
-    plans = [plan_for(shape, *plan, max_length, answer, memory, stage.name) for plan in PLANS]
+    plans = [plan_for(shape, *plan, max_length, answer, memory, stage) for plan in PLANS]
     chosen = chosen_of(plans)
     if chosen is None:
         raise InputError(nothing_fits(name, plans[-1], memory))
@@ -166,8 +166,8 @@ def choose(
         memory=memory,
         max_new_tokens=answer if stage.name == "grpo" else longest_answer(rows, max_length, own),
         why=why(chosen, plans),
-        ruled_out=ruled_out(shape, chosen, max_length, answer, memory, stage.name),
-        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length, stage),
+        ruled_out=ruled_out(shape, chosen, max_length, answer, memory, stage),
+        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length),
     )
 
 
@@ -181,14 +181,15 @@ def with_own_answers(rows: Mapping[str, Sequence[RowTokens]]) -> dict[str, list[
 
 
 def plan_for(
-    shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float, stage: str = "sft"
+    shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float, stage: Stage
 ) -> FittedMethod:
     """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
     asked = fields_of(method, shape) | stage_fields(stage, answer) | {"checkpointing": checkpointing, "seq": seq}
 
     def derive(fields: Mapping[str, object]) -> Setup:
         setup, _ = setup_in(STACK, **asked | {"batch": 1} | dict(fields))
-        return replace(setup, labels=min(answer, seq) * setup.batch, accumulated=setup.batch < BATCH)
+        labels = min(answer, seq) * setup.batch if stage.name == "sft" else setup.labels
+        return replace(setup, labels=labels, accumulated=setup.batch < stage.rows)
 
     fitting = fit(Configuration(shape, derive({})), memory, GPU_RESERVE, derive)
     rows = min(fitting.largest_batch, BATCH)
@@ -210,7 +211,9 @@ def fields_of(method: str, shape: DecoderShape) -> dict[str, object]:
 def at_batch(plan: FittedMethod, batch: int = BATCH) -> Setup:
     """The set-up at the plan's own micro-batch, of `batch` rows a step."""
     rows, setup = plan.micro_batch, plan.setup
-    return replace(setup, batch=rows, labels=setup.labels * rows, padding=rows > 1, accumulated=rows < batch)
+    return replace(
+        setup, batch=rows, labels=setup.labels * rows, padding=setup.padding or rows > 1, accumulated=rows < batch
+    )
 
 
 def chosen_of(plans: Sequence[FittedMethod]) -> FittedMethod | None:
@@ -290,7 +293,7 @@ def gap(name: str) -> str:
 
 
 def ruled_out(
-    shape: DecoderShape, chosen: FittedMethod, seq: int, answer: int, memory: float, stage: str
+    shape: DecoderShape, chosen: FittedMethod, seq: int, answer: int, memory: float, stage: Stage
 ) -> tuple[tuple[str, str], ...]:
     """(method, why not) of what people ask for."""
     whole = plan_for(shape, "full", True, seq, answer, memory, stage)
@@ -318,14 +321,9 @@ def trials() -> str:
     return "; ".join(f"{', '.join(name for name, each in found.items() if each == one)} {one}" for one in said)
 
 
-def cautions(counts: Mapping[str, int], left_out: int, max_length: int, stage: Stage) -> tuple[str, ...]:
-    """What the data will not carry, and what was not counted. counts: rows of each split."""
+def cautions(counts: Mapping[str, int], left_out: int, max_length: int) -> tuple[str, ...]:
+    """What the data will not carry. counts: rows of each split."""
     found = []
-    if not counted(stage.name):
-        found.append(
-            f"The memory is that of an SFT step; a step of {stage.name.upper()} takes more, which is not counted yet: "
-            "where it runs out, halve micro_batch and double accumulation in recipe.yaml"
-        )
     if left_out:
         found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
     if counts["validation"] < FEW_TESTS:

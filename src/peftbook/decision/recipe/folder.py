@@ -16,7 +16,7 @@ from peftbook.core.base_models import in_folder
 from peftbook.core.folders import check_free
 from peftbook.decision.own_metrics import Metric
 from peftbook.decision.recipe.choice import LORA, TrainingRecipe
-from peftbook.decision.recipe.stages import GENERATIONS, counted
+from peftbook.decision.recipe.stages import GENERATIONS
 from peftbook.evidence.literature import published
 from peftbook.tasks import TaskData, TaskExample
 
@@ -93,7 +93,7 @@ def settings_of(recipe: TrainingRecipe, source: str, revision: str, metrics: Seq
         "dpo": {"beta": float(published("rafailov2023-beta").value), "loss": ["sigmoid"]},
         "grpo": {"generations": GENERATIONS},
     }
-    return found | own[stage.name] | ({"predicted_peak_bytes": round(recipe.peak)} if counted(stage.name) else {})
+    return found | own[stage.name] | {"predicted_peak_bytes": round(recipe.peak)}
 
 
 def commented(settings: dict[str, object]) -> str:
@@ -200,7 +200,6 @@ def words_of(
         "steps": f"{recipe.steps:,}",
         "peak": f"{recipe.peak / 2**30:.1f}",
         "band": f"{low} to {high}",
-        "counted": "computed" if counted(recipe.stage.name) else "computed for an SFT step; this stage's takes more",
         "base": "4 bits (NF4, double quantisation)" if settings["quantised"] else "bfloat16",
         "data": data_name,
         "data_sha256": task.data_sha256,

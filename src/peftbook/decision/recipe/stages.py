@@ -61,17 +61,11 @@ STAGES = {
 }  # fmt: skip
 
 
-def stage_fields(stage: str, answer: int) -> dict[str, object]:
-    """What a stage adds to the byte model's set-up, with answers of so many tokens.
-
-    Empty: a step of DPO or GRPO is counted as one of SFT, which is said.
-    """
-    return {}
-
-
-def counted(stage: str) -> bool:
-    """Whether the byte model counts a step of this stage."""
-    return stage == "sft" or bool(stage_fields(stage, 1))
+def stage_fields(stage: Stage, answer: int) -> dict[str, object]:
+    """What a stage adds to the byte model's set-up; GRPO writes all answers of a step at once, of `answer` tokens."""
+    if stage.name == "grpo":
+        return {"stage": "grpo", "completion": answer, "rollouts": stage.rows}
+    return {"stage": stage.name}
 
 
 def choose_stage(asked: str, task: TaskData, metrics: Sequence[Metric]) -> tuple[Stage, TaskData, str]:

@@ -171,9 +171,8 @@ def train(trainer_of: Callable[..., Trainer], text: str | None, argv: list[str] 
     name = trainer.args.metric_for_best_model.removeprefix("eval_")
     print(f"Best validation {name}: {trainer.state.best_metric:.4f}; the adapter is in {args.out}")
     if torch.cuda.is_available():
-        predicted = RECIPE.get("predicted_peak_bytes")
-        beside = f"; predicted {predicted / 2**30:.2f} GiB" if predicted else ""
-        print(f"Tensors at the peak: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB{beside}")
+        measured, predicted = torch.cuda.max_memory_allocated() / 2**30, RECIPE["predicted_peak_bytes"] / 2**30
+        print(f"Tensors at the peak: {measured:.2f} GiB; predicted {predicted:.2f} GiB")
     return trainer
 
 
