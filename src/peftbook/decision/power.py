@@ -25,21 +25,6 @@ from peftbook.evidence.planning import MOST_SEEDS, POWER, found_by, found_with
 from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, FEWEST_SEEDS, Interval
 from peftbook.tasks import TaskData, groups_of, test_groups
 
-__all__ = [
-    "LEVEL",
-    "SCATTER",
-    "SPLIT_ROWS",
-    "Sight",
-    "Spreads",
-    "detectable_difference",
-    "needed",
-    "scatter_of",
-    "sight",
-    "sight_words",
-    "sights_of",
-    "spreads",
-]
-
 LEVEL = 0.025  # one-sided, of one comparison
 ROUND = [unit * digits for unit in (1, 10, 100, 1000, 10_000) for digits in range(10, 100)]
 EXAMPLES = [count for count in ROUND if count >= FEWEST_EXAMPLES]  # of two significant digits, as plans are said

@@ -8,9 +8,11 @@ row has the mean: the runs of one example are no independent examples. What ende
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +66,8 @@ def mean_rows(runs: Iterable[Run]) -> list[Row]:
 
 def read_inspect_zip(path: Path, content: bytes, _: Row) -> dict[str, Sequence[Row]]:
     """An `.eval` file of Inspect, whose summaries have all scores; of a run that was stopped before, its samples."""
-    try:
-        from backports.zstd import zipfile  # Inspect packs with zstd, which Python unpacks from 3.14 on
-    except ImportError:
-        import zipfile
+    # Inspect packs with zstd, which Python unpacks from 3.14 on.
+    zipfile = importlib.import_module("zipfile" if sys.version_info >= (3, 14) else "backports.zstd.zipfile")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = archive.namelist()
         if "summaries.json" in names:

@@ -9,8 +9,6 @@ from typing import Any
 
 from peftbook.core.errors import InputError
 
-__all__ = ["FAMILIES", "MOST", "MOST_WIDE", "NO_SDPA", "PARTS", "WIDTHS", "DecoderShape", "unfused"]
-
 # matrix → (inputs, outputs), each a product of symbols
 Widths = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 WIDTHS: Widths = {

@@ -14,8 +14,6 @@ from peftbook.memory.step import Step, training_step
 from peftbook.memory.tape import evaluate
 from peftbook.memory.walk import walk
 
-__all__ = ["Configuration"]
-
 
 @dataclass(frozen=True)
 class Configuration:

@@ -18,8 +18,6 @@ from peftbook.memory.setup import BLOCK, BYTES, IA3_TARGETS, Setup
 from peftbook.memory.shapes import DecoderShape
 from peftbook.memory.tape import MatrixProduct, Tape, Value, Weight, product
 
-__all__ = ["AttentionInputs", "Decoder", "embed", "mask_of", "virtual_tokens"]
-
 GENERATOR = 5056  # bytes of the state of torch's random generator on a CPU, which a checkpoint puts by
 
 

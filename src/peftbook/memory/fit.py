@@ -14,11 +14,6 @@ from peftbook.memory.configuration import Configuration
 from peftbook.memory.setup import TARGETS, Setup
 from peftbook.memory.step import Peak, loading
 
-__all__ = [
-    "BESIDE", "CARDS", "GPU_RESERVE", "Change", "Fit", "Reserve", "as_json", "as_numbers", "as_text", "bytes_of_card",
-    "bytes_of_text", "card_note", "conclusion", "fit", "largest", "verdict",
-]  # fmt: skip
-
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 UNITS |= {unit.removesuffix("B"): size for unit, size in UNITS.items() if unit != "B"}
 CARDS = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 94, 96, 141)  # GB in the names of cards

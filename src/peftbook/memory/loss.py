@@ -28,8 +28,6 @@ from peftbook.memory.decoder import Decoder
 from peftbook.memory.setup import CHUNKS
 from peftbook.memory.tape import NOTHING, MatrixProduct, Size, Value, Weight, product
 
-__all__ = ["head"]
-
 STATISTICS = 7  # float32 numbers that a position has while its tiles are summed up (TRL)
 TILE_COPIES = 29.0  # bytes a logit of a tile in backward, on a CPU, where torch does what TRL's kernels do elsewhere
 

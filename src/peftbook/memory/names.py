@@ -16,18 +16,6 @@ from typing import Any
 from peftbook.core.errors import InputError
 from peftbook.memory.setup import METHODS, OPTIMISERS, TARGETS
 
-__all__ = [
-    "ATTENTION",
-    "METHOD_NAMES",
-    "OPTIMISER_NAMES",
-    "TARGET_WORDS",
-    "cached_config",
-    "is_hub_id",
-    "meant",
-    "plain_name",
-    "variant",
-]
-
 METHOD_NAMES = {  # and LoRA's variants, see `variant`
     **{name: name for name in METHODS},
     "qlora": "lora",

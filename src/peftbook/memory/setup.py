@@ -7,22 +7,6 @@ from dataclasses import dataclass
 
 from peftbook.core.errors import InputError
 
-__all__ = [
-    "BLOCK",
-    "BYTES",
-    "CHUNK",
-    "CHUNKS",
-    "IA3_TARGETS",
-    "METHODS",
-    "OPTIMISERS",
-    "OUTER_BLOCK",
-    "SAVED",
-    "STAGES",
-    "TARGETS",
-    "TILE",
-    "Setup",
-]
-
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SAVED = ("embed_tokens", "lm_head")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")

@@ -13,18 +13,6 @@ from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES
 from peftbook.memory.names import cached_config, is_hub_id, nearest, plain_name
 
-__all__ = [
-    "FAMILIES",
-    "SHAPES",
-    "DecoderShape",
-    "as_config",
-    "quantised_in",
-    "read_config",
-    "read_shape",
-    "shape_from_config",
-]
-
-
 NOT_COVERED = {
     "gpt_oss": (
         "gpt-oss is not covered, as its experts come in MXFP4 and its attention has sinks: follow OpenAI's cookbook "

@@ -18,8 +18,6 @@ from peftbook.memory.defaults import declared_in
 from peftbook.memory.names import OPTIMISER_NAMES, meant
 from peftbook.memory.setup import STAGES, TARGETS, Setup
 
-__all__ = ["STACKS", "Assumption", "Declared", "Stack", "setup_in"]
-
 
 @dataclass(frozen=True)
 class Declared:

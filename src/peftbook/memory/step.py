@@ -20,8 +20,6 @@ from peftbook.memory.tape import Size, evaluate, multiple, product
 from peftbook.memory.timeline import MomentTable, kind_of, moments
 from peftbook.memory.walk import alike, walk
 
-__all__ = ["Peak", "Step", "loading", "training_step"]
-
 CODES, OUTER_CODES = 16, 256  # entries of the tables that codes are looked up in, float32, a table a matrix
 STATE_BLOCK = 256  # moments that share a constant in an 8-bit optimiser
 LEAST_8BIT = 4096  # smaller tensors keep their moments in float32

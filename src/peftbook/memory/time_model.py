@@ -25,15 +25,6 @@ from peftbook.memory.step import elements, trained
 from peftbook.memory.tape import MatrixProduct, Operation, Size, Value, evaluate, product, repeated
 from peftbook.memory.walk import walk
 
-__all__ = [
-    "Curve",
-    "ProductLaw",
-    "Rates",
-    "forward_seconds",
-    "layers_seconds",
-    "step_seconds",
-]
-
 DTYPES = {2: "bf16", 4: "fp32"}
 Number = Any  # a float, or an array with a value for each of many steps
 Symbols = Mapping[str, Number]

@@ -22,8 +22,6 @@ from peftbook.runtime.processes import Child
 from peftbook.views.site import freshness, identity
 from peftbook.views.site.lecture import FILES, PROMISED, copy_lecture
 
-__all__ = ["build_book", "build_deck", "build_epub", "build_pdf"]
-
 KERNEL_HINT = "Kernel is running over TCP without encryption"  # on one machine
 
 
