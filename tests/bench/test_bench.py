@@ -155,7 +155,7 @@ def test_rows_are_also_written_as_json(tmp_path: Path):
 def test_bad_input_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch):
     """Each message names the value and the fix."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'peftbook\[dev\]'"):
+    with pytest.raises(InputError, match=r'pip install "peftbook\[train\]"'):
         run_fakes({})
     with pytest.raises(InputError, match="Unknown peer 'jax'"):
         run_fakes({}, peers=("jax",))

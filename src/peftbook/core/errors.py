@@ -5,7 +5,7 @@ import importlib.util
 EXTRAS = {  # module that the core does without → the extra that brings it
     "datasets": "hub", "fastapi": "studio", "jsonschema": "studio", "jupyter_book": "book", "matplotlib": "book",
     "playwright": "dev", "pptx": "slides", "pyarrow": "train", "python_multipart": "studio", "ray": "cluster",
-    "rouge_score": "train", "sacrebleu": "hub", "torch": "train", "uvicorn": "studio",
+    "rouge_score": "train", "sacrebleu": "hub", "torch": "train", "trl": "train", "uvicorn": "studio",
 }  # fmt: skip
 
 
