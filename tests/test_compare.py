@@ -222,17 +222,21 @@ def trained(out: Path) -> tuple[str, set[str]]:
 
 
 def check_travels(out: Path, moved: Path, capsys) -> None:
-    """The folder names no place of this machine, peft loads it from elsewhere, its card has intervals, and it chats."""
-    from peft import PeftModel
+    """peft loads the folder as it is from elsewhere too, base and all; its card has intervals, and it chats."""
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     shutil.copytree(out, moved)
-    config = json.loads((moved / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "small-llama"
-    PeftModel.from_pretrained(load_model(SMALL).model, moved)
+    AutoPeftModelForCausalLM.from_pretrained(moved)
     assert AutoTokenizer.from_pretrained(moved).chat_template
     card = (moved / "README.md").read_text()
-    assert "perplexity: " in card and " to " in card and "untuned" in card and "licence of the base" in card
+    assert (
+        "perplexity: " in card
+        and " to " in card
+        and "untuned" in card
+        and "licence of the base" in card
+        and "local path" in card
+    )
     rows = [json.loads(line) for line in (moved / "outputs.jsonl").read_text().splitlines()]
     assert rows and all(row["input"] and row["target"] and "output" in row for row in rows)
     capsys.readouterr()
@@ -564,3 +568,61 @@ def test_the_data_is_never_overwritten(place, capsys):
     before = (place / "pairs.csv").read_bytes()
     assert "is the data itself" in refused(capsys, *command(place, "--csv", str(place / "pairs.csv")))
     assert (place / "pairs.csv").read_bytes() == before
+
+
+def chats_file(folder: Path, rows: int = 30, words: int = 3000) -> Path:
+    """Chats under one system prompt, the eighth with so many words in an earlier turn."""
+    path = folder / "chats.jsonl"
+    with path.open("w") as file:
+        for n in range(rows):
+            told = "word " * words if n == 7 else f"Hello {n}."
+            said = [("system", "Be brief."), ("user", told), ("assistant", "Yes?"), ("user", f"And {n}?")]
+            turns = [{"role": role, "content": text} for role, text in (*said, ("assistant", f"It is {n}."))]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+def small_settings(**options) -> Settings:
+    return Settings(models=(SMALL,), methods=("lora",), seeds=1, **options)
+
+
+def test_a_row_beyond_the_longest_is_left_out_and_said(tmp_path):
+    """Alone it stopped the plan; the project reads the same rows, and a larger length keeps it."""
+    file = own_file.OwnFile.read(chats_file(tmp_path), Guessed())
+    short = file.counted(small_settings(max_length=512))
+    assert sum(map(len, short.task.splits.values())) == 29 and short.reading.left_out == "8"
+    assert sum("1 of 30 rows" in line for line in short.words()) == 1
+    checks = preflight.preflight(
+        short.task, planned(short.task, small_settings(), short.tokens), 2.0**36, measure=False
+    )
+    assert all(check.fits for check in checks)
+    studio = Studio(tmp_path / "home")
+    project = studio.create_project("chats", short.content, "chats.jsonl", short.reading)
+    assert studio.task(project.id).splits == short.task.splits and own_file.find_project(studio, short) == project
+    assert file.counted(small_settings(max_length=8192)).task is file.task
+
+
+def test_one_epoch_reads_every_training_row_once(tmp_path):
+    """By the tokens that training reads, turns and all; of flat rows too."""
+    from peftbook.training.encode import batch_plan, encode_training
+
+    flat = tmp_path / "flat.csv"
+    flat.write_text("q,a\n" + "".join(f"is {n} odd,{'no' if n % 2 else 'yes'}\n" for n in range(60)))
+    for path in (chats_file(tmp_path), flat):
+        settings = small_settings(epochs=1.0)
+        file = own_file.OwnFile.read(path, Guessed()).counted(settings)
+        budget = planned(file.task, settings, file.tokens)[1].budget
+        lengths = [len(one.ids) for one in encode_training(load_model(SMALL).tokenizer, file.task, budget)]
+        visited = [row for batch in batch_plan(lengths, budget.batch_size, budget.tokens, 0) for row in batch]
+        assert sorted(visited) == list(range(len(lengths)))
+
+
+def test_chats_are_named_once_and_share_their_system_prompt(tmp_path):
+    """The task knows what the system says to all rows, which `train --out` writes and `chat` begins with."""
+    from peftbook.views.export.roads import SYSTEM, system_of
+
+    file = own_file.OwnFile.read(chats_file(tmp_path), Guessed())
+    assert sum("chats" in line and "rows are" in line.lower() for line in file.words()) == 1
+    assert file.task.system == "Be brief." and system_of(str(tmp_path)) == ""
+    (tmp_path / SYSTEM).write_text(file.task.system)
+    assert system_of(str(tmp_path)) == "Be brief."

@@ -134,6 +134,18 @@ def test_chats_of_both_formats_become_instruction_input_and_target():
         ({"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}]}, "offers tools"),
         ({"messages": [{"role": "user", "content": None}]}, "without text"),
         ({"messages": ["x"]}, "no object"),
+        (
+            {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}]},
+            "turn 1, of the user",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]},
+            "turn 2, of the assist",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\0"}]},
+            "the last answer holds",
+        ),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "role \"['user']\""),
         ({"text": "x"}, "no list of"),
     ],
@@ -143,7 +155,7 @@ def test_a_chat_that_teaches_nothing_is_a_fault(chat, problem):
     good = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     table = read_table("\n".join(map(json.dumps, [good, chat, good])).encode())
     assert table.numbers == (1, 3) and [fault.row for fault in table.faults] == [2]
-    assert problem in table.faults[0].problem
+    assert problem in table.faults[0].problem and not table.faults[0].column
 
 
 def spoken(*texts, first="user", keys=("role", "content"), names=("user", "assistant")):

@@ -28,7 +28,7 @@ def chat_options(chat: argparse.ArgumentParser) -> None:
     chat.add_argument(
         "--message", help="the only one to answer (default: those that are typed, or piped, line by line)"
     )
-    chat.add_argument("--system", default="", metavar="TEXT", help="a system prompt, where the chat template has one")
+    chat.add_argument("--system", metavar="TEXT", help="a system prompt (default: that of all rows of train --out)")
     words = "base of an adapter, if not the one that it names"
     chat.add_argument("--base", default="", metavar="MODEL", help=words)
     words = "what stands around each message, with {input} in it (default: what train --out was told)"
@@ -80,7 +80,7 @@ def command_chat(args: argparse.Namespace) -> int:
     from peftbook.core.progress import show_progress
     from peftbook.core.quiet import quieten_libraries
     from peftbook.runtime.hardware import platform_here
-    from peftbook.views.export.roads import instruction_of, load_road
+    from peftbook.views.export.roads import instruction_of, load_road, system_of
 
     instruction = instruction_of(args.model) if args.instruction is None else args.instruction
     if "{input}" not in instruction:
@@ -90,7 +90,10 @@ def command_chat(args: argparse.Namespace) -> int:
     quieten_libraries()
     with show_progress("Chat", "loading " + " and ".join(names)):
         models = {name: load_road(name, args.base, platform) for name in names}
-    start = [{"role": "system", "content": args.system}] if args.system else []
+    system = system_of(args.model) if args.system is None else args.system
+    if system and args.system is None:
+        print(f"System prompt of the training (--system for another): {system}", file=sys.stderr, flush=True)
+    start = [{"role": "system", "content": system}] if system else []
     turns = {name: list(start) for name in names}
     for message in [args.message] if args.message is not None else typed():
         if not message.strip():

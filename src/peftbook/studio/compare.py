@@ -39,7 +39,9 @@ def compare_file(args: argparse.Namespace) -> int:
     judging = judging_of(args)
     settings = read_options(Settings, args)
     file = OwnFile.read(args.file, read_options(Guessed, args))
-    runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings)
+    if not args.run:
+        file = file.counted(settings)
+    runs = [given_run(text, file.task) for text in args.run] if args.run else plan(file.task, settings, file.tokens)
     studio = Studio(args.home)
     if args.dry_run:
         dry_run(studio, file, runs, None if args.run else settings, judging.measure)

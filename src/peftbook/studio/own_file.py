@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peftbook.core import specs
@@ -12,6 +12,7 @@ from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.foreground import TRAIN, note, wait_for, worker_ahead
+from peftbook.studio.plan import check_settings
 from peftbook.studio.settings import Guessed, Reading, Settings
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, chosen_words, likely_runs
@@ -24,7 +25,7 @@ from peftbook.tasks.table import TextTable
 @dataclass(frozen=True)
 class OwnFile:
     """A file, its bytes, the table in them, and the task that a reading makes of it. why: how its columns were guessed,
-    or nothing.
+    or nothing.  tokens: of one pass over the training rows, by model.  long: what was left out as too long, in words.
     """
 
     path: Path
@@ -33,6 +34,8 @@ class OwnFile:
     content: bytes
     table: TextTable
     task: TaskData
+    tokens: Mapping[specs.Model, int] = field(default_factory=dict)
+    long: str = ""
 
     @classmethod
     def read(cls, path: Path, asked: Guessed) -> OwnFile:
@@ -41,6 +44,32 @@ class OwnFile:
         reading, why = asked.on(table)
         task = task_from_table(table, reading.columns, reading.split, reading.instruction)
         return cls(path, reading, why, content, table, task)
+
+    def counted(self, settings: Settings) -> OwnFile:
+        """The file with its tokens counted, without the rows that are longer than max_length to one of the models.
+
+        Raises InputError for settings that are none, a model out of reach, and where too few rows remain.
+        """
+        from peftbook.training.preflight import row_tokens
+
+        check_settings(settings)
+        max_length = settings.max_length
+        counts = {model: row_tokens(model, self.task) for model in settings.models}
+        long = sorted({row for tokens in counts.values() for row, count in tokens.items() if count > max_length})
+        reading, task, words = self.reading, self.task, ""
+        if long:
+            numbers = ",".join(filter(None, [reading.left_out, *(str(int(row.removeprefix("row-"))) for row in long)]))
+            reading = replace(reading, left_out=numbers)
+            words = (
+                f"{len(long):,} of {sum(map(len, task.splits.values())):,} rows are longer than {max_length:,} "
+                f"tokens and left out (--max-length, at most {specs.MOST_LENGTH:,})."
+            )
+            try:
+                task = task_from_table(self.table, reading.columns, reading.split, reading.instruction)
+            except InputError as error:
+                raise InputError(f"{words} {error}") from None
+        once = {model: sum(tokens[one.id] for one in task.splits["train"]) for model, tokens in counts.items()}
+        return replace(self, reading=reading, task=task, tokens=once, long=words)
 
     def words(self, pairs: bool = False) -> list[str]:
         """How it was read, what was left out, and what its rows do not carry, a line each.
@@ -51,7 +80,7 @@ class OwnFile:
         seen = replace(seen, unused="") if pairs else seen
         said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
         why = "" if seen.several else self.why  # the caution on chats of several turns says it whole
-        return [*describe_reading(self.path.name, seen), *filter(None, [why]), *said]
+        return [*describe_reading(self.path.name, seen), *filter(None, [why, self.long]), *said]
 
 
 def find_project(studio: Studio, file: OwnFile) -> Project | None:
@@ -100,6 +129,9 @@ def compute(
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
     submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)
+    if new:
+        names = dict.fromkeys(run.model.name for run in new)
+        note(f"Loading {', '.join(names)}: a large model takes minutes, which no estimate here includes.")
     if not wait_for(studio, submitted):
         return None
     for line in chosen_words(tuning, studio.records(project.id).get) if tuning else ():

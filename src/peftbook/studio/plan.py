@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from peftbook.core import specs
 from peftbook.core.canonical import build
@@ -20,17 +21,18 @@ SIZES = ("rank", "prompt_length", "prefix_length")  # settings that not every me
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
 
 
-def plan(task: TaskData, settings: Settings) -> tuple[specs.Run, ...]:
+def plan(task: TaskData, settings: Settings, once: Mapping[specs.Model, int] = {}) -> tuple[specs.Run, ...]:
     """The runs of a plan, each once: for every model the untuned one first, then method by method and seed by seed.
 
+    once: tokens of one pass over the training rows by model, where they are counted; else they are estimated.
     Raises InputError for settings that are none.
     """
     check_settings(settings)
     chosen = [preset(name) for name in dict.fromkeys(("untuned", *settings.methods))]
-    tokens = budget_tokens(task, settings)
+    tokens = {model: budget_tokens(task, settings, once.get(model)) for model in settings.models}
     dtype = computed_in(settings)
     runs = [
-        run_of(task, settings, model, choice, tokens, seed, dtype)
+        run_of(task, settings, model, choice, tokens[model], seed, dtype)
         for model in dict.fromkeys(settings.models)
         for choice in chosen
         for seed in range(int(settings.seeds) if choice.method.trains else 1)
@@ -42,7 +44,7 @@ def plan(task: TaskData, settings: Settings) -> tuple[specs.Run, ...]:
     return tuple(runs)
 
 
-def run_alone(task: TaskData, single: Single) -> specs.Run:
+def run_alone(task: TaskData, single: Single, once: Mapping[specs.Model, int] = {}) -> specs.Run:
     """The run of one method and one seed: that of the plan with the same settings.
 
     Raises InputError for settings that are none, and for a rank or a length that the method does not have.
@@ -54,7 +56,7 @@ def run_alone(task: TaskData, single: Single) -> specs.Run:
         if value is not None and sized(**{name: value}) == sized(**{name: value + 1}):
             what = name.replace("_", " ")
             raise InputError(f"A {what} of {value} is chosen, which {chosen.name!r} does not take: leave it out.")
-    tokens, dtype = budget_tokens(task, settings), computed_in(settings)
+    tokens, dtype = budget_tokens(task, settings, once.get(single.model)), computed_in(settings)
     return run_of(task, settings, single.model, chosen, tokens, single.seed, dtype)
 
 
@@ -80,9 +82,9 @@ def computed_in(settings: Settings) -> str:
     return "bf16"
 
 
-def budget_tokens(task: TaskData, settings: Settings) -> int:
+def budget_tokens(task: TaskData, settings: Settings, counted: int | None = None) -> int:
     """Tokens of one training: those chosen, or those of all epochs. Raises InputError for more than can be meant."""
-    once = training_tokens(task, settings)
+    once = counted or training_tokens(task, settings)
     tokens = settings.tokens or max(1, round(settings.epochs * once))
     if tokens > specs.MOST_TOKENS:
         raise InputError(

@@ -22,8 +22,6 @@ from peftbook.tasks import TaskData
 if TYPE_CHECKING:
     from peftbook.training.preflight import TokenizedTask
 
-UNTUNED_LENGTH = 4096  # tokens of a pair that an untuned run reads, as training.execute has it
-
 
 @dataclass(frozen=True)
 class Check:
@@ -126,7 +124,7 @@ def check_steps(
     """The check of one run, after small pieces of work."""
     rows = len(subject.task.splits["train"])
     plain = Check(run.key, "", rows, 0, 0, None, None, False)
-    max_length = run.budget.max_length if run.budget else UNTUNED_LENGTH
+    max_length = run.budget.max_length if run.budget else specs.MOST_LENGTH
     try:
         subject.check_at_hand(run)
         yield from subject.reading(max_length)

@@ -39,6 +39,7 @@ class Reading:
     first_rows: Annotated[int, Option(
         "usable rows that are split; the others came later and are for training alone; 0: all are split", type=int,
     )] = 0  # fmt: skip
+    left_out: Annotated[str, Option("rows that are not used, by their numbers with commas")] = ""
 
     @classmethod
     def of(cls, columns: Columns, split: Split, instruction: str) -> Reading:
@@ -51,6 +52,7 @@ class Reading:
             split.seed,
             split.fractions,
             split.first,
+            split.left_out,
         )
 
     @property
@@ -59,7 +61,7 @@ class Reading:
 
     @property
     def split(self) -> Split:
-        return Split(self.split_seed, self.fractions, self.first_rows)
+        return Split(self.split_seed, self.fractions, self.first_rows, self.left_out)
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ class Training:
         Bound("A batch size of {} is chosen", 1, 512),  # larger ones are for pretraining
     )] = 8  # fmt: skip
     max_length: Annotated[int, Option(
-        "tokens of a training row, more is cut", "Longest example",
-        Bound("A longest example of {} tokens is chosen", 8, 8192),  # the context of most small models
+        "tokens of a training row; commands leave longer rows out, the page cuts them", "Longest example",
+        Bound("A longest example of {} tokens is chosen", 8, specs.MOST_LENGTH),
     )] = 512  # fmt: skip
     max_new_tokens: Annotated[int, Option(
         "tokens of a generated answer", "Longest answer",
@@ -168,7 +170,8 @@ class Settings(Training):
         "trainings of each method; one hides the luck of training", "Seeds", Bound("{} seeds are chosen", 1, 10),
     )] = FEWEST_SEEDS  # fmt: skip
     models: Annotated[tuple[specs.Model, ...], Option(
-        "embedded models, folders or hub ids, with commas", convert=models_named, usual=specs.EMBEDDED_MODEL,
+        f"{specs.EMBEDDED_MODEL}, {specs.SMALL_MODEL}, folders or hub ids, with commas", convert=models_named,
+        usual=specs.EMBEDDED_MODEL,
     )] = (specs.Model(),)  # fmt: skip
     methods: Annotated[tuple[str, ...], Option(
         f"of {NAMES}, peft:NAME:argument=value, with commas", convert=listed, usual="untuned,fewshot,lora,prompt",
@@ -197,7 +200,7 @@ class Single(Training):
     model: Annotated[
         specs.Model,
         Option(
-            "embedded model, a folder, or a hub id",
+            f"{specs.EMBEDDED_MODEL}, {specs.SMALL_MODEL}, a folder, or a hub id",
             convert=model_named,
             usual=specs.EMBEDDED_MODEL,
         ),

@@ -34,11 +34,11 @@ def train_on_file(args: argparse.Namespace) -> int:
     """
     check_free(args.out)
     single, metrics = read_options(Single, args), read_options(Scoring, args).metrics
-    file = OwnFile.read(args.file, read_options(Guessed, args))
-    run = run_alone(file.task, single)
+    file = OwnFile.read(args.file, read_options(Guessed, args)).counted(single.settings)
+    run = run_alone(file.task, single, file.tokens)
     unsized: dict[str, Any] = dict.fromkeys(SIZES)
     plain = replace(single, method="untuned", seed=0, learning_rate=None, **unsized)
-    runs = [run] if run.method == Untuned() else [run_alone(file.task, plain), run]
+    runs = [run] if run.method == Untuned() else [run_alone(file.task, plain, file.tokens), run]
     studio = Studio(args.home)
     measure = FIRST_MEASURE if run.evaluation.n_generate else "perplexity"
     if args.dry_run:

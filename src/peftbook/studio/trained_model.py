@@ -85,14 +85,12 @@ def answer_ids(
 
 
 def question(task: TaskData, text: str) -> TaskExample:
-    """The test row whose input a text is, turns and all; another text after what the system says to all rows, if it
-    says the same to all.
+    """The test row whose input a text is, turns and all; another text after what the system says to all
+    training rows, if it says the same to all.
     """
     if row := next((row for row in task.splits["test"] if row.input == text), None):
         return row
-    systems = {row.turns[:1] if row.turns[:1] and row.turns[0][0] == "system" else () for row in task.splits["test"]}
-    system = systems.pop() if len(systems) == 1 else ()
-    return TaskExample("typed", text, "", turns=(*system, ("user", text)) if system else ())
+    return TaskExample("typed", text, "", turns=(("system", task.system), ("user", text)) if task.system else ())
 
 
 class ModelCache:

@@ -73,6 +73,12 @@ class TaskData:
         """The pinned spec of this task."""
         return specs.Task(name=self.name, data_sha256=self.data_sha256, version=self.version)
 
+    @property
+    def system(self) -> str:
+        """What the system says to all training rows alike, or nothing."""
+        said = {tuple(text for _, text in self.turns_of(one)[0]) for one in self.splits["train"]}
+        return said.pop()[0] if len(said) == 1 and () not in said else ""
+
     def messages(self, example: TaskExample, shots: Sequence[TaskExample] = ()) -> list[dict[str, str]]:
         """The chat turns that end with the question: what the system says, solved `shots`, each with the turns before
         its answer, then the example's own turns.

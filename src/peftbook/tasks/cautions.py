@@ -20,7 +20,7 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
          "The model is told nothing but the input, so that a tuned model is compared with one that does not know the "
          "task: say what to do (--instruction; in the studio the prompt), as in “Summarise this: {{input}}”.", "warn"),
         (seen.unused, "“{}” is not used, the chosen answers alone are. The stage that learns from both is DPO, whose "
-         "script `peftbook recipe` writes.", "warn"),
+         "script `peftbook recipe --stage dpo` writes.", "warn"),
         (seen.cut, "{:,} chats go on after their last answer: what follows it is left out.", "warn"),
         (seen.several, "{:,} rows are chats of several turns, kept as turns: the last answer is the target, the turns "
          "before it are the prompt.", "info"),

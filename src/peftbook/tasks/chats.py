@@ -24,7 +24,8 @@ TOOLS = ("tools", "functions", "tool_calls", "function_call")  # fields of a row
 NO_TOOLS = "which are not kept here: leave such rows out, or train on them with TRL, which reads `messages` and `tools`"
 LISTS = ("messages", "conversations", "conversation")
 ANSWERS = ("completion", "chosen", "response", "answer", "solution", "ground_truth")  # beside a prompt of turns
-MADE = ("instruction", "input", "target")  # columns that a chat becomes
+PARTS = {"instruction": "what the system says", "input": "what is asked", "target": "the last answer"}
+MADE = tuple(PARTS)  # columns that a chat becomes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def chat_of(row: dict[str, Any], shape: str) -> Chat:
         raise RowError("has no assistant turn: the last one is what the model learns to write")
     if turns[last - 1 if last else 0][0] != "user":
         raise RowError("has no user turn before its last assistant turn: give the model something to answer")
+    for place, (role, text) in enumerate(turns[: last + 1], start=1):
+        if role != "system" and not text.strip():
+            raise RowError(f"turn {place}, of the {role}, is empty: fill it, or remove the row")
     others = {name: value for name, value in row.items() if name not in (*used, "system", *MADE)}
     if isinstance(rejected := others.get("rejected"), list) and rejected:
         others["rejected"] = turn_of(rejected[-1])[1]

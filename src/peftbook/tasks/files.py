@@ -35,11 +35,20 @@ class Split:
 
     first: so many usable rows are split, as if the others were not there; those are training rows that came later, but
     for the ones whose input or group is in validation or test. 0: all rows are split.
+    left_out: numbers of rows that are in no split, with commas.
     """
 
     seed: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     first: int = 0
+    left_out: str = ""
+
+    def kept(self, examples: Sequence[TaskExample]) -> list[TaskExample]:
+        """The examples that are not left out. Raises InputError for what is no list of numbers."""
+        if not re.fullmatch(r"(\d+(, *\d+)*)?", self.left_out):
+            raise InputError(f"{self.left_out!r} are no rows to leave out: give their numbers with commas.")
+        names = {f"row-{int(number):06d}" for number in self.left_out.split(",") if number}
+        return [example for example in examples if example.id not in names]
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,7 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
     """Count what is wrong, repeated or leaking. Raises InputError for columns or fractions that cannot be."""
     check_fractions(split.fractions)
     examples, faults = usable_rows(table, columns)
+    examples = split.kept(examples)
     targets: dict[str, set[str]] = defaultdict(set)
     for example in examples:
         targets[example.asked].add(example.target)
@@ -201,7 +211,7 @@ def task_from_table(
     check_instruction(instruction)
     check_fractions(split.fractions)
     examples, faults = usable_rows(table, columns)
-    check_enough(examples, faults)
+    check_enough(examples := split.kept(examples), faults)
     digest = hashlib.sha256()
     settings = [table.sha256, columns.input, columns.target, columns.instruction, columns.group]
     digest.update(json.dumps([*settings, split.seed, *map(float, split.fractions), instruction]).encode())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftbook.core.errors import InputError
-from peftbook.tasks.chats import Chat, Turn, chat_of, shape_of
+from peftbook.tasks.chats import PARTS, Chat, Turn, chat_of, shape_of
 from peftbook.tasks.content import FIX, decode, display_name, is_markup, what_it_is
 from peftbook.tasks.delimited import DELIMITERS, find_delimiter, records
 from peftbook.tasks.jsonlines import looks_like_json, objects
@@ -102,10 +102,13 @@ class Builder:
     def add(self, names: Iterable[str], row: tuple[str, ...], line: int = 0, chat: Chat | None = None) -> None:
         """A row, unless one of its cells is at fault."""
         for name, cell in zip(names, row, strict=False):
-            if problem := cell_fault(cell, self.caps):
+            problem = cell_fault(cell, self.caps)
+            if not problem and "\x00" in cell:
+                problem = "holds a null character (U+0000), which no text does: remove it"
+            if problem and chat is not None and name in PARTS:
+                return self.fault(f"{PARTS[name]} {problem}", line)
+            if problem:
                 return self.fault(problem, line, name)
-            if "\x00" in cell:
-                return self.fault("holds a null character (U+0000), which no text does: remove it", line, name)
         self.chars += sum(map(len, row))
         self.cells += len(row)
         self.check_size(self.chars, self.cells)

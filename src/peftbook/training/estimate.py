@@ -49,7 +49,7 @@ def predicted_seconds(
     examples = task.splits[run.evaluation.split]
     shots = run.method.examples_shown
     some = tuple(task.splits["train"][:shots])
-    limit = run.budget.max_length if run.budget else 4096
+    limit = run.budget.max_length if run.budget else specs.MOST_LENGTH
     graded = run.evaluation.chosen(examples, run.evaluation.n_loss)
     encoded = [encode_example(tokenizer, task, one, limit, some) for one in graded]
     order = sorted_batches([len(one.ids) for one in encoded], loss_batch(shots))

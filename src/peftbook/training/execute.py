@@ -92,7 +92,7 @@ class Trainee:
     def graded(self) -> list[Encoded]:
         """The examples on which the run takes its loss as token ids, the solved ones before their questions."""
         run, task = self.run, self.task
-        shots, limit = few_shots(task, run), run.budget.max_length if run.budget else 4096
+        shots, limit = few_shots(task, run), run.budget.max_length if run.budget else specs.MOST_LENGTH
         examples = run.evaluation.chosen(task.splits[run.evaluation.split], run.evaluation.n_loss)
         return [encode_example(self.tokenizer, task, one, limit, shots) for one in examples]
 

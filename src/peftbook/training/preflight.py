@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -151,6 +152,13 @@ class TokenizedTask:
         working = 4 * min(loss_batch(shots), len(examples)) * longest * (4 * self.shape.ffn + 4 * self.shape.hidden)
         step = Configuration(self.shape, replace(training_setup(run, self.shape), batch=1, seq=1, labels=1)).step
         return sum(step.numbers(step.state).values()) + max(kept, working)
+
+
+def row_tokens(model: specs.Model, task: TaskData) -> dict[str, int]:
+    """Tokens of each row by its id, as training encodes it where nothing is cut."""
+    tokenizer, _ = load_parts(model)
+    rows = (one for split in task.splits.values() for one in split)
+    return {one.id: len(encode_example(tokenizer, task, one, sys.maxsize).ids) for one in rows}
 
 
 def rates_beside(platform: str, jobs: int, *, measure: bool = True) -> Rates | None:

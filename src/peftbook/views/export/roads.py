@@ -14,7 +14,7 @@ from peftbook.training.models import Loaded, check_reachable, load_model, load_t
 from peftbook.training.restored import TENSORS, load_run
 from peftbook.views.export.gguf_adapter import adapter_folder, base_of
 
-INSTRUCTION = "instruction.txt"  # in a folder of `train --out`: what its model was told, with {input} in it
+INSTRUCTION, SYSTEM = "instruction.txt", "system.txt"  # in a folder of `train --out`: what its model was told
 
 
 def load_road(name: str, base: str = "", platform: str = "cpu") -> Loaded:
@@ -67,6 +67,12 @@ def load_gguf(file: Path) -> Loaded:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:160]
         raise InputError(f"{str(file)!r} cannot be read ({reason}): serve it with llama-server instead.") from None
+
+
+def system_of(name: str) -> str:
+    """What the system said to the model of a folder of `train --out`, or nothing."""
+    file = Path(name).expanduser() / SYSTEM
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def instruction_of(name: str) -> str:
