@@ -251,6 +251,18 @@ def test_a_chat_with_two_models_keeps_the_turns_of_each(place, monkeypatch, caps
     assert "{input}" in capsys.readouterr().err
 
 
+def test_a_chat_begins_with_the_system_prompt_of_the_training(place, tmp_path, capsys):
+    """As if it were given, which is said; another one, or none, takes its place in silence."""
+    shutil.copytree(place / "adapter", tmp_path / "out")
+    words = ["chat", str(tmp_path / "out"), "--message", "Name a river.", "--max-new-tokens", "6"]
+    said = [(cli.main([*words, "--system", text]), *capsys.readouterr()) for text in ("Speak of rivers.", "")]
+    (tmp_path / "out/system.txt").write_text("Speak of rivers.")
+    status, answer, told = (cli.main(words), *capsys.readouterr())
+    assert status == 0 and answer == said[0][1] != said[1][1] and "Speak of rivers." in told
+    assert cli.main([*words, "--system", ""]) == 0 and capsys.readouterr().out == said[1][1]
+    assert not any("System prompt" in err for _, _, err in said)
+
+
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
