@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,13 +49,16 @@ class OwnFile:
     def counted(self, settings: Settings) -> OwnFile:
         """The file with its tokens counted, without the rows that are longer than max_length to one of the models.
 
-        Raises InputError for settings that are none, a model out of reach, and where too few rows remain.
+        Raises InputError for settings that are none, and where too few rows remain.
         """
         from peftbook.training.preflight import row_tokens
 
         check_settings(settings)
         max_length = settings.max_length
-        counts = {model: row_tokens(model, self.task) for model in settings.models}
+        counts: dict[specs.Model, dict[str, int]] = {}
+        for model in settings.models:
+            with contextlib.suppress(InputError):  # of a model out of reach, which the check of its run says
+                counts[model] = row_tokens(model, self.task)
         long = sorted({row for tokens in counts.values() for row, count in tokens.items() if count > max_length})
         reading, task, words = self.reading, self.task, ""
         if long:
