@@ -145,12 +145,13 @@ def test_peft_alone_loads_an_adapter_on_a_small_llama(tmp_path):
     """No hub has its name: the folder of its base is named, and outputs are those of the adapter as it was saved."""
     from peft import AutoPeftModelForCausalLM
 
+    from peftbook.core.base_models import SMALL_FOLDERS
     from peftbook.studio.artefacts import base_named
 
     torch.manual_seed(0)
     tuned = get_peft_model(load_model(specs.SMALL_LLAMA).model, LoraConfig(init_lora_weights=False)).eval()
     tuned.save_pretrained(tmp_path)
-    for name, text in base_named(specs.SMALL_LLAMA, tmp_path).items():
+    for name, text in base_named(specs.SMALL_LLAMA, tmp_path, SMALL_FOLDERS[specs.SMALL_MODEL]).items():
         (tmp_path / name).write_text(text)
     again, ids = (
         AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval(),

@@ -100,10 +100,11 @@ def fill_folder(studio: Studio, job: Job, work: Path) -> None:
 
     record, trained = finished(studio, job), studio.adapter(job)
     load_parts(job.run.model)[0].save_pretrained(work)
-    texts = described(studio, job, record, merged=job.run.method.saved == "model")
+    local = SMALL_FOLDERS.get(job.run.model.name)
+    texts = described(studio, job, record, merged=job.run.method.saved == "model", local=local)
     if trained is not None:
         shutil.copytree(trained, work, dirs_exist_ok=True)
-        texts |= base_named(job.run.model, work)
+        texts |= base_named(job.run.model, work, local)
     if rows := list(output_rows(studio, job, record)):
         texts["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     task = studio.task(job.project)
@@ -116,18 +117,23 @@ def fill_folder(studio: Studio, job: Job, work: Path) -> None:
     receive_record(Store(work / "record"), job.key, files_of(studio.records(job.project), job.key))
 
 
-def described(studio: Studio, job: Job, record: Record, *, merged: bool = False) -> dict[str, str]:
+def described(
+    studio: Studio, job: Job, record: Record, *, merged: bool = False, local: Path | None = None
+) -> dict[str, str]:
     """The model card and the run, by the names of their files."""
-    return {"README.md": model_card(studio, job, record, merged=merged), "run.json": job.run.canonical() + "\n"}
+    card = model_card(studio, job, record, merged=merged, local=local)
+    return {"README.md": card, "run.json": job.run.canonical() + "\n"}
 
 
-def base_named(model: specs.Model, folder: Path) -> dict[str, str]:
+def base_named(model: specs.Model, folder: Path, local: Path | None = None) -> dict[str, str]:
     """peft's configuration of an adapter with the base by its id and revision, not by the folder of the cache that it
-    was loaded from; with that of a small Llama, which no hub has; nothing for a method that peft has no format for.
+    was loaded from; nothing for a method that peft has no format for.
+
+    local: the base's folder on this machine, named instead: of a small Llama, which no hub has.
     """
     if not (config := folder / "adapter_config.json").is_file():
         return {}
-    name = str(SMALL_FOLDERS.get(model.name, base_id(model)))
+    name = str(local or base_id(model))
     base = {"base_model_name_or_path": name, "revision": hub_revision(model)}
     return {config.name: json.dumps(json.loads(config.read_text()) | base, indent=2, sort_keys=True) + "\n"}
 
@@ -208,7 +214,7 @@ def pack(target: Path, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
         return aside.replace(target)
 
 
-def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False) -> str:
+def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False, local: Path | None = None) -> str:
     """README.md: base and its licence, method, data by hash, split, scores with their encoder, how to repeat it.
 
     No text of the data is in it.
@@ -226,7 +232,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
         title=inline(project.name),
         loading=MERGED if merged else run.method.loading,
         pinned=pinned(run.model),
-        local=SMALL_FOLDERS.get(run.model.name),
+        local=local,
         rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "",
         project=project,
         sizes=", ".join(f"{count:,} {name}" for name, count in sizes.items()),

@@ -13,10 +13,9 @@ from peftbook.views.site import identity, orientation
 
 SIDEBARS = ["book-title.html", "search-button-field.html", "sbt-sidebar-nav.html"]
 # Scripts that JupyterBook's default extensions add to every page and this book does not use.
-UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js", "design-tabs.js")
+# The theme's options inside the page serve its switch of versions alone, and would hold the text up for their file.
+UNUSED_SCRIPTS = ("thebe", "THEBE_JS_URL", "fontawesome.js", "design-tabs.js", "DOCUMENTATION_OPTIONS.")
 UNUSED_STYLES = ("sphinx-thebe.css",)
-# All others wait for the text; scripts inside the pages, and the search page's own, use what these two declare.
-IMMEDIATE = ("_static/documentation_options.js", "_static/doctools.js")
 PLAIN_TOKEN = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')  # both styles give these the block's colour
 OPTIONS = {
     "navbar_persistent": [],
@@ -119,7 +118,7 @@ def drop_unused(app: Any, page: str, template: str, context: dict[str, Any], doc
         kept = [item for item in context.get(kind, []) if not any(name in _name(item) for name in unused)]
         context[kind] = [item for item in kept if not _name(item).startswith(("http:", "https:", "//"))]
     for script in context.get("script_files", []):
-        if getattr(script, "filename", None) and not _name(script).startswith(IMMEDIATE):
+        if getattr(script, "filename", None):
             script.attributes.setdefault("defer", "defer")
 
 
