@@ -65,8 +65,8 @@ class OwnFile:
             numbers = ",".join(filter(None, [reading.left_out, *(str(int(row.removeprefix("row-"))) for row in long)]))
             reading = replace(reading, left_out=numbers)
             words = (
-                f"{len(long):,} of {sum(map(len, task.splits.values())):,} rows are longer than {max_length:,} "
-                f"tokens and left out (--max-length, at most {specs.MOST_LENGTH:,})."
+                f"Left out as longer than {max_length:,} tokens (--max-length, at most {specs.MOST_LENGTH:,}): "
+                f"{len(long):,} of {sum(map(len, task.splits.values())):,} rows."
             )
             try:
                 task = task_from_table(self.table, reading.columns, reading.split, reading.instruction)
