@@ -56,15 +56,15 @@ def save_base(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_adapter(folder: Path, base: Path, seed: int = 0) -> Path:
+def save_adapter(folder: Path, base: Path, seed: int = 0, targets: tuple[str, ...] = SEVEN, size: float = 0.05) -> Path:
     """An adapter that holds something, as after training."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(SEVEN))
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(targets))
     tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
     generator = torch.Generator().manual_seed(seed + 3)
     with torch.no_grad():
         for name, value in tuned.named_parameters():
             if "lora_B" in name:
-                value.copy_(0.05 * torch.randn(value.shape, generator=generator))
+                value.copy_(size * torch.randn(value.shape, generator=generator))
     tuned.save_pretrained(folder)
     return folder
 
@@ -207,6 +207,17 @@ def test_a_fault_is_found_and_named(place, first, tmp_path, name):
     seed, stage, words = FAULTS[name]
     found = held(first, seed(place, tmp_path / "road"))
     assert found.stage == stage and words in found.words, found
+
+
+@pytest.mark.parametrize("targets", [SEVEN, ("q_proj", "v_proj")])
+@pytest.mark.parametrize("size", [0.05, 0.005])
+def test_two_trainings_are_no_fault_of_an_export(place, first, tmp_path, targets, size):
+    """Adapters on one base with other weights, also small ones and on other matrices; merged or not."""
+    save_adapter(tmp_path / "adapter", place / "base", 7, targets, size)
+    save_merged(tmp_path / "merged", place / "base", merged(place / "base", tmp_path / "adapter"))
+    for name in ("adapter", "merged"):
+        found = held(first, tmp_path / name)
+        assert found.stage == "logits" and "another training" in found.words, found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

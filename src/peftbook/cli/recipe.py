@@ -56,7 +56,7 @@ def command_recipe(args: argparse.Namespace) -> int:
     file = OwnFile.read(args.file, read_options(Guessed, args))
     metrics = read_options(Scoring, args).metrics
     stage, task, why = choose_stage(args.stage, file.task, metrics)
-    for line in filter(None, [*file.words(pairs=stage.name == "dpo"), why]):
+    for line in filter(None, [*file.words(stage.name), why]):
         print(line)
     advice = advise(task, args.model, args.memory, stage)
     print(advice.words())

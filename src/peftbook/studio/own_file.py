@@ -75,15 +75,17 @@ class OwnFile:
         once = {model: sum(tokens[one.id] for one in task.splits["train"]) for model, tokens in counts.items()}
         return replace(self, reading=reading, task=task, tokens=once, long=words)
 
-    def words(self, pairs: bool = False) -> list[str]:
+    def words(self, stage: str = "") -> list[str]:
         """How it was read, what was left out, and what its rows do not carry, a line each.
 
-        pairs: whether rejected answers are learnt from too.
+        stage: of a recipe: dpo learns from rejected answers too, sft from every answer of a chat, as its advice says.
         """
         seen = examine(self.table, self.reading.columns, self.reading.split)
-        seen = replace(seen, unused="") if pairs else seen
-        said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
         why = "" if seen.several else self.why  # the caution on chats of several turns says it whole
+        seen = replace(
+            seen, unused="" if stage == "dpo" else seen.unused, several=0 if stage == "sft" else seen.several
+        )
+        said = [words for words, kind in cautions(seen, self.reading.instruction) if kind != "good"]
         return [*describe_reading(self.path.name, seen), *filter(None, [why, self.long]), *said]
 
 

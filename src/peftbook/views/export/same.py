@@ -205,14 +205,21 @@ def weights_parting(first: Road, other: Road) -> str:
     """
     if first.dense is None or other.dense is None:
         return "logits differ; what was trained is no part of the weights, or lies in 4 bits"
-    (ours, base), (theirs, _) = first.dense, other.dense
+    (ours, base), (theirs, touched) = first.dense, other.dense
     common = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
     projections = [name for name in common if name.endswith("_proj.weight")]
     if any(levels(theirs[name]) <= LEVELS < levels(ours[name]) for name in projections):
         return "quantisation: the matrices have few values in a block"
-    others = [name for name in common if name not in base and apart(ours[name], theirs[name]) > 2**-8]
+    others = [name for name in common if name not in base | touched and apart(ours[name], theirs[name]) > 2**-8]
     if others and base:
         return f"another base: {others[0]} and {len(others) - 1} more differ, which the adapter does not touch"
+    if base and other.stored != "quantised":
+        updates = {
+            name: (theirs[name] - old, ours[name] - old) for name, old in (touched | base).items() if name in common
+        }
+        own = [name for name, (moved, update) in updates.items() if moves_otherwise(moved, update, theirs[name])]
+        if own:
+            return f"another training: {own[0]} and {len(own) - 1} more have an update of their own"
     shares = {name: share(theirs[name] - old, ours[name] - old) for name, old in base.items() if name in common}
     if shares:
         mean = sum(shares.values()) / len(shares)
@@ -241,6 +248,13 @@ def apart(one: Tensor, two: Tensor) -> float:
 
 def share(moved: Tensor, update: Tensor) -> float:
     return ((moved * update).sum() / update.square().sum().clamp(min=1e-30)).item()
+
+
+def moves_otherwise(moved: Tensor, update: Tensor, stored: Tensor) -> bool:
+    """Whether ‖W' − W₀ − c D‖ > ‖D‖ / 20 + ε ‖W'‖, ε of the type of W': a part across the update, beyond rounding."""
+    types = (dtype for dtype in (torch.bfloat16, torch.float16) if torch.equal(stored, stored.to(dtype).float()))
+    rounding = torch.finfo(next(types, torch.float32)).eps * stored.norm()
+    return bool((moved - share(moved, update) * update).norm() > update.norm() / 20 + rounding)
 
 
 def levels(matrix: Tensor) -> int:
