@@ -214,7 +214,7 @@ def test_jobs_end_with_their_word_and_the_assistant_answers(served, first):
     ]  # fmt: skip
 
     asked = [
-        studio.ask("generate", {"project": project.id, "text": "red blue 7", "max_new_tokens": 12, **which})
+        studio.ask("generate", {"project": project.id, "text": "red blue 7", "max_new_tokens": 96, **which})
         for which in ({"job": jobs[0].id}, {"model": SMALL.model_dump()})
     ]
     texts: list[set[str]] = [set(), set()]
@@ -226,7 +226,7 @@ def test_jobs_end_with_their_word_and_the_assistant_answers(served, first):
 
     wait_for(answered, PATIENCE, 0.005)
     assert [studio.answer(request).state for request in asked] == ["done", "done"], studio.answer(asked[0]).error
-    assert all(len(growing) > 3 for growing in texts)  # it streamed
+    assert all(len(growing) > 2 for growing in texts)  # it streamed: nothing, a part, all
 
     command = [sys.executable, "-m", "peftbook.studio.worker", "--home", str(served)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
