@@ -15,7 +15,9 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
+from peft import AutoPeftModelForCausalLM
 from tiny import watched_steps
+from transformers import AutoTokenizer
 
 from peftbook.cli import main
 from peftbook.core import specs
@@ -373,14 +375,15 @@ def test_tune_goes_on_after_a_kill_and_ends_with_the_decision(tmp_path, capfd, m
     before = json.loads((checkpoints / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert main(["tune", str(out / "recipe.yaml")]) == 0
     said = capfd.readouterr()
-    assert "Decision by rougeL, the adapter against the model untuned: " in said.out
+    told, _, decision = said.out.partition("Decision by rougeL:\n\n- tuned against untuned: ")
+    assert "of 30 answers are the untuned model's" in told and "- tuned against untuned + 5 examples: " in decision
     assert said.out.splitlines()[-1].startswith(f"The adapter and its model card: {out / 'adapter' / 'README.md'}")
     history = json.loads((checkpoints / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
     assert before and history[: len(before)] == before  # with the seconds that it took
     losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     assert [*losses] == [6, 12, 18, 24, 30] and losses[30] < losses[6]
     table = (out / "adapter" / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
-    assert "30 test rows" in table and "| rougeL | untuned |" in table and "| exact_match | with 5 examples |" in table
+    assert all(words in table for words in ("30 test rows", "| rougeL | untuned |", "| untuned + 5 examples |"))
     texts = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in (out / "answers").iterdir()}
     tests = (out / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     targets = [json.loads(line)["completion"][0]["content"] for line in tests]
@@ -442,7 +445,12 @@ def test_a_stage_trains_resumes_and_answers(stage, task, tmp_path, capsys):
         evaluate = module_of(out / "evaluate.py")
         evaluate.main(["--rows", "8", "--examples", "0"])
         card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
-        assert "Preference accuracy" in card and f"Decision by {metric.name}" in card
+        assert "Preference accuracy" in card.partition(f"Decision by {metric.name}:")[0]
+    adapter, merged = out / "adapter", tmp_path / "merged"
+    assert main(["chat", str(adapter), "--message", "Hello", "--max-new-tokens", "4"]) == 0
+    AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="float32").merge_and_unload().save_pretrained(merged)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(merged)
+    assert main(["same", str(adapter), str(merged)]) == 0, capsys.readouterr().out
 
 
 def test_scripts_refuse_at_once_what_cannot_be_done(task, tmp_path, monkeypatch):

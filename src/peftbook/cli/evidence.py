@@ -14,9 +14,8 @@ from peftbook.core.quiet import gc_paused
 
 if TYPE_CHECKING:
     from peftbook.core.records import Store
-    from peftbook.evidence.outside import Outside, Pairing
+    from peftbook.evidence.outside import Outside
     from peftbook.evidence.results import Claim
-    from peftbook.evidence.stats import Interval
 
 LEAST_P = 1e-12  # that is printed
 
@@ -271,9 +270,7 @@ def named_files(text: str) -> tuple[str, list[Path]]:
 
 def decided(found: Outside) -> list[str]:
     """What was decided, in lines."""
-    from peftbook.evidence.outside import LEVEL
-
-    arms, margin = found.arms, found.margin
+    arms = found.arms
     seeds, examples, groups = len(arms[0].scores), arms[0].score.examples, arms[0].score.groups
     basis = f"{examples:,} examples" + f" in {groups} groups" * bool(groups) + f", {seeds} seeds" * (seeds > 1)
     lines = [f"{found.measure} ({'less' if found.lower else 'more'} is better): {basis}"]
@@ -283,46 +280,13 @@ def decided(found: Outside) -> list[str]:
     for pair in found.pairs:
         one, p = pair.difference, f"p = {pair.p:.2g}" if pair.p > LEAST_P else f"p < {LEAST_P:g}"
         lines.append(f"{pair.first} − {pair.second}: {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], {p}")
-        better, worse = (pair.first, pair.second) if pair.outcome == "better" else (pair.second, pair.first)
-        said = {
-            "identical": "The same on every example: these scores tell nothing apart.",
-            "too few to tell": f"Too few to tell: {too_few(one)}.",
-            "equivalent": f"Equivalent: what one may give up is within the margin of {margin}.",
-            "undecided": "Undecided: neither a difference nor its absence is shown."
-            if pair.p > LEVEL
-            else f"Undecided: alone it would be called, among {len(found.pairs)} pairs it is not (Holm).",
-        }  # fmt: skip
-        by = f", by less than the margin of {margin}" * pair.small
-        lines.append(f"  {said.get(pair.outcome, f'{better} is better than {worse}{by}.')}")
-        if pair.outcome in ("undecided", "too few to tell"):
-            lines.append(f"  {sample_size_sentence(pair, margin, seeds)}")
+        lines += [f"  {words}" for words in found.verdict(pair)]
     if len(found.pairs) > 1:
         lines.append("Intervals are of 95 % each; better is said for all pairs together, by Holm at 5 %,")
         lines.append("equivalent of each pair by itself.")
     if seeds == 1:
         lines.append("Intervals are over examples: what another seed would change is not in them.")
     return lines
-
-
-def too_few(one: Interval) -> str:
-    """What there is too little of."""
-    from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, FEWEST_SEEDS
-
-    if one.examples < FEWEST_EXAMPLES:
-        return f"{one.examples} examples, at least {FEWEST_EXAMPLES} are asked for"
-    if 0 < one.groups < FEWEST_GROUPS:
-        return f"{one.groups} groups, at least {FEWEST_GROUPS} are asked for"
-    return f"{one.seeds} seeds, one or at least {FEWEST_SEEDS} are asked for"
-
-
-def sample_size_sentence(pair: Pairing, margin: float | None, seeds: int) -> str:
-    """How many would decide."""
-    if margin is None:
-        return "With --margin, the smallest difference that would matter: how many would decide."
-    if not pair.needed:
-        return f"No number of examples that is known here finds {margin}: is it what would matter?"
-    more = f"{pair.needed[0]} seeds and " * (seeds > 1) + f"{pair.needed[1]:,} examples"
-    return f"About {more}, drawn anew, would find {margin} about four times in five."
 
 
 def command_power(args: argparse.Namespace) -> int:

@@ -141,6 +141,8 @@ def command_demo(args: argparse.Namespace) -> int:
 
 def command_export(args: argparse.Namespace) -> int:
     """Write an adapter, or its base with the adapter merged, as a file that llama.cpp serves; prints how."""
+    import shlex
+
     from peftbook.core.base_models import model_named
     from peftbook.core.errors import InputError
     from peftbook.core.folders import check_free
@@ -160,7 +162,8 @@ def command_export(args: argparse.Namespace) -> int:
         written, serve = gguf_model.write_model(loaded, args.gguf, args.dtype, model), f"-m {args.gguf}"
     else:
         written = gguf_adapter.write_adapter(folder, args.gguf, args.dtype, model)
-        serve = f"-m BASE.gguf --lora {args.gguf}"
+        base = shlex.quote(args.model or model.name)
+        serve = f"-m BASE.gguf --lora {args.gguf}\nBASE.gguf, once: peftbook export --model {base} --gguf BASE.gguf"
     print(f"{args.gguf}: {written.tensors} tensors, {written.file_bytes / 1e6:,.1f} MB\nllama-server {serve}")
     return 0
 

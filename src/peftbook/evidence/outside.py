@@ -23,6 +23,7 @@ from peftbook.evidence.planning import MOST_EXAMPLES, MOST_SEEDS, settle
 from peftbook.evidence.stats import (
     FEWEST_DIFFERENT,
     FEWEST_EXAMPLES,
+    FEWEST_GROUPS,
     FEWEST_SEEDS,
     Interval,
     holm,
@@ -75,6 +76,31 @@ class Outside:
     pairs: tuple[Pairing, ...]
     left_out: int
     margin: float | None
+
+    def verdict(self, pair: Pairing) -> list[str]:
+        """What was decided of two, and of what is undecided how many would decide it; a sentence each."""
+        better, worse = (pair.first, pair.second) if pair.outcome == "better" else (pair.second, pair.first)
+        by = f", by less than the margin of {self.margin}" * pair.small
+        said = {
+            "identical": "The same on every example: these scores tell nothing apart.",
+            "too few to tell": f"Too few to tell: {too_few(pair.difference)}.",
+            "equivalent": f"Equivalent: what one may give up is within the margin of {self.margin}.",
+            "undecided": "Undecided: neither a difference nor its absence is shown."
+            if pair.p > LEVEL
+            else f"Undecided: alone it would be called, among {len(self.pairs)} pairs it is not (Holm).",
+        }  # fmt: skip
+        unsettled = pair.outcome in ("undecided", "too few to tell")
+        return [said.get(pair.outcome, f"{better} is better than {worse}{by}."), *[self.would_decide(pair)] * unsettled]
+
+    def would_decide(self, pair: Pairing) -> str:
+        """How many seeds and examples would."""
+        if self.margin is None:
+            return "With --margin, the smallest difference that would matter: how many would decide."
+        if not pair.needed:
+            return f"No number of examples that is known here finds {self.margin}: is it what would matter?"
+        seeds, examples = pair.needed
+        more = f"{seeds} seeds and " * (len(self.arms[0].scores) > 1) + f"{examples:,} examples"
+        return f"About {more}, drawn anew, would find {self.margin} about four times in five."
 
 
 def decide(
@@ -170,6 +196,15 @@ def outcome(one: Interval, differs: bool, small: bool, lower: bool) -> str:
     if differs:
         return "better" if (one.mean > 0) is not lower else "worse"
     return "equivalent" if small else "undecided"
+
+
+def too_few(one: Interval) -> str:
+    """What there is too little of."""
+    if one.examples < FEWEST_EXAMPLES:
+        return f"{one.examples} examples, at least {FEWEST_EXAMPLES} are asked for"
+    if 0 < one.groups < FEWEST_GROUPS:
+        return f"{one.groups} groups, at least {FEWEST_GROUPS} are asked for"
+    return f"{one.seeds} seeds, one or at least {FEWEST_SEEDS} are asked for"
 
 
 def needed(one: Interval, margin: float | None, level: float) -> tuple[int, int] | None:

@@ -167,7 +167,7 @@ def choose(
         max_new_tokens=answer if stage.name == "grpo" else longest_answer(rows, max_length, own),
         why=why(chosen, plans),
         ruled_out=ruled_out(shape, chosen, max_length, answer, memory, stage),
-        cautions=cautions({name: len(split) for name, split in rows.items()}, left_out, max_length),
+        cautions=cautions(stage, {name: len(split) for name, split in rows.items()}, left_out, max_length),
     )
 
 
@@ -321,9 +321,15 @@ def trials() -> str:
     return "; ".join(f"{', '.join(name for name, each in found.items() if each == one)} {one}" for one in said)
 
 
-def cautions(counts: Mapping[str, int], left_out: int, max_length: int) -> tuple[str, ...]:
-    """What the data will not carry. counts: rows of each split."""
+def cautions(stage: Stage, counts: Mapping[str, int], left_out: int, max_length: int) -> tuple[str, ...]:
+    """What stage and data will not carry. counts: rows of each split."""
     found = []
+    if stage.name == "dpo":
+        found.append(
+            "DPO chooses between answers that the model gives already. Where it does not write such answers yet, train "
+            "it on the chosen ones first (--stage sft), merge, and give the merged folder as --model (Rafailov et al. "
+            "2023, section 4)"
+        )
     if left_out:
         found.append(f"{left_out} training rows are longer than {max_length} tokens and are left out")
     if counts["validation"] < FEW_TESTS:

@@ -7,17 +7,25 @@ import importlib.util
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 if "LOCAL_RANK" not in os.environ:  # not started by `accelerate launch`
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card: on more the Trainer would split each batch
 
+import datasets
 import torch
+import transformers
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer
+
+datasets.disable_progress_bars()
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()  # of loading; the training's own stays
+warnings.filterwarnings("ignore", category=FutureWarning)  # among the libraries themselves
 
 HERE = Path(__file__).resolve().parent
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` starts one for each card

@@ -62,14 +62,15 @@ def main(argv: list[str] | None = None) -> None:
     with model.disable_adapter():
         files["untuned"] = answered("untuned", [])
         if shots:
-            files[f"with {args.examples} examples"] = answered("examples", shots)
-    table = table_of(files, rows)
+            files[f"untuned + {args.examples} examples"] = answered("examples", shots)
+    table, decision = table_of(files, rows)
     if RECIPE["stage"] == "dpo":
-        table += f"\n\n{preferences(model, tokenizer, rows)}"
-    print(table)
+        decision = f"{preferences(model, tokenizer, rows)}\n\n{decision}"
+    results = f"{table}\n\n{unmoved(files)}\n\n{decision}"
+    print(f"\n{results}\n")
     card = args.adapter / "README.md"
     before = card.read_text(encoding="utf-8").partition(RESULTS)[0] if card.is_file() else ""
-    card.write_text(f"{before}{RESULTS}\n{table}\n", encoding="utf-8")
+    card.write_text(f"{before}{RESULTS}\n{results}\n", encoding="utf-8")
 
 
 def positive(text: str) -> int:
@@ -79,11 +80,11 @@ def positive(text: str) -> int:
     return value
 
 
-def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
-    """A line for each measure and each other way: both scores, what the adapter gains, and what that says."""
+def table_of(files: dict[str, list[Path]], rows: list[dict]) -> tuple[str, str]:
+    """A line for each measure and other way: both scores and what the adapter gains; and what the first decides."""
     lines = ["| | other | its score | tuned | tuned − other, 95 % | |", "|---|---|---|---|---|---|"]
     group = "group" if all("group" in row for row in rows) else ""  # an author's rows are no independent ones
-    said = []
+    said = [f"Decision by {MEASURES[0]}:", ""]
     for measure in MEASURES:
         margin = OWN[measure].margin if measure in OWN else RECIPE["margin"]
         decided = decide(files, measure=measure, key="id", group=group, margin=margin)
@@ -93,10 +94,23 @@ def table_of(files: dict[str, list[Path]], rows: list[dict]) -> str:
                 gain = f"{pair.difference.mean:+.2f} [{pair.difference.low:+.2f}, {pair.difference.high:+.2f}]"
                 both = f"{scores[pair.second]:.2f} | {scores['tuned']:.2f}"
                 lines.append(f"| {measure} | {pair.second} | {both} | {gain} | {pair.outcome} |")
-                said += [f"{pair.second}: {pair.outcome}"] * (measure == MEASURES[0])
+                verdict = f"- tuned against {pair.second}: {' '.join(decided.verdict(pair))}"
+                said += [verdict] * (measure == MEASURES[0])
     words = f"{len(rows)} test rows, one training; intervals over rows alone: another seed may differ."
-    decision = f"Decision by {MEASURES[0]}, the adapter against the model {'; '.join(said)}."
-    return f"{words}\n\n" + "\n".join(lines) + f"\n\n{decision}"
+    return f"{words}\n\n" + "\n".join(lines), "\n".join(said)
+
+
+def unmoved(files: dict[str, list[Path]]) -> str:
+    """How many answers the training left as they were, and what helps where it is most of them."""
+    tuned, untuned = (
+        [json.loads(line)["output"] for line in files[name][0].read_text(encoding="utf-8").split("\n") if line]
+        for name in ("tuned", "untuned")
+    )
+    same = sum(map(str.__eq__, tuned, untuned))
+    words = f"{same} of {len(tuned)} answers are the untuned model's, letter for letter"
+    if 2 * same <= len(tuned):
+        return f"{words}."
+    return f"{words}: the training hardly moved it. Train longer, on more rows, or at a higher learning rate."
 
 
 def preferences(model: PeftModel, tokenizer, rows: list[dict]) -> str:

@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     trainer = train(trainer_of, __doc__, argv)
     name, best = "eval_rewards/chosen", trainer.state.best_global_step
     chosen = next(entry[name] for entry in trainer.state.log_history if name in entry and entry["step"] == best)
-    if trainer.is_world_process_zero() and chosen < 0:
+    if trainer.is_world_process_zero() and round(chosen, 2) < 0:
         print(
-            f"The chosen answers became less likely than before (rewards/chosen {chosen:.3f} on the validation rows). "
+            f"The chosen answers became less likely than before (rewards/chosen {chosen:.2f} on the validation rows). "
             "Where their wording matters, write loss: [sigmoid, sft] in recipe.yaml and train again."
         )
 
