@@ -316,7 +316,7 @@ STACKS: dict[str, Stack] = {
             "offloaded": offloaded_by_unsloth, "dtype": ("bf16", "dtype None"),
             "autocast": (True, "bf16"), "adapter_dtype": ("fp32", "float32_mixed_precision"),
             "rank": (16, "get_peft_model, r"),
-            "logits": ("fused", "unsloth_fused_ce_loss; before December 2024: in_place"),
+            "logits": ("fused", "unsloth_fused_ce_loss, whose chunks fill half of what is free; before 2025: in_place"),
         },
     ),
 }  # fmt: skip
