@@ -4,12 +4,14 @@ import itertools
 import json
 import re
 
+import notebooks
 import pytest
 
 from peftbook.core.records import default_store
 from peftbook.evidence.results import study_verdict
 from peftbook.memory import Configuration, read_shape
 from peftbook.memory.fit import BESIDE, GPU_RESERVE, fit
+from peftbook.memory.setup import BYTES
 from peftbook.memory.stacks import STACKS, setup_in
 from peftbook.studies import memory_elsewhere as elsewhere
 from peftbook.training.probes import measure
@@ -83,7 +85,10 @@ def test_nineteen_of_twenty_figures_are_below_the_upper_end_of_the_reserve():
     assert PROMISED.share < GPU_RESERVE[1].share and PROMISED.fixed == GPU_RESERVE[1].fixed
 
 
-@pytest.mark.parametrize(("part", "name"), [("judged", "memory_elsewhere"), ("again", "memory_elsewhere_again")])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("judged", "memory_elsewhere"), ("again", "memory_elsewhere_again"), ("notebooks", "memory_notebooks")],
+)
 def test_the_verdict_is_what_the_record_says(part, name):
     """Recomputed from its JSON and the rows that it pins, which are those of the table."""
     store = default_store()
@@ -100,3 +105,28 @@ def test_the_verdict_is_what_the_record_says(part, name):
     verdict = study_verdict(name, store)
     assert verdict.outcome == ("reproduced" if within >= 0.9 * len(peaks) and not broken else "refuted")
     assert f"{within} are predicted" in verdict.sentence and f"{broken} of {len(pinned)}" in verdict.sentence
+
+
+def test_a_notebook_was_predicted_before_its_output_was_opened():
+    """The rows are those that count by the rule, with the settings of the code alone; the record holds the predictions.
+
+    Which half a name is in, its SHA-256 says. The rule of thumb (weights and 16 bytes a trained number, a fifth more)
+    is farther off.
+    """
+    rows, counted = elsewhere.rows("notebooks"), notebooks.counted("judged")
+    assert [row.settings for row in rows] == [one["settings"] for one in counted]
+    assert [row.measured for row in rows] == [one["peak"] for one in counted]
+    asked = {one["name"]: notebooks.asked(one) for one in notebooks.read_rows("settings")}
+    for one in notebooks.read_rows("predictions"):
+        assert {name: one[name] for name in ("name", "half", "model", "settings")} == asked[one["name"]]
+        assert one["half"] == notebooks.half_of(one["name"])
+    record = default_store().need(elsewhere.probe("notebooks"))
+    assert record.per_example["predicted_bytes"] == [one["bytes"] for one in counted]
+    near = {"fit": 0, "rule": 0}
+    for row, predicted in zip(rows, record.per_example["predicted_bytes"], strict=True):
+        one = configuration(row)
+        trained = one.step.numbers(one.step.state)["adapter"] / BYTES["fp32"]
+        rule = 1.2 * ((0.5 if one.setup.quantised else 2) * one.shape.parameters + 16 * trained)
+        for who, size in (("fit", predicted), ("rule", rule)):
+            near[who] += abs(size / row.bytes - 1) <= elsewhere.MARGIN
+    assert near["rule"] < near["fit"], near

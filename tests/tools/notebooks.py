@@ -266,7 +266,8 @@ def toml_row(row: dict[str, Any]) -> str:
     }  # fmt: skip
     given = ", ".join(f"{name} = {json.dumps(value)}" for name, value in row["settings"].items())
     lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
-    note = f"{row['card']}; {row['before']} GB were reserved before the training. The length is a limit."
+    length = "Alpaca's longest row" if row["settings"]["seq"] == LONGEST else "a limit that short rows do not reach"
+    note = f"{row['card']}; {row['before']} GB were reserved before the training. The length is {length}."
     return "\n".join(["[[row]]", *lines, f"settings = {{ {given} }}", f"note = {json.dumps(note)}", ""])
 
 

@@ -3,7 +3,8 @@
 The rows are in `data/memory_elsewhere.toml`, each with its address, the words of its source, and only the settings that
 the source states; `peftbook.memory.stacks` has the rest. On the development rows the stacks, the ways to compute a loss
 and the reserve were made. The judged rows were searched for and committed when all that stood; a record holds what the
-model of that commit said of them. The rows that are judged again were searched for and committed after that.
+model of that commit said of them. The rows that are judged again were searched for and committed after that. Those of
+notebooks were predicted from the code alone, before their outputs were opened (`tests/tools/notebooks.py`).
 
 A figure is of torch's tensors (allocated), of its allocator (reserved), of a whole device, of the card on which the
 longest row just fits, or of a card that was not enough (oom), which is not in the errors.
@@ -27,9 +28,9 @@ from peftbook.memory.stacks import setup_in
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.memory import SCRATCH
 
-PARTS = ("development", "judged", "again")
+PARTS = ("development", "judged", "again", "notebooks")
 FIRST = PARTS[:2]
-PROMISED_AGAIN = (1.5 * 2**30, 0.25)  # bytes, and a share of the tensors' peak: `fit`'s upper reserve, the second time
+PROMISED_LATER = (1.5 * 2**30, 0.25)  # bytes, and a share of the tensors' peak: `fit`'s upper reserve after the first
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
 UNITS = {"GiB": 2**30, "GB": 10**9}
 
@@ -75,7 +76,7 @@ def rows(part: str) -> tuple[PublishedPeak, ...]:
 def probe(part: str) -> specs.Probe:
     """The predictions of a part."""
     texts = tuple(one.text for one in rows(part))
-    promised = {"promised": PROMISED_AGAIN} if part == "again" else {}
+    promised = {} if part in FIRST else {"promised": PROMISED_LATER}
     return specs.Probe(measure="elsewhere.predictions", settings={"rows": texts, **promised}, model=SCRATCH)
 
 
@@ -179,3 +180,9 @@ def verdict(store: Store) -> Verdict:
 def second_verdict(store: Store) -> Verdict:
     """Of the rows that were searched for when the model knew what the first had taught."""
     return part_verdict("again", "searched for after that", store)
+
+
+@study("memory_notebooks", lambda store: [probe("notebooks")], lambda store: part_quantities("notebooks", store))
+def third_verdict(store: Store) -> Verdict:
+    """Of the rows whose code was read and whose outputs were opened after the prediction."""
+    return part_verdict("notebooks", "printed by notebooks and predicted from their code alone", store)
