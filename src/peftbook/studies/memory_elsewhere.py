@@ -182,7 +182,12 @@ def second_verdict(store: Store) -> Verdict:
     return part_verdict("again", "searched for after that", store)
 
 
-@study("memory_notebooks", lambda store: [probe("notebooks")], lambda store: part_quantities("notebooks", store))
+def printed_quantities(store: Store) -> Mapping[str, Quantity]:
+    """What is counted of the rows of notebooks."""
+    return part_quantities("notebooks", store)
+
+
+@study("memory_notebooks", lambda store: [probe("notebooks")], printed_quantities)
 def third_verdict(store: Store) -> Verdict:
     """Of the rows whose code was read and whose outputs were opened after the prediction."""
     return part_verdict("notebooks", "printed by notebooks and predicted from their code alone", store)
