@@ -19,7 +19,7 @@ from studio_api import check_of, finish, work
 from peftbook.core import specs
 from peftbook.core.options import options_of
 from peftbook.methods import presets
-from peftbook.studio import access, app
+from peftbook.studio import access, app, data_checks
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
@@ -478,7 +478,7 @@ def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):
     window.open(f"/projects/{project}/decision").press("Score by these", metrics="sum=luck:")
     assert window.status == 422 and "luck" in window.refused and window.field("metrics") == "sum=luck:"
     window.press("Score by these", metrics="sum=number:rel=0.01")
-    assert window.status == 200 and "sum" in window.soup.select_one("table.decision thead").get_text()
+    assert window.status == 200 and "sum" in window.soup.select_one("table.all thead").get_text()
     window.press("Show", measure="sum")
     assert window.field("measure") == "sum" and "number" in window.field("metrics")
 
@@ -554,3 +554,49 @@ def test_whatever_is_typed_no_page_breaks(window, studio):
         view = PREFIX + draw.choice(views) + (f"?{typed}" if asked["method"] == "GET" else "")
         window._go(asked.pop("method"), view, **asked)
         assert window.status < 500 and HOSTILE not in window.answer.text, (view, typed)
+
+
+def doubled_csv(count: int = 40) -> bytes:
+    """Rows of which every second comes again, but for a word of its ten, so that test rows leak."""
+    rows = [" ".join(f"word{n}{letter}" for letter in "abcdefghij") for n in range(count)]
+    copies = [f"{row} again" for row in rows[::2]]
+    return "\n".join(["question,answer", *(f"{row},yes" for row in [*rows, *copies])]).encode()
+
+
+def test_what_leaks_travels_from_the_rows_to_the_decision_and_is_mended_there(window, studio):
+    """Data, decision, report, API and command say it; a button makes another project of the same two columns, whose
+    near copies stay together.
+    """
+    project = project_of(studio, doubled_csv())
+    leaks = studio_findings(studio, project).near_duplicates
+    assert leaks and f"{leaks} of" in window.open(f"/projects/{project}/data").text
+    checked(window, studio, project).press("Queue the 2 runs")
+    work(studio)
+    decided = window.open(f"/projects/{project}/decision").text
+    assert f"Leakage: {leaks} of" in decided and "Without near copies" in decided
+    api = f"/api/v1/projects/{project}/decision"
+    for name in ("", ".txt", ".html"):
+        assert f"Leakage: {leaks} of" in " ".join(Plain(window.served).open(api + name).answer.text.split())
+    window.open(f"/projects/{project}/decision").press("together in one split")
+    assert window.path.startswith("/new/") and window.field("near_copies") == "together"
+    window.press("Create the project")
+    again = window.path.split("/")[2]
+    assert again != project and not studio_findings(studio, again).near_duplicates
+
+
+def studio_findings(studio: Studio, project: str):
+    """What is in a project's rows."""
+    found = studio.project(project)
+    return data_checks.examined(studio.table(project), found.columns, found.split)
+
+
+def test_a_smaller_test_set_does_not_replace_a_larger_one(window, studio):
+    """The decision opens with the runs that were judged on most rows, says how many, and names the others."""
+    project = trained(window, studio)
+    checked(window, studio, project, test_examples="3").press("Queue the 2 runs")
+    work(studio)
+    window.open(f"/projects/{project}/decision")
+    assert "on 4 test rows" in window.soup.select_one(".kicker").get_text()
+    assert "2 more runs were judged on 3 test rows" in window.text
+    window.press("Show", runs="1")
+    assert "on 3 of 4 test rows" in window.soup.select_one(".kicker").get_text()

@@ -562,5 +562,5 @@ def test_near_copies_stay_together_or_are_left_out():
     held = {row.input.removesuffix(" again") for name in ("validation", "test") for row in later[name]}
     assert held.isdisjoint(row.input.removesuffix(" again") for row in later["train"])
     assert len(later["train"]) > 48
-    with pytest.raises(InputError, match="'near'.*any, together, out"):
+    with pytest.raises(InputError, match=r"'near'.*any, together, out"):
         task_from_table(table, COLUMNS, Split(near_copies="near"))

@@ -173,6 +173,10 @@ class Studio(WorkerQueue, Requests):
                 if now - path.stat().st_mtime > limit:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
+    def content(self, project_id: str) -> bytes:
+        """The project's upload, as it was sent."""
+        return (self.folder(project_id) / "data.bin").read_bytes()
+
     def table(self, project_id: str) -> TextTable:
         """The project's upload as rows and columns."""
         return table_of(self.folder(project_id), self.project(project_id))

@@ -59,8 +59,8 @@ class Split:
         rows = [example for example in examples if example.id not in names]
         if self.near_copies == "out":
             clusters = duplicate_clusters(compared_texts(rows, rows))
-            rows = [*{cluster: row for cluster, row in zip(reversed(clusters), reversed(rows), strict=True)}.values()]
-            rows.reverse()
+            first = dict(zip(reversed(clusters), reversed([row.id for row in rows]), strict=True))
+            rows = [row for row, cluster in zip(rows, clusters, strict=True) if row.id == first[cluster]]
         return rows
 
 
@@ -70,7 +70,7 @@ class TableFindings:
 
     rows: of the file.  usable: without those in `faults`.  duplicates: rows that repeat the input and the target of one
     before.  conflicting: rows whose input occurs with another target too.  splits: rows of each.  told: whether rows
-    themselves say what to do, as chats and instructions do.  grouped: whether rows share a group.  several, cut: chats
+    themselves say what to do, as chats and instructions do.  several, cut: chats
     of several turns, and those that go on after their last answer.  unused: column of answers that are not trained on.
     shared_targets: test rows whose target is that of a training row.  leaked: ids of those of the `compared` test rows
     whose input is nearly that of a training row.  copies: near copies that are left out.  obstacle: why it is no task
@@ -89,7 +89,6 @@ class TableFindings:
     copies: int = 0
     obstacle: str = ""
     told: bool = False
-    grouped: bool = False
     several: int = 0
     cut: int = 0
     unused: str = ""
@@ -187,7 +186,6 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
         "duplicates": len(examples) - len({(example.asked, example.target) for example in examples}),
         "conflicting": sum(len(targets[example.asked]) > 1 for example in examples),
         "told": columns.instruction is not None or any(example.turns for example in examples) or bool(table.turns),
-        "grouped": columns.group is not None,
         "several": sum(len(example.turns) > 1 for example in examples),
         "cut": table.cut,
         "unused": rejected_column(table, columns),

@@ -36,8 +36,8 @@ def split_examples(
     units = _units(examples, near)
     if len(units) < len(SPLITS):
         raise InputError(
-            f"The rows form only {len(units)} groups that no split may divide (same group, same input, or near copies that stay together), and three "
-            "splits need at least 3: choose a finer group column or add rows."
+            f"The rows form only {len(units)} groups that no split may divide (same group, same input, or near copies "
+            "that stay together), and three splits need at least 3: choose a finer group column or add rows."
         )
     wanted = {split: fraction * len(examples) for split, fraction in zip(SPLITS, fractions, strict=True)}
     splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
@@ -58,8 +58,8 @@ def _rank(seed: int, text: str) -> str:
 def _units(examples: Sequence[TaskExample], near: Sequence[str]) -> dict[str, list[TaskExample]]:
     """Examples joined by group, by input or by cluster of near copies, each unit under its alphabetically first key."""
     keys = [[f"input {one.asked}", *[f"group {one.group}"] * bool(one.group)] for one in examples]
-    for key, cluster in zip(keys, near, strict=False):
-        key.append(f"near {cluster}")
+    for own, cluster in zip(keys, near, strict=False):
+        own.append(f"near {cluster}")
     units: dict[str, list[TaskExample]] = defaultdict(list)
     for key, example in zip(connected(keys), examples, strict=True):
         units[key].append(example)

@@ -1,4 +1,4 @@
-"""Decision: what to take, in words, then the table behind it, the costs, and the examples."""
+"""Decision: the answer in one line, what leaks or lacks, one picture, the table, examples; the method behind a fold."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from peftbook.studio.pages.site import Live, View, Visit, frame, lines
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.store import Studio
-from peftbook.studio.tabular import FORGOTTEN, forgotten
+from peftbook.studio.tabular import FORGOTTEN, forgotten, short
 
-CONTRASTS = 6
+EXAMPLES = 3
 NOTHING = (
     "No run has finished yet",
     "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
@@ -31,18 +31,18 @@ def render_decision(visit: Visit, found: Comparison, asked: dict[str, str], sift
     """The whole decision. sifted: words that the label of a row must have to be shown."""
     words = sifted.lower().split()
     rows = [row for row in found.rows if all(word in row.label.lower() for word in words)]
-    contrasts = [(one, max(one.scores, key=one.scores.__getitem__)) for one in found.differences(CONTRASTS)]
     at = f"/api/v1/projects/{visit.project.id}/decision"
     return fill(
         "decision_live.html",
         found=found,
-        told=found.recommendation,
         rows=rows,
-        contrasts=contrasts,
+        short=short(found),
+        examples=found.differences(EXAMPLES),
         kinds=KINDS,
         csv=visit.to(f"{at}.csv", **asked),
         report=visit.to(f"{at}.html", **asked),
         name=slug(visit.project.name),
+        again=visit.to(f"/projects/{visit.project.id}/data"),
         wide=Markup(pareto_svg(found)),
         narrow=Markup(pareto_svg(found, width=360)),
         cost=COSTS[found.cost],
