@@ -41,7 +41,8 @@ def recommend(found: Comparison) -> Recommendation:
     others = [row for row in equals if row is not chosen]
     loss = max((most_lost(found, row, chosen) for row in others), default=0.0)
     open_to = [row for row in others if few or most_lost(found, row, chosen) > found.margin]
-    open_to += [row for row in others if row not in near and price(row, found.cost) < price(chosen, found.cost)]
+    cheaper = [row for row in others if row not in near and price(row, found.cost) < price(chosen, found.cost)]
+    open_to += [row for row in cheaper if row not in open_to]
     if open_to:
         return say_open(found, chosen, open_to, equals, loss)
     kind: Kind = "untuned is as good" if chosen.plain else "cheapest of equals" if others else "clear"
@@ -184,7 +185,7 @@ def say_open(
         "too few seeds" if by_seeds else "too few examples",
         f"Best guess: {chosen.label}. Cannot be told from {named(open_to)} on these rows.",
         lacks,
-        (*method, correction(found)),
+        (*method, "Draw them anew: rows or seeds that are added after a look void the level.", correction(found)),
         chosen,
         found.contest[0],
         tuple(row.label for row in equals),
@@ -226,7 +227,7 @@ def say_how_many(found: Comparison, one: Interval, seeds: int, examples: int) ->
     needed += [f"{groups:,} groups (there are {one.groups:,})"] if groups > one.groups else []
     return (
         f"About {listed(needed)} would find a difference of {amount(found, found.margin)} four times in five, if the "
-        "spread stays what it is. Draw them anew: rows or seeds that are added after a look void the level."
+        "spread stays what it is."
     )
 
 

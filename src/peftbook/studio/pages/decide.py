@@ -19,7 +19,7 @@ from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tabular import FORGOTTEN, forgotten, short
 
-EXAMPLES = 3
+EXAMPLES = 2
 NOTHING = (
     "No run has finished yet",
     "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
@@ -60,6 +60,7 @@ def show(visit: Visit) -> dict[str, Any]:
     metrics = metrics_of(visit.studio, project.id)
     filled = {
         **frame(visit), "asked": asked, "filter": query.get("filter", ""),
+        "chosen": any(query.get(name) for name in ("runs", "measure", "cost", "filter")),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures_of(visit.studio, project.id),
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
