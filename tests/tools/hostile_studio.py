@@ -651,11 +651,11 @@ def two_at_once(there: Served) -> None:
 def stale_tokens(there: Served) -> None:
     """A token that was taken back, and one of somebody else's studio, open nothing."""
     sessions = SessionStore(there.studio.home)
-    made, stolen = sessions.make("stolen")
-    sessions.revoke(made)
+    stolen = sessions.create("stolen")
+    sessions.revoke("stolen")
     with tempfile.TemporaryDirectory() as other:
         others = owner_token(Path(other))
-    for secret in (stolen, others, made, there.token[:-1], there.token + "0", there.token.upper()):
+    for secret in (stolen, others, "stolen", there.token[:-1], there.token + "0", there.token.upper()):
         header = {"Authorization": f"Bearer {secret}"}
         there.send(Request("GET", "/api/v1/projects", header, statuses=(401,)))
         there.send(Request("POST", "/api/v1/files", header, b'{"bytes": 1}', (401,)))

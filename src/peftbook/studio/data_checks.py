@@ -67,12 +67,13 @@ def found_with(rows: int) -> float:
 
 def project_of_upload(studio: Studio, uploads: UploadStore, upload_id: str, name: str, reading: Reading) -> Project:
     """Make a project of an upload and delete the upload. Raises InputError for rows that are no task."""
-    if obstacle := examined(uploads.table(upload_id), reading.columns, reading.split).obstacle:
-        raise InputError(obstacle)
-    upload = uploads.get(upload_id)
-    content = upload.path.read_bytes()
-    project = studio.create_project(name, content, upload.filename, reading, uploads.caps)
-    uploads.drop(upload_id)
+    with uploads.alone(upload_id):
+        if obstacle := examined(uploads.table(upload_id), reading.columns, reading.split).obstacle:
+            raise InputError(obstacle)
+        upload = uploads.get(upload_id)
+        content = upload.path.read_bytes()
+        project = studio.create_project(name, content, upload.filename, reading, uploads.caps)
+        uploads.drop(upload_id)
     return project
 
 

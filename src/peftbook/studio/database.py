@@ -15,7 +15,7 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = 5  # 1 had no sessions, 2 neither phase_began nor whether a page waits for an answer, 3 no tokens, 4 no tuning
+SCHEMA = 6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scope of tokens
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -67,7 +67,7 @@ CREATE TABLE IF NOT EXISTS sessions (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (
     id TEXT PRIMARY KEY, token TEXT NOT NULL UNIQUE, label TEXT NOT NULL, name TEXT NOT NULL, password TEXT NOT NULL,
-    created REAL NOT NULL, used REAL
+    created REAL NOT NULL, used REAL, scope TEXT NOT NULL DEFAULT 'write'
 ) STRICT;
 """
 
@@ -106,6 +106,21 @@ def refusal(home: Path, code: int) -> str:
     return f"{str(home)!r} cannot be written: give another folder with PEFTBOOK_STUDIO, or mend its permissions."
 
 
+def close_to_others(home: Path) -> None:
+    """Take from others what they may do in a home that stood before. Raises InputError for a folder with other files,
+    which is not ours to close.
+    """
+    found = home.stat()
+    if os.name != "posix" or not found.st_mode & 0o077:
+        return
+    if found.st_uid != os.getuid() or (any(home.iterdir()) and not (home / "studio.sqlite").is_file()):
+        raise InputError(
+            f"Others can read {str(home)!r}, which holds other files or is not yours: name a folder of its own."
+        )
+    with clear_failures(home):
+        home.chmod(0o700)
+
+
 class Database:
     """The file `studio.sqlite` in a home that is made when it is missing.
 
@@ -121,6 +136,8 @@ class Database:
         self._local = threading.local()
         if not self.home.exists():
             check_writable(self.home)
+        else:
+            close_to_others(self.home)
         with clear_failures(self.home):
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._prepare()
@@ -142,6 +159,8 @@ class Database:
                             db.execute("ALTER TABLE jobs ADD COLUMN phase_began REAL")
                         if "tuning" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
+                        if "scope" not in columns_of(db, "tokens"):
+                            db.execute("ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'write'")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
                     version = SCHEMA
                 break

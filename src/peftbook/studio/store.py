@@ -133,13 +133,21 @@ class Studio(WorkerQueue, Requests):
         """Delete a project with its jobs, records, adapters and files. It is gone from every list at once; if one of
         its jobs runs, the files go when the worker has stopped it, in about a second.
         """
+        self.project(project_id)
+        try:
+            self._remove(project_id)
+        except InputError:  # the disk is full: its files go first
+            shutil.rmtree(self.home / "projects" / project_id, ignore_errors=True)
+            self._remove(project_id)
+        self.release()
+        self.purge()
+
+    def _remove(self, project_id: str) -> None:
         with self._write() as db:
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
             self._cancel(db, "project", project_id)
             db.execute("DELETE FROM requests WHERE project = ?", (project_id,))
-        self.release()
-        self.purge()
 
     def purge(self) -> list[str]:
         """Delete files and rows of removed projects without running jobs; returns their ids."""

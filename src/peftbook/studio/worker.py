@@ -270,6 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--several", action="store_true", help="several jobs follow: load their libraries at once")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.umask(0o077)
     try:
         serve(args.home or default_home(), several=args.several)
     except InputError as error:

@@ -37,7 +37,11 @@ def make_artefact(job: str, name: str, here: Here) -> AskedShape:
     return AskedShape.about(here.studio.answer(asked), id=asked)
 
 
-@routes.get("/jobs/{job}/artefacts/{name}", response_class=Download)
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+KINDS = dict.fromkeys(("application/zip", "text/csv", "application/octet-stream"), BINARY)
+
+
+@routes.get("/jobs/{job}/artefacts/{name}", response_class=Download, responses={200: {"content": KINDS}})
 def fetch_artefact(job: str, name: str, here: Here) -> Download:
     """Fetch a file of a job."""
     found = here.studio.job(job)

@@ -121,10 +121,14 @@ def decide_in_text(choice: Chosen, columns: Annotated[int, Query(ge=20, le=1000)
     return PlainTextResponse(show(choice.found, columns) + "\n")
 
 
-@routes.get("/decision.csv", response_class=PlainTextResponse)
+class Csv(Response):
+    media_type = "text/csv; charset=utf-8"
+
+
+@routes.get("/decision.csv", response_class=Csv)
 def decide_in_csv(choice: Chosen) -> Response:
     """The table for a spreadsheet: every number in full, and no cell that it would take for a formula."""
-    return Response(to_csv(choice.found).encode("utf-8-sig"), media_type="text/csv; charset=utf-8")
+    return Csv(to_csv(choice.found).encode("utf-8-sig"))
 
 
 @routes.get("/decision.html", response_class=HTMLResponse)
