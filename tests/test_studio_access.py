@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import html
-import os
 import re
 import shutil
+import socket
 import time
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import hostile_studio
 import httpx
 import pytest
-from studio_api import HOST, Client
+from studio_api import HOST, Client, on_a_port
 
 from peftbook import cli
 from peftbook.core.errors import InputError
-from peftbook.studio import access, app, database, sessions, uploads
+from peftbook.studio import access, app, connections, database, sessions, uploads
+from peftbook.studio.connections import LimitedProtocol
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
@@ -169,6 +171,32 @@ def test_other_requests_are_small(ask):
         assert ask.post(path, content=chunks()).status_code == 413
 
 
+def test_idle_and_slow_connections_keep_nobody_out(served, monkeypatch):
+    """Of too many the oldest idle one goes; a head that does not end and a body that stands still end by themselves."""
+    monkeypatch.setattr(LimitedProtocol, "most", 20)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
+    asked = b"POST /api/v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with on_a_port(served) as (port, _), contextlib.ExitStack() as stack:
+        held = [stack.enter_context(one) for one in hostile_studio.hold(port, 60)]
+        assert hostile_studio.health_seconds(port) < 1 and len(LimitedProtocol.connections_open) <= 20
+        held.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)))
+        held[-1].sendall(asked)
+        assert all(map(is_closed, held))
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side closes within the connection's seconds, perhaps after an answer."""
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
 # --- sessions --------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +205,7 @@ def test_without_a_token_nothing_is_seen(locked):
     for path in ("/", "/?token=wrong", "/projects/abcd/runs", "/status"):
         answer = locked.get(path)
         assert answer.status_code == 401 and access.LOCKED in html.unescape(answer.text)
-        assert "<h1>Unauthorized</h1>" in answer.text and "/studio/style.css" in answer.text
+        assert "<h1>This link opens nothing</h1>" in answer.text and "studio/style.css" in answer.text
     assert locked.post("/new").status_code == 401
 
 
@@ -291,7 +319,7 @@ def test_a_home_that_stood_open_is_closed_and_a_shared_folder_is_refused(tmp_pat
     (shared / "letter.txt").write_text("mine")
     with pytest.raises(InputError, match="Others can read"):
         Studio(shared)
-    assert shared.stat().st_mode & 0o777 == 0o755 and os.listdir(shared) == ["letter.txt"]
+    assert shared.stat().st_mode & 0o777 == 0o755 and [one.name for one in shared.iterdir()] == ["letter.txt"]
 
 
 def test_a_list_of_tokens_makes_no_studio(tmp_path, capsys):

@@ -26,6 +26,7 @@ from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
 from peftbook.studio.app import LOOPBACK, listen
 from peftbook.studio.artefacts import place
+from peftbook.studio.connections import LimitedProtocol
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.sessions import SessionStore
@@ -92,7 +93,7 @@ def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None =
 def on_a_port(app: Any) -> Iterator[tuple[int, threading.Thread]]:
     """The port of an ASGI application that is served by a thread of this process, and the thread."""
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off", http=LimitedProtocol))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     while not server.started:
