@@ -644,6 +644,30 @@ def test_a_question_that_the_assistant_dies_over_twice_has_failed(studio, projec
     assert answer.state == "failed" and said in answer.error and ("memory" in answer.error) == (kind == "generate")
 
 
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_question_that_hangs_is_given_up_and_costs_the_others_nothing(studio, project, monkeypatch, withdrawn):
+    """By its deadline, or soon after nobody waits for it: the one that was worked on last; the others wait again."""
+    texts = [studio.ask("generate", {"project": project.id, "text": "a"}) for _ in range(2)]
+    check = studio.ask("preflight", {"project": project.id, "runs": []})
+    for request in (*texts, check):
+        studio.take()
+        studio.work_on(request)
+    now = time.time()
+    if withdrawn:
+        studio.withdraw(check)
+    assert studio.stuck() is None and studio.busiest().id == check
+    later = requests.WITHDRAWN_SECONDS if withdrawn else requests.DEADLINES["preflight"]
+    monkeypatch.setattr(requests.time, "time", lambda: now + later + 1)
+    assert studio.stuck().id == check
+    studio.give_up(check, "It took too long.")
+    assert [studio.answer(one).state for one in texts] == ["waiting", "waiting"]
+    assert studio.answer(check).state == ("withdrawn" if withdrawn else "failed") and studio.stuck() is None
+    for _ in range(requests.TRIES):  # as often as one may die that was never begun
+        assert {studio.take().id, studio.take().id} == {*texts}
+        studio.unanswered("It died.")
+    assert studio.answer(texts[0]).state == "failed"
+
+
 # --- random operations -----------------------------------------------------------------------------------------
 
 

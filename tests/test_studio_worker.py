@@ -30,7 +30,7 @@ from peftbook.core import specs
 from peftbook.core.base_models import model_named
 from peftbook.core.errors import InputError
 from peftbook.decision.forgetting import TOKENS, prose_probe
-from peftbook.methods import Method
+from peftbook.methods import Method, preset
 from peftbook.methods.adapter import Adapter
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
@@ -45,7 +45,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import is_alive
 from peftbook.runtime.resources import memory_bytes
-from peftbook.studio import artefacts, assistant, downloads, preflight, work
+from peftbook.studio import artefacts, assistant, downloads, preflight, requests, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
 from peftbook.studio.settings import Reading
@@ -795,6 +795,28 @@ def test_a_check_that_takes_too_long_ends_with_what_to_do(endless, monkeypatch):
     wait_for(lambda: not helper.tick(), 30)
     answer = studio.answer(request)
     assert answer.state == "failed" and "minutes: choose fewer models or methods" in answer.error
+
+
+@pytest.mark.slow
+def test_a_check_that_nobody_can_interrupt_is_killed(shop, monkeypatch, capfd):
+    """A pattern that takes for ever within one call of `re`: once it is withdrawn, what waits behind it is answered."""
+    studio, project, jobs = shop
+    monkeypatch.setattr(requests, "WITHDRAWN_SECONDS", 0.5)
+    hostile = preset("peft:LORA:r=4:target_modules=" + "(.*)*" * 5 + "Q").method
+    spec = jobs["lora"].run.model_copy(update={"method": hostile})
+    stuck, behind = (
+        studio.ask("preflight", {"project": project.id, "runs": [run.canonical()]}) for run in (spec, jobs["lora"].run)
+    )
+    there = Worker(studio.home)
+    try:
+        wait_for(lambda: there.tick() or studio.answer(stuck).state == "working", PATIENCE)
+        time.sleep(5)  # in which a check that can be interrupted ends
+        studio.withdraw(stuck)
+        wait_for(lambda: there.tick() or studio.answer(behind).ended, PATIENCE)
+    finally:
+        there.end()
+    assert studio.answer(stuck).state == "withdrawn" and studio.answer(behind).state == "done"
+    assert f"assistant ended over request {stuck}" in capfd.readouterr().out
 
 
 def test_a_faulty_question_is_answered_and_ends_nothing(shop):

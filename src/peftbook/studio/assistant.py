@@ -112,6 +112,7 @@ class Assistant:
         """One round of work; False if there was nothing to do."""
         request = self.studio.take(self.room())
         if request is not None:
+            self.studio.work_on(request.id)
             self.guarded(request.id, functools.partial(self.begin, request))
         under_way = list(self.under_way)
         for one in under_way:
@@ -152,6 +153,8 @@ class Assistant:
 
     def advance(self, one: Stream | RunningCheck) -> None:
         """Advance a text or a check, and store its progress."""
+        if isinstance(one, RunningCheck):
+            self.studio.work_on(one.request)
         one.advance()
         if one.ended:
             self.studio.settle(one.request, text=one.text(), result=one.result)

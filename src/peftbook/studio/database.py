@@ -15,7 +15,9 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = 6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scope of tokens
+SCHEMA = (
+    6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scope of tokens and no deadline of requests
+)
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -60,7 +62,7 @@ CREATE TABLE IF NOT EXISTS requests (
     project TEXT REFERENCES projects ON DELETE CASCADE, kind TEXT NOT NULL, payload TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done', 'failed', 'withdrawn')),
     created REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, text TEXT NOT NULL DEFAULT '',
-    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT '', seen REAL
+    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT '', busy REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sessions (
     token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
@@ -151,7 +153,7 @@ class Database:
                 if version < SCHEMA:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
-                        if "seen" not in columns_of(db, "requests"):
+                        if "busy" not in columns_of(db, "requests"):
                             db.execute("DROP TABLE IF EXISTS requests")  # of an earlier version: no page waits for them
                         for statement in TABLES.split(";"):
                             db.execute(statement)

@@ -17,6 +17,9 @@ AnswerState = Literal["waiting", "working", "done", "failed", "withdrawn"]
 KINDS = ("preflight", "generate", "make")
 PAYLOAD_CHARS = 2_000_000
 KEPT_SECONDS = 24 * 3600.0
+DEADLINES = {"preflight": 90.0, "generate": 300.0, "make": 1800.0}  # seconds without progress, of each kind
+WITHDRAWN_SECONDS = 10.0  # until a request that nobody waits for has ended by itself
+MEMORY_SHARE = 0.8  # of this machine's memory, that the assistant may take
 TRIES = 2  # of one request, after which the assistant no longer retries it
 CHECK_DIED = "The check was ended from outside, twice: check again, with fewer models or methods if that does not help."
 
@@ -109,24 +112,32 @@ class Requests(Database):
             return None
         with self._write() as db:
             row = db.execute(
-                "UPDATE requests SET state = 'working', tries = tries + 1 WHERE number = "
+                "UPDATE requests SET state = 'working', tries = tries + 1, busy = ? WHERE number = "
                 f"(SELECT min(number) FROM requests WHERE {waiting}) RETURNING id, kind, payload",
-                tuple(kinds),
+                (time.time(), *kinds),
             ).fetchone()
         return None if row is None else Request(row["id"], row["kind"], json.loads(row["payload"]))
 
     def say(self, request_id: str, text: str) -> bool:
-        """Store the text so far; False if the request was withdrawn."""
+        """Store the text so far; False if the request was withdrawn, on which no work is done any more."""
         with self._write() as db:
-            update = "UPDATE requests SET text = ? WHERE id = ? AND state = 'working'"
-            return bool(db.execute(update, (text, request_id)).rowcount)
+            update = "UPDATE requests SET text = ?, busy = ? WHERE id = ? AND state = 'working'"
+            if db.execute(update, (text, time.time(), request_id)).rowcount:
+                return True
+            db.execute("UPDATE requests SET busy = NULL WHERE id = ?", (request_id,))
+        return False
+
+    def work_on(self, request_id: str) -> None:
+        """Note that work on a request begins now: if it does not end by its deadline, this is the one that is stuck."""
+        with self._write() as db:
+            db.execute("UPDATE requests SET busy = ? WHERE id = ? AND busy IS NOT NULL", (time.time(), request_id))
 
     def settle(self, request_id: str, *, text: str = "", result: Any = None, error: str = "") -> None:
         """End a request with its answer or an error."""
         with self._write() as db:
             db.execute(
-                "UPDATE requests SET state = ?, text = CASE WHEN ? = '' THEN text ELSE ? END, result = ?, error = ? "
-                "WHERE id = ? AND state = 'working'",
+                "UPDATE requests SET state = ?, text = CASE WHEN ? = '' THEN text ELSE ? END, result = ?, error = ?, "
+                "busy = NULL WHERE id = ? AND state = 'working'",
                 ("failed" if error else "done", text, text, json.dumps(result), error, request_id),
             )
 
@@ -142,6 +153,27 @@ class Requests(Database):
                 (CHECK_DIED, why, TRIES),
             )
             db.execute("UPDATE requests SET state = 'waiting', text = '' WHERE state = 'working'")
+            db.execute("UPDATE requests SET busy = NULL")
+
+    def busiest(self) -> Request | None:
+        """The request that was worked on last, if it has not been answered."""
+        row = self._row("SELECT id, kind, payload FROM requests WHERE busy IS NOT NULL ORDER BY busy DESC")
+        return None if row is None else Request(row["id"], row["kind"], json.loads(row["payload"]))
+
+    def stuck(self) -> Request | None:
+        """The request that was worked on last, if its deadline is over, or it was withdrawn and has not ended."""
+        if (last := self.busiest()) is None:
+            return None
+        row = self._known_request(last.id)
+        limit = WITHDRAWN_SECONDS if row["state"] == "withdrawn" else DEADLINES[last.kind]
+        return last if time.time() - row["busy"] > limit else None
+
+    def give_up(self, request_id: str, why: str) -> None:
+        """After the assistant was ended over a request: that one fails with `why`, the others wait again."""
+        self.settle(request_id, error=why)
+        with self._write() as db:
+            db.execute("UPDATE requests SET state = 'waiting', text = '', tries = tries - 1 WHERE state = 'working'")
+            db.execute("UPDATE requests SET busy = NULL")
 
 
 def waiting_of(kinds: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ from peftbook.runtime.processes import Child, environment_of, lock_file
 from peftbook.runtime.resources import side_by_side
 from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
+from peftbook.studio.requests import DEADLINES, MEMORY_SHARE
 from peftbook.studio.store import Job, Studio, is_open
 from peftbook.studio.work import NOT_MINE, tidy
 
@@ -46,6 +47,14 @@ def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any]
     """A process of the studio, which ends with this one; with as many threads as speed it up, or so many."""
     words = ("-m", f"peftbook.studio.{module}", *arguments)
     return Child(*words, threads=threads or best_threads(), variables=VARIABLES, start=by)
+
+
+def memory_of(child: Child) -> int:
+    """Bytes of memory that a process has now; 0 of one that has ended."""
+    try:
+        return psutil.Process(child.process.pid).memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def sentence_of(child: Child) -> str:
@@ -196,8 +205,28 @@ class Worker:
         if slot.id != self.id:
             self.studio.leave(slot.id)
 
+    def end_stuck(self) -> None:
+        """End the assistant where a request's deadline is over, or where it takes too much memory; the others wait
+        again.
+        """
+        if self.assistant is None or self.assistant.ended():
+            return
+        if (request := self.studio.stuck()) is not None:
+            why = f"It took more than {DEADLINES[request.kind]:.0f} seconds without getting on, and was ended"
+        else:
+            used, total = memory_of(self.assistant), psutil.virtual_memory().total
+            if used < MEMORY_SHARE * total or (request := self.studio.busiest()) is None:
+                return
+            why = f"It took {used / 1e9:.1f} of this machine's {total / 1e9:.1f} GB of memory, and was ended"
+        self.assistant.end()
+        self.assistant.close()
+        self.assistant = None
+        self.studio.give_up(request.id, f"{why}: ask for less, or mend what was asked.")
+        self.log(f"assistant ended over request {request.id}")
+
     def keep_assistant(self) -> None:
         """Start the assistant when a question waits; if it died over one, that one waits again."""
+        self.end_stuck()
         if self.assistant is not None and self.assistant.ended():
             died, self.assistant = self.assistant, None
             if died.status:
