@@ -19,19 +19,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from plain_browser import Plain
 from studio_home import SMALL, claim_all, colours_csv, colours_project, finish, small_run
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record
+from peftbook.core.stamp import changed_since
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.runtime.processes import end_group, identity, is_alive
 from peftbook.studio import requests, worker_queue
-from peftbook.studio.artefacts import adapter_zip
+from peftbook.studio.app import build_app
+from peftbook.studio.artefacts import adapter_zip, outputs_csv
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.decisions import evaluations, project_comparison
@@ -83,6 +87,33 @@ def test_an_upload_comes_back_as_it_came(studio, project):
     assert sum(map(len, task.splits.values())) == 60 and studio.table(project.id).columns == ("ask", "answer")
     studio.rename(project.id, "  Other\n name ")
     assert studio.project(project.id).name == "Other name"
+
+
+@pytest.mark.parametrize("change", ["edited", "lost"])
+def test_data_that_were_changed_on_the_disk_are_not_read(studio, project, change):
+    """Neither from the cache nor by another process, though size and date are those of the upload; the page says so,
+    old outputs are not written beside new inputs, and the upload put back is read again.
+    """
+    run = small_run(studio, project, Untuned(), texts=2)
+    save_record(studio, project, run)
+    (job,) = studio.jobs(plan=studio.submit(project.id, [run]))
+    file = studio.folder(project.id) / "data.bin"
+    upload, state = file.read_bytes(), file.stat()
+    wait_for(lambda: not changed_since(time.time(), [file]))  # a date is no finer than the kernel's clock
+    if change == "edited":
+        file.write_bytes(upload.replace(b"red", b"tan"))
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    else:
+        file.unlink()
+    for read in (studio.table, studio.task, Studio(studio.home).task):
+        with pytest.raises(InputError, match="is not the file that was uploaded: restore a backup, or make a new proj"):
+            read(project.id)
+    with pytest.raises(InputError, match="is not the file that was uploaded"):
+        outputs_csv(studio, job)
+    window = Plain(build_app(studio, project.caps)).open(f"/projects/{project.id}/data")
+    assert window.status == 422 and "is not the file that was uploaded" in window.text
+    file.write_bytes(upload)
+    assert studio.task(project.id).spec == run.task
 
 
 @pytest.mark.parametrize("hostile", ["../../etc", "", "x' OR '1'='1", "\x00", "projects"])

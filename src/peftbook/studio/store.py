@@ -25,6 +25,7 @@ from peftbook.core import specs
 from peftbook.core.errors import InputError, TooLarge, Unknown
 from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.records import Store, write_atomically
+from peftbook.core.stamp import file_hash
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.requests import Requests
@@ -174,12 +175,22 @@ class Studio(WorkerQueue, Requests):
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def table(self, project_id: str) -> TextTable:
-        """The project's upload as rows and columns."""
-        return table_of(self.folder(project_id), self.project(project_id))
+        """The project's upload as rows and columns. Raises InputError if its bytes are not those that were uploaded."""
+        return table_of(*self._upload(project_id))
 
     def task(self, project_id: str) -> TaskData:
-        """The project's upload as a task, with its splits."""
-        return task_of(self.folder(project_id), self.project(project_id))
+        """The project's upload as a task, with its splits. Raises InputError as `table` does."""
+        return task_of(*self._upload(project_id))
+
+    def _upload(self, project_id: str) -> tuple[Path, Project]:
+        """The project's file, whose bytes are those that were uploaded."""
+        project, file = self.project(project_id), self.folder(project_id) / "data.bin"
+        if file_hash(file) != project.sha256:
+            raise InputError(
+                f"{str(file.relative_to(self.home))!r} of project {project.name!r} is not the file that was uploaded: "
+                "restore a backup, or make a new project of the file."
+            )
+        return file, project
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
         """As in Jobs; results that another project of this home has for the same runs are copied first."""
@@ -261,19 +272,19 @@ def project_of(row) -> Project:
 
 
 @functools.lru_cache(4)
-def table_of(folder: Path, project: Project) -> TextTable:
-    """A project's upload in its folder as rows and columns."""
+def table_of(file: Path, project: Project) -> TextTable:
+    """A project's upload as rows and columns."""
     from peftbook.tasks.table import read_table
 
-    return read_table((folder / "data.bin").read_bytes(), project.filename, project.caps)
+    return read_table(file.read_bytes(), project.filename, project.caps)
 
 
 @functools.lru_cache(4)
-def task_of(folder: Path, project: Project) -> TaskData:
-    """A project's upload in its folder as a task, with its splits."""
+def task_of(file: Path, project: Project) -> TaskData:
+    """A project's upload as a task, with its splits."""
     from peftbook.tasks.files import task_from_table
 
-    return task_from_table(table_of(folder, project), project.columns, project.split, project.instruction)
+    return task_from_table(table_of(file, project), project.columns, project.split, project.instruction)
 
 
 def say_open(home: Path) -> None:
