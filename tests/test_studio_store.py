@@ -41,7 +41,7 @@ from peftbook.studio.database import SCHEMA
 from peftbook.studio.decisions import evaluations, project_comparison
 from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
-from peftbook.studio.store import Project, Studio
+from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 
 ME = os.getpid()
@@ -176,8 +176,15 @@ def first(tmp_path) -> Path:
     return home
 
 
+def card_of(studio: Studio, job: Job) -> str:
+    with zipfile.ZipFile(adapter_zip(studio, job)) as archive:
+        return archive.read("README.md").decode()
+
+
 def test_a_home_of_the_first_studio_opens_unchanged(first):
-    """Its project, plans, runs, curve, records, texts and adapter are those that it had; what waits can be claimed."""
+    """Its project, plans, runs, curve, records, texts and adapter are those that it had; what waits can be claimed.
+    No hash of the adapter was recorded: its card says so, and still nothing else may lie beside it.
+    """
     studio = Studio(first)
     (project,) = studio.projects()
     (untuned, lora, waiting), task = studio.jobs(project.id), studio.task(project.id)
@@ -193,6 +200,10 @@ def test_a_home_of_the_first_studio_opens_unchanged(first):
     assert (
         len(project_comparison(studio, project.id, jobs).rows) == 2 and len(list(studio.adapter(lora).iterdir())) == 2
     )
+    assert "weights: not in the record, which an earlier version wrote" in card_of(studio, lora)
+    (studio.adapter(lora) / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(InputError, match="is neither weights nor configuration of LoRA: remove it"):
+        studio.adapter(lora)
     assert studio.claim("w", ME).id == waiting.id and studio._row("PRAGMA user_version")[0] == SCHEMA
 
 
@@ -222,7 +233,7 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTBOOK_CHECKPOINTS", "set by compute")
         work.compute(studio, claimed, anew=bool(studio.adopt(claimed.id, claimed.attempt, ME)))
-    assert studio.finish(waiting.id, claimed.attempt) and studio.adapter(waiting) is not None
+    assert studio.finish(waiting.id, claimed.attempt) and studio.adapter(studio.job(waiting.id))
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(studio, monkeypatch):

@@ -52,7 +52,7 @@ from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge, question
 from peftbook.studio.worker import Worker, serve
-from peftbook.tasks import TaskExample
+from peftbook.tasks import TaskExample, file_sha256
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
@@ -671,7 +671,8 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
     card = zipfile.ZipFile(artefacts.adapter_zip(studio, jobs["lora"])).read("README.md").decode()
     assert card.startswith('---\nlicense: mit\nbase_model: "small-llama"\nlibrary_name: peft\n---\n')
     said = ("all-MiniLM-L6-v2", "rougeL", "peftbook compare", "48 train, 6 validation, 6 test", "licence of the base")
-    for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak memory"):
+    for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak memory",
+                 file_sha256(studio.adapter(jobs["lora"]) / "adapter_model.safetensors")):  # fmt: skip
         assert must in card
     assert "Mix red" not in card and "<b>" not in card and "[x](y)" not in card
     job = replace(jobs["lora"], run=jobs["lora"].run.model_copy(update={"model": specs.Model()}))

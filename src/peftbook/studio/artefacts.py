@@ -48,7 +48,6 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
     For methods that peft has no format for: the trained tensors by name.
     """
     record, folder = finished(studio, job), studio.adapter(job)
-    assert folder is not None
     texts = described(studio, job, record) | base_named(job.run.model, folder)
     files = [file for file in sorted(folder.iterdir()) if file.name not in texts]
     return pack(place(studio, job, "adapter.zip"), files, texts)
@@ -74,10 +73,9 @@ def gguf_adapter(studio: Studio, job: Job) -> Path:
     """The adapter alone as a GGUF file in float16."""
     from peftbook.views.export.gguf_adapter import write_adapter
 
-    target, trained = place(studio, job, "adapter.gguf"), studio.adapter(job)
-    assert trained is not None
+    target = place(studio, job, "adapter.gguf")
     if not target.is_file():
-        write_adapter(trained, target, "fp16", job.run.model)
+        write_adapter(studio.adapter(job), target, "fp16", job.run.model)
     return target
 
 
@@ -98,12 +96,12 @@ def fill_folder(studio: Studio, job: Job, work: Path) -> None:
     """
     from peftbook.training.preflight import load_parts
 
-    record, trained = finished(studio, job), studio.adapter(job)
+    record = finished(studio, job)
     load_parts(job.run.model)[0].save_pretrained(work)
     local = SMALL_FOLDERS.get(job.run.model.name)
     texts = described(studio, job, record, merged=job.run.method.saved == "model", local=local)
-    if trained is not None:
-        shutil.copytree(trained, work, dirs_exist_ok=True)
+    if job.run.budget is not None:
+        shutil.copytree(studio.adapter(job), work, dirs_exist_ok=True)
         texts |= base_named(job.run.model, work, local)
     if rows := list(output_rows(studio, job, record)):
         texts["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -221,6 +219,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
     """
     project, run = studio.project(job.project), job.run
     short, licence = LICENCES.get(run.model.name, ("other", f"that of {run.model.name!r}: see where it came from"))
+    trained = record.provenance.get("trained_sha256", {})
     sizes = {name: len(rows) for name, rows in studio.task(job.project).splits.items()}
     card = fill(
         "model_card.md",
@@ -232,6 +231,7 @@ def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False
         title=inline(project.name),
         loading=MERGED if merged else run.method.loading,
         pinned=pinned(run.model),
+        trained=", ".join(sha256 for name, sha256 in trained.items() if name.endswith(".safetensors")),
         local=local,
         rounded=ROUNDED if run.model.name == specs.EMBEDDED_MODEL and not merged else "",
         project=project,

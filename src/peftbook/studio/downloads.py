@@ -11,7 +11,7 @@ from pathlib import Path
 from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.studio.artefacts import adapter_zip, finished, gguf_adapter, gguf_model, merged_zip, outputs_csv, place
 from peftbook.studio.jobs import Job
-from peftbook.studio.store import Studio, keeps_trained
+from peftbook.studio.store import AGAIN, Studio, keeps_trained
 from peftbook.views.export import PLAIN_STARTS
 
 
@@ -39,7 +39,7 @@ def no_weights(studio: Studio, job: Job) -> str:
         return "The untuned model has no adapter: it is the base as it comes."
     if not keeps_trained(job.run):
         return "What a trial of a rate trained is not kept: take a run with the rate that was chosen."
-    return "" if studio.adapter(job) else f"What job {job.id!r} trained is not at hand any more: retry the job."
+    return "" if studio.has_adapter(job) else f"What job {job.id!r} trained is not at hand any more: {AGAIN}."
 
 
 def no_adapter(studio: Studio, job: Job) -> str:
@@ -48,12 +48,17 @@ def no_adapter(studio: Studio, job: Job) -> str:
 
 
 def no_lora(studio: Studio, job: Job) -> str:
-    file = studio.folder(job.project) / "adapters" / job.key[:12] / "adapter_config.json"
+    if why := no_adapter(studio, job):
+        return why
+    try:
+        file = studio.adapter(job) / "adapter_config.json"
+    except InputError:
+        return ""  # which is said to whoever asks for it
     config = json.loads(file.read_text()) if file.is_file() else {}
     factors = config.get("peft_type") == "LORA" and not config.get("use_dora")
     plain = factors and config.get("init_lora_weights", True) in PLAIN_STARTS  # as `check_adapter` asks of peft's own
     other = f"llama.cpp reads no adapter of {job.run.method.label}: download the adapter as peft reads it."
-    return no_adapter(studio, job) or ("" if plain else other)
+    return "" if plain else other
 
 
 def no_merged(studio: Studio, job: Job) -> str:

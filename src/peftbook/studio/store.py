@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from peftbook.core import specs
 from peftbook.core.errors import InputError, TooLarge, Unknown
 from peftbook.core.exchange import files_of, receive_record
-from peftbook.core.records import Store, write_atomically
+from peftbook.core.records import write_atomically
 from peftbook.core.stamp import file_hash
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
@@ -34,6 +35,7 @@ from peftbook.studio.tuning import is_trial
 from peftbook.studio.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
+    from peftbook.methods import Method
     from peftbook.tasks import TaskData
     from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
@@ -43,6 +45,12 @@ ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left b
 KEPT_SECONDS = 24 * 3600.0  # downloads
 NAME_CHARS = 200
 LOG_BYTES = 1_000_000
+TRAINED_FILES = {  # by how a method is saved
+    "peft": re.compile(r"adapter_config\.json|adapter_model\.safetensors"),
+    "tensors": re.compile(r"trainable\.safetensors"),
+    "model": re.compile(r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"),
+}
+AGAIN = "restore a backup, or train it again in a new project"
 OPEN_SECONDS = 30.0  # a studio that is open says so more often
 STARTED: list[subprocess.Popen] = []  # the workers that this process started; the home is their last argument
 
@@ -202,11 +210,11 @@ class Studio(WorkerQueue, Requests):
         return super()._at_hand(project_id, runs)
 
     def _borrow(self, project_id: str, run: specs.Run) -> None:
-        """Copy a run's adapter, then its record, from another project that has both."""
+        """Copy a run's adapter, then its record, from another project that has both as they were written."""
         from peftbook.decision.forgetting import prose_probe
 
         row = self._row(
-            "SELECT project FROM jobs JOIN projects ON projects.id = project AND NOT removed "
+            "SELECT jobs.id FROM jobs JOIN projects ON projects.id = project AND NOT removed "
             "WHERE key = ? AND state = 'done' AND project != ?",
             run.key,
             project_id,
@@ -214,22 +222,21 @@ class Studio(WorkerQueue, Requests):
         store = self.records(project_id)
         if row is None or run in store:
             return
-        theirs = self.home / "projects" / row["project"]
-        trained, target = (folder / "adapters" / run.key[:12] for folder in (theirs, self.folder(project_id)))
-        if keeps_trained(run) and not trained.is_dir():
-            return
-        with clear_failures(self.home):
-            if keeps_trained(run) and not target.exists():
+        target = self.folder(project_id) / "adapters" / run.key[:12]
+        with clear_failures(self.home), contextlib.suppress(InputError):  # something is damaged: computed again
+            lender = self.job(row["id"])
+            theirs = self.records(lender.project)
+            if keeps_trained(run):
                 work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
                 try:
-                    shutil.copytree(trained, work, copy_function=link)
+                    shutil.copytree(self.adapter(lender), work, copy_function=link)
+                    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed before its record
                     work.replace(target)
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
-            with contextlib.suppress(InputError):  # its record is damaged: computed again
-                if files := files_of(Store(theirs / "records"), prose_probe(run).key):
-                    receive_record(store, prose_probe(run).key, files)
-                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
+            if files := files_of(theirs, prose_probe(run).key):
+                receive_record(store, prose_probe(run).key, files)
+            receive_record(store, run.key, files_of(theirs, run.key))
 
     def downloads(self, project_id: str) -> Path:
         """The project's folder of downloads."""
@@ -238,9 +245,37 @@ class Studio(WorkerQueue, Requests):
             folder.mkdir(exist_ok=True)
         return folder
 
-    def adapter(self, job: Job) -> Path | None:
-        folder = self.folder(job.project) / "adapters" / job.key[:12]
-        return folder if folder.is_dir() else None
+    def has_adapter(self, job: Job) -> bool:
+        """Whether there is a folder with what a job trained."""
+        return (self.folder(job.project) / "adapters" / job.key[:12]).is_dir()
+
+    def adapter(self, job: Job) -> Path:
+        """The folder with what a finished job trained, by the hashes in its record; the records of earlier versions
+        have none, and their files need only be of the right kinds.
+
+        Raises InputError where there is none, where a file was changed or is missing, and for files of other kinds.
+        """
+        folder, record = self.folder(job.project) / "adapters" / job.key[:12], self.records(job.project).get(job.run)
+        if job.state != "done" or record is None or not folder.is_dir():
+            raise InputError(f"Job {job.id!r} is {job.state} and has no trained weights here: run it, or {AGAIN}.")
+        files = trained_files(folder, job.run.method)
+        if record.provenance.get("trained_sha256", files) != files:
+            raise InputError(f"The files in 'adapters/{folder.name}' are not those that job {job.id!r} wrote: {AGAIN}.")
+        return folder
+
+
+def trained_files(folder: Path, method: Method) -> dict[str, str | None]:
+    """SHA-256 of the files of what a method trained, by their names. Raises InputError for other files than
+    `save_trained` writes: with a tokenizer, a chat template or code beside them, loaders would do other things.
+    """
+    files = sorted(folder.iterdir())
+    for file in files:
+        if not TRAINED_FILES[method.saved].fullmatch(file.name) or file.is_symlink() or not file.is_file():
+            raise InputError(
+                f"{file.name!r} in 'adapters/{folder.name}' is neither weights nor configuration of {method.label}: "
+                "remove it."
+            )
+    return {file.name: file_hash(file) for file in files}
 
 
 def keeps_trained(run: specs.Run) -> bool:
