@@ -120,7 +120,9 @@ class Studio(WorkerQueue, Requests):
     def _name(name: str) -> str:
         if not name.strip():
             raise InputError("A project needs a name: give one.")
-        return " ".join(name.split())[:NAME_CHARS]
+        if control := re.search(r"[\x00-\x1f\x7f]", name := " ".join(name.split())[:NAME_CHARS]):
+            raise InputError(f"The name {name!r} holds a control character, {control[0]!r}: leave it out.")
+        return name
 
     def projects(self) -> list[Project]:
         """All projects, oldest first."""
