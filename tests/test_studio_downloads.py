@@ -19,9 +19,9 @@ from peftbook.core.records import Record
 from peftbook.methods import Method, preset_method, presets
 from peftbook.methods.lora import LoRA
 from peftbook.studio import downloads
-from peftbook.studio.artefacts import fill_folder
 from peftbook.studio.assistant import Assistant
 from peftbook.studio.backup import back_up, restore
+from peftbook.studio.downloads import fill_folder
 from peftbook.studio.playground import available_models
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.trained_model import load_trained, merge

@@ -35,10 +35,10 @@ from peftbook.methods.untuned import Untuned
 from peftbook.runtime.processes import end_group, identity, is_alive
 from peftbook.studio import requests, worker_queue
 from peftbook.studio.app import build_app
-from peftbook.studio.artefacts import adapter_zip, outputs_csv
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.decisions import evaluations, project_comparison
+from peftbook.studio.downloads import file_of
 from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.store import Job, Project, Studio
@@ -109,7 +109,7 @@ def test_data_that_were_changed_on_the_disk_are_not_read(studio, project, change
         with pytest.raises(InputError, match="is not the file that was uploaded: restore a backup, or make a new proj"):
             read(project.id)
     with pytest.raises(InputError, match="is not the file that was uploaded"):
-        outputs_csv(studio, job)
+        file_of(studio, job, "outputs.csv")
     window = Plain(build_app(studio, project.caps)).open(f"/projects/{project.id}/data")
     assert window.status == 422 and "is not the file that was uploaded" in window.text
     file.write_bytes(upload)
@@ -177,7 +177,7 @@ def first(tmp_path) -> Path:
 
 
 def card_of(studio: Studio, job: Job) -> str:
-    with zipfile.ZipFile(adapter_zip(studio, job)) as archive:
+    with zipfile.ZipFile(file_of(studio, job, "adapter.zip")) as archive:
         return archive.read("README.md").decode()
 
 
@@ -223,7 +223,7 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     restore(tmp_path / "backup.zip", first)
     studio = Studio(first)
     _, lora, waiting = studio.jobs()
-    with zipfile.ZipFile(adapter_zip(studio, lora)) as archive:
+    with zipfile.ZipFile(file_of(studio, lora, "adapter.zip")) as archive:
         assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {*archive.namelist()}
     loaded, task = load_trained(studio, lora), studio.task(lora.project)
     encoded = [encode_example(loaded.tokenizer, task, one, 512) for one in task.splits["test"][:4]]

@@ -1,36 +1,23 @@
-"""Files of a finished job: adapter, merged model, test outputs; and the command that repeats it.
-
-Each file is written to a temporary name in the project's `downloads` folder and renamed. Which of them can be made of a
-job is said in `downloads`, which also makes them.
-"""
+"""Model card: README.md of a trained model, the files that go with it, and the command that repeats its run."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import shlex
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from peftbook.core import specs
 from peftbook.core.base_models import SMALL_FOLDERS, in_folder, pinned
-from peftbook.core.errors import Conflict
-from peftbook.core.exchange import ZIP_DATE, files_of, receive_record
 from peftbook.core.options import words_of
 from peftbook.core.progress import duration
-from peftbook.core.records import Record, Store, write_atomically
+from peftbook.core.records import Record
 from peftbook.decision import MEASURES, Row, compare
 from peftbook.methods.untuned import Untuned
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Job, Studio
-from peftbook.studio.tabular import digits, ends, escape_cell
+from peftbook.studio.tabular import digits, ends
 
 LICENCES = {
     specs.EMBEDDED_MODEL: ("apache-2.0", "SmolLM2-135M-Instruct, Apache-2.0, from a file in 4 bits (Q4_1)"),
@@ -40,79 +27,6 @@ ROUNDED = """\
 the adapter was trained beside those of that file, which are rounded to 4 bits. Those that a loader fetches by the \
 base's name are not, and with them it scores a little otherwise; the merged model has those of the file"""
 MERGED = "A whole model: `AutoModelForCausalLM.from_pretrained(FOLDER)` loads it."
-
-
-def adapter_zip(studio: Studio, job: Job) -> Path:
-    """The adapter as peft reads it (`adapter_config.json`, `adapter_model.safetensors`) with a model card and the run.
-
-    For methods that peft has no format for: the trained tensors by name.
-    """
-    record, folder = finished(studio, job), studio.adapter(job)
-    texts = described(studio, job, record) | base_named(job.run.model, folder)
-    files = [file for file in sorted(folder.iterdir()) if file.name not in texts]
-    return pack(place(studio, job, "adapter.zip"), files, texts)
-
-
-def merged_zip(studio: Studio, job: Job) -> Path:
-    """The whole model with what was trained in its weights, float32 safetensors, its tokenizer and a model card.
-
-    Loads the model: for the assistant's process.
-    """
-    from peftbook.studio.trained_model import merge
-
-    record, target = finished(studio, job), place(studio, job, "model.zip")
-    merged = merge(studio, job)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merging-") as work:
-        merged.model.save_pretrained(work)
-        merged.tokenizer.save_pretrained(work)
-        files = sorted(path for path in Path(work).iterdir() if path.name != "README.md")
-        return pack(target, files, described(studio, job, record, merged=True))
-
-
-def gguf_adapter(studio: Studio, job: Job) -> Path:
-    """The adapter alone as a GGUF file in float16."""
-    from peftbook.views.export.gguf_adapter import write_adapter
-
-    target = place(studio, job, "adapter.gguf")
-    if not target.is_file():
-        write_adapter(studio.adapter(job), target, "fp16", job.run.model)
-    return target
-
-
-def gguf_model(studio: Studio, job: Job) -> Path:
-    """The whole model with what was trained in its weights, as a GGUF file in float16."""
-    from peftbook.studio.trained_model import merge
-    from peftbook.views.export.gguf_model import write_model
-
-    target = place(studio, job, "model.gguf")
-    if not target.is_file():
-        write_model(merge(studio, job), target, "fp16", job.run.model)
-    return target
-
-
-def fill_folder(studio: Studio, job: Job, work: Path) -> None:
-    """Fill a folder that peft, transformers and vLLM load as it is: what was trained, the tokenizer with its chat
-    template, a model card, `outputs.jsonl` where there are texts, and the record.
-    """
-    from peftbook.training.preflight import load_parts
-
-    record = finished(studio, job)
-    load_parts(job.run.model)[0].save_pretrained(work)
-    local = SMALL_FOLDERS.get(job.run.model.name)
-    texts = described(studio, job, record, merged=job.run.method.saved == "model", local=local)
-    if job.run.budget is not None:
-        shutil.copytree(studio.adapter(job), work, dirs_exist_ok=True)
-        texts |= base_named(job.run.model, work, local)
-    if rows := list(output_rows(studio, job, record)):
-        texts["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    task = studio.task(job.project)
-    if task.instruction != "{input}":
-        texts["instruction.txt"] = task.instruction
-    if task.system:
-        texts["system.txt"] = task.system
-    for name, text in texts.items():
-        (work / name).write_text(text, encoding="utf-8")
-    receive_record(Store(work / "record"), job.key, files_of(studio.records(job.project), job.key))
 
 
 def described(
@@ -148,68 +62,12 @@ def hub_revision(model: specs.Model) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
-def outputs_csv(studio: Studio, job: Job) -> Path:
-    """What the model wrote for each test example, beside input and target, with each example's scores.
-
-    A cell that a spreadsheet would read as a formula starts with an apostrophe.
-    """
-    rows = list(output_rows(studio, job, finished(studio, job)))
-    body = io.StringIO(newline="")
-    writer = csv.writer(body)
-    writer.writerow(rows[0])
-    writer.writerows([escape_cell(cell) if isinstance(cell, str) else cell for cell in row.values()] for row in rows)
-    path = place(studio, job, "outputs.csv")
-    write_atomically(path, body.getvalue().encode("utf-8-sig"))  # with a byte order mark, or Excel reads it as Latin-1
-    return path
-
-
-def output_rows(studio: Studio, job: Job, record: Record) -> Iterator[dict[str, str | float]]:
-    """Of each test example that was answered: row, input, target, output, and its scores by name."""
-    texts = studio.records(job.project).texts(record) or []
-    examples = studio.task(job.project).splits[job.run.evaluation.split]
-    names = [name for name, values in record.per_example.items() if len(values) == len(texts)]
-    for at, (text, example) in enumerate(zip(texts, examples, strict=False)):
-        scores = {name: record.per_example[name][at] for name in names}
-        yield {"row": example.id, "input": example.input, "target": example.target, "output": text, **scores}
-
-
 def command_line(studio: Studio, job: Job) -> str:
     """The command that repeats a job on the same file, to the same key."""
     project = studio.project(job.project)
     name = project.filename or "data.csv"
     words = ["peftbook", "compare", f"./{name}" if name.startswith("-") else name, *words_of(Reading, project.reading)]
     return shlex.join([*words, "--run", job.run.canonical()])
-
-
-def finished(studio: Studio, job: Job) -> Record:
-    """The record of a job that is done. Raises InputError for every other one."""
-    record = studio.records(job.project).get(job.run)
-    if job.state != "done" or record is None:
-        raise Conflict(f"Job {job.id!r} is {job.state}: there is something to download when it is done.")
-    return record
-
-
-def place(studio: Studio, job: Job, name: str) -> Path:
-    """The path of a download of a job, in an existing folder."""
-    what, _, ending = name.partition(".")
-    return studio.downloads(job.project) / f"{what}-{job.key[:12]}.{ending}"
-
-
-def pack(target: Path, files: Iterable[Path], texts: Mapping[str, str]) -> Path:
-    """One zip file of files and texts, whole or not at all; equal contents give equal files."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
-        aside = Path(work) / target.name
-        with aside.open("wb") as stream:
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                for file in files:
-                    entry = zipfile.ZipInfo(file.name, ZIP_DATE)
-                    with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as into:
-                        shutil.copyfileobj(source, into, 1 << 20)
-                for title, text in texts.items():
-                    archive.writestr(zipfile.ZipInfo(title, ZIP_DATE), text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return aside.replace(target)
 
 
 def model_card(studio: Studio, job: Job, record: Record, *, merged: bool = False, local: Path | None = None) -> str:
