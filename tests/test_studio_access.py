@@ -176,12 +176,12 @@ def test_idle_and_slow_connections_keep_nobody_out(served, monkeypatch):
     monkeypatch.setattr(LimitedProtocol, "most", 20)
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
-    asked = b"POST /api/v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    head = b"POST /api/v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     with on_a_port(served) as (port, _), contextlib.ExitStack() as stack:
         held = [stack.enter_context(one) for one in hostile_studio.hold(port, 60)]
         assert hostile_studio.health_seconds(port) < 1 and len(LimitedProtocol.connections_open) <= 20
         held.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)))
-        held[-1].sendall(asked)
+        held[-1].sendall(head + b"Content-Length: 9\r\n\r\n{")
         assert all(map(is_closed, held))
 
 

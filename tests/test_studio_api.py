@@ -166,6 +166,8 @@ def test_a_loss_that_is_no_number_is_null(ask, known):
         ("POST", "/projects/{project}/checks", {"seeds": 1.5}, 422, "1.5 seeds are chosen: choose a whole number"),
         ("POST", "/projects/{project}/checks", {"seed": 1}, 422, "seed is no field of this body"),
         ("POST", "/projects/{project}/checks", {"models": ["~nobody/x y"]}, 422, "neither a folder nor a hub id"),
+        ("POST", "/projects/{project}/checks", {"learning_rates": {"lora": 1e308}}, 422, "lora is 1e+308: choose"),
+        ("PATCH", "/projects/{project}", {"name": "a\x00b"}, 422, "The name 'a\\x00b' holds a control character"),
         ("GET", "/projects/{project}/decision?measure=blue", None, 422, "Unknown measure 'blue'"),
         ("POST", "/projects/{project}/answers", {"text": "x", "models": ["job:x"]}, 404, "That model is not at hand"),
         ("POST", "/projects/{project}/answers", {"text": "x", "models": []}, 422, "0 models are chosen"),

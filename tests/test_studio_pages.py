@@ -18,7 +18,7 @@ from studio_api import check_of, finish, work
 
 from peftbook.core import specs
 from peftbook.core.options import options_of
-from peftbook.methods import presets
+from peftbook.methods import preset, presets
 from peftbook.studio import access, app, data_checks
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
@@ -297,6 +297,15 @@ def test_the_form_of_the_plan_has_every_setting_with_its_default(window, studio)
         assert window.field(name) == ("" if usual is None else f"{usual:g}" if isinstance(usual, float) else str(usual))
     ticked = {one["value"] for one in window.soup.select("input[name=methods]")}
     assert ticked == {preset.name for preset in presets()}
+
+
+def test_what_the_plans_form_shows_as_an_example_is_accepted(window, studio):
+    """Typed as it stands there; a method by the parser that asks peft too."""
+    window.open(f"/projects/{project_of(studio)}/plan")
+    examples = {one["name"]: one["placeholder"] for one in window.soup.select("form#plan [placeholder]")}
+    assert examples.keys() == {"other_models", "own_methods", "learning_rates"}
+    assert window.press("Check the plan", **MINE | examples).refused == "" and "Counting tokens" in window.text
+    assert preset(examples["own_methods"]).method.config
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -25,8 +25,8 @@ from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
 from peftbook.studio.app import LOOPBACK, listen
-from peftbook.studio.artefacts import place
 from peftbook.studio.connections import LimitedProtocol
+from peftbook.studio.downloads import ARTEFACTS
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.sessions import SessionStore
@@ -143,7 +143,7 @@ def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
         elif request.kind == "generate":
             text = "8"
         else:
-            place(studio, studio.job(request.payload["job"]), request.payload["name"]).write_bytes(b"PK")
+            ARTEFACTS[request.payload["name"]].path(studio, studio.job(request.payload["job"])).write_bytes(b"PK")
         studio.settle(request.id, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
         finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])

@@ -11,9 +11,10 @@ from peftbook.core.records import Record, Store
 from peftbook.decision import COSTS, Comparison, compare
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.decision.own_metrics import Metric, read_metrics
-from peftbook.studio import artefacts, report
+from peftbook.studio import report
 from peftbook.studio.data_checks import examined
 from peftbook.studio.jobs import Job
+from peftbook.studio.model_card import command_line
 from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
@@ -120,5 +121,5 @@ def whole_report(
     store = studio.records(project_id)
     records = [record for job in jobs if (record := store.get(job.run)) is not None]
     splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
-    commands = commands or [artefacts.command_line(studio, job) for job in jobs]
+    commands = commands or [command_line(studio, job) for job in jobs]
     return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from peftbook.studio import artefacts, downloads
+from peftbook.studio import downloads
 from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import AskedShape
+from peftbook.studio.model_card import command_line
 
 routes = APIRouter(tags=["artefacts"])
 
@@ -52,4 +53,4 @@ def fetch_artefact(job: str, name: str, here: Here) -> Download:
 @routes.get("/jobs/{job}/command")
 def show_command(job: str, here: Here) -> dict[str, str]:
     """The command line that repeats a job on the same file, to the same key."""
-    return {"command": artefacts.command_line(here.studio, here.studio.job(job))}
+    return {"command": command_line(here.studio, here.studio.job(job))}
