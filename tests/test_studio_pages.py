@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
@@ -522,7 +523,7 @@ def test_files_are_taken_made_and_taken(window, studio):
     window.open(f"/projects/{project}/files")
     label = studio.jobs(project)[1].label
     links = {link.get_text(): link["href"] for link in window.soup.select("a.file")}
-    for words in ("Adapter", "Test outputs"):
+    for words in ("Download adapter", "Download test outputs"):
         taken = Plain(window.served)
         taken.address = window.address
         assert taken.open(links[words]).status == 200 and taken.answer.content
@@ -609,3 +610,53 @@ def test_a_smaller_test_set_does_not_replace_a_larger_one(window, studio):
     assert "2 more runs were judged on 3 test rows" in window.text
     window.press("Show", runs="1")
     assert "on 3 of 4 test rows" in window.soup.select_one(".kicker").get_text()
+
+
+def test_a_run_is_named_by_what_sets_it_apart_wherever_it_stands(window, studio):
+    """By tokens where they differ, with seeds where there are several; a plan by its methods, tokens and seeds."""
+    project = trained(window, studio)
+    assert [job.label for job in studio.jobs(project)] == ["Untuned", "LoRA"]
+    checked(window, studio, project, tokens="600").press("Queue the 2 runs")
+    work(studio)
+    names = ["LoRA, 300 tokens", "LoRA, 600 tokens"]
+    assert [job.label for job in studio.jobs(project)] == ["Untuned", *names]
+    for step in ("runs", "files", "try"):
+        shown = window.open(f"/projects/{project}/{step}").text
+        assert all(name in shown for name in names), step
+    assert [plan.name for plan in studio.plans(project)] == ["LoRA · 300 tokens", "LoRA · 600 tokens"]
+    runs = [job.run for job in studio.jobs(project)]
+    budget = runs[1].budget.model_copy(update={"max_length": 99, "learning_rate": 2e-4})
+    more = [runs[1].model_copy(update={"budget": budget, "seed": seed}) for seed in (0, 1)]
+    studio.submit(project, more)
+    labels = [job.label for job in studio.jobs(project)]
+    assert labels[-1] == "LoRA, 300 tokens, rate 0.0002, seed 1" and len({*labels}) == len(labels)
+
+
+def test_the_decision_opens_with_the_measure_that_the_plan_declared(window, studio):
+    """By page, API and text; another one by the address."""
+    project = project_of(studio)
+    checked(window, studio, project, measure="perplexity").press("Queue the 2 runs")
+    work(studio)
+    assert "Perplexity on" in window.open(f"/projects/{project}/decision").soup.select_one(".kicker").get_text()
+    api = f"/api/v1/projects/{project}/decision"
+    assert Plain(window.served).open(api).answer.json()["measure"] == "perplexity"
+    assert Plain(window.served).open(f"{api}?measure=rouge1").answer.json()["measure"] == "rouge1"
+
+
+def test_each_page_says_what_is_next_and_how_long_it_takes(window, studio):
+    """A new project leads to its plan by the one main button, a plan to its runs, and ended runs to the decision."""
+    project = project_of(studio)
+    assert main_buttons(window.open(f"/projects/{project}/data")) == ["Plan the runs"]
+    text = checked(window, studio, project).text
+    assert re.search(r"2 runs(, 2 at once)?: (about|roughly) [\d.]+ ", text)
+    window.press("Queue the 2 runs")
+    assert main_buttons(window.open()) == []
+    work(studio)
+    assert main_buttons(window.open()) == ["Read the decision"]
+    assert re.search(r"mean loss of the last \d+ steps? \d", window.text)
+
+
+def main_buttons(window: Plain) -> list[str]:
+    """Those that are shown and lead on, but for what stands in a fold."""
+    found = window.soup.select("main .act-main")
+    return [one.get_text() for one in found if one.find_parent("details") is None]

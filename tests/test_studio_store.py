@@ -146,7 +146,7 @@ def test_a_home_of_another_version_or_no_database_is_refused(tmp_path):
 
 
 SESSIONS, TUNING = "DROP TABLE sessions", "ALTER TABLE plans DROP COLUMN tuning"
-SEEN, BEGAN = "ALTER TABLE requests DROP COLUMN seen", "ALTER TABLE jobs DROP COLUMN phase_began"
+SEEN, BEGAN = "ALTER TABLE requests DROP COLUMN busy", "ALTER TABLE jobs DROP COLUMN phase_began"
 
 
 @pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING, SEEN)), (2, (BEGAN,)), (3, (SEEN,))])

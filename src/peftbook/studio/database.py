@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS projects (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS plans (
     id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, name TEXT NOT NULL,
-    created REAL NOT NULL, tuning TEXT NOT NULL DEFAULT ''
+    created REAL NOT NULL, tuning TEXT NOT NULL DEFAULT '', measure TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
@@ -161,6 +161,8 @@ class Database:
                             db.execute("ALTER TABLE jobs ADD COLUMN phase_began REAL")
                         if "tuning" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
+                        if "measure" not in columns_of(db, "plans"):
+                            db.execute("ALTER TABLE plans ADD COLUMN measure TEXT NOT NULL DEFAULT ''")
                         if "scope" not in columns_of(db, "tokens"):
                             db.execute("ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'write'")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, Unknown
 from peftbook.core.records import Record, Store
-from peftbook.decision import COSTS, Comparison, compare
+from peftbook.decision import COSTS, Comparison, compare, measures_with
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.decision.own_metrics import Metric, read_metrics
 from peftbook.studio import report
@@ -42,6 +42,13 @@ def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str,
     }
     sets = [(name, jobs) for name, jobs in ended.items() if jobs]
     return dict(sorted(sets, key=lambda one: -one[1][0].run.evaluation.n_generate))
+
+
+def first_measure(studio: Studio, project_id: str) -> str:
+    """The measure that was declared with the plan queued last, if the project still has it."""
+    declared = [plan.measure for plan in studio.plans(project_id) if plan.measure]
+    known = measures_with(metrics_of(studio, project_id))
+    return declared[-1] if declared and declared[-1] in known else FIRST_MEASURE
 
 
 def name_of(job: Job) -> str:

@@ -193,8 +193,8 @@ class Studio(WorkerQueue, Requests):
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def content(self, project_id: str) -> bytes:
-        """The project's upload, as it was sent."""
-        return (self.folder(project_id) / "data.bin").read_bytes()
+        """The project's upload, as it was sent. Raises InputError as `table` does."""
+        return self._upload(project_id)[0].read_bytes()
 
     def table(self, project_id: str) -> TextTable:
         """The project's upload as rows and columns. Raises InputError if its bytes are not those that were uploaded."""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from peftbook.core.errors import InputError, Unknown
 from peftbook.decision import COSTS, Comparison, measures_with
 from peftbook.decision.own_metrics import read_metrics
-from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, evaluations, name_of, project_comparison
+from peftbook.studio.decisions import FIRST_COST, evaluations, first_measure, name_of, project_comparison
 from peftbook.studio.downloads import slug
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, frame, lines
@@ -55,7 +55,7 @@ def show(visit: Visit) -> dict[str, Any]:
     """What decides, what "cheap" means, and between which runs, as the address says."""
     project, query = visit.project, visit.query
     sets = {str(at): jobs for at, jobs in enumerate(evaluations(visit.studio, project.id).values())}
-    asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
+    asked = {"runs": query.get("runs", "0"), "measure": query.get("measure") or first_measure(visit.studio, project.id)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
     filled = {
