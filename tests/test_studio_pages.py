@@ -653,7 +653,7 @@ def test_each_page_says_what_is_next_and_how_long_it_takes(window, studio):
     assert main_buttons(window.open()) == []
     work(studio)
     assert main_buttons(window.open()) == ["Read the decision"]
-    assert re.search(r"mean loss of the last \d+ steps? \d", window.text)
+    assert re.search(r"loss of the last (\d+ steps|step) \d", window.text)
 
 
 def main_buttons(window: Plain) -> list[str]:

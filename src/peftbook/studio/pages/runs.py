@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from typing import Any
 
@@ -98,9 +99,11 @@ def card(studio: Studio, job: Job, plan: str, words: str) -> Markup:
     if job.state != "queued" and job.run.budget is not None:
         losses = studio.curve(job.id)
         drawn = curve(losses, job.steps, label)
-    if losses and job.ended:  # a single batch is noisy
-        last = [loss for _, loss in losses[-max(1, len(losses) // LAST_SHARE) :]]
-        words += f", mean loss of the last {len(last)} steps {statistics.fmean(last):.3f}"
+    finite = [loss for _, loss in losses if math.isfinite(loss)]
+    if finite and job.state in ("done", "cancelled"):  # a single batch is noisy
+        last = finite[-max(1, len(finite) // LAST_SHARE) :]
+        steps = f"{len(last)} steps" if len(last) > 1 else "step"
+        words += f", {'mean ' * (len(last) > 1)}loss of the last {steps} {statistics.fmean(last):.3f}"
     listed = [(number(step), format_value(loss, 3)) for step, loss in thinned(losses, LISTED)]
     return fill("job.html", job=job, plan=plan, words=words, curve=drawn, points=listed, label=label)
 
