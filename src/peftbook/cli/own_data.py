@@ -220,7 +220,7 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
         if not (home / "studio.sqlite").is_file():
             raise InputError(f"There is no studio in {str(home)!r}: start it once, or name its folder with --home.")
         return manage_tokens(args, SessionStore(home))
-    options = [word for name in args.name for word in ("--name", name)]
+    options = [word for name in args.name for word in ("--name", name)] + ["--proxy", args.proxy] * bool(args.proxy)
     return unit(home, args.port, options)
 
 

@@ -42,6 +42,11 @@ class Artefact:
     write: Callable[[Studio, Job, Path], object]
     at_once: bool = False
 
+    @property
+    def noun(self) -> str:
+        """The title within a sentence."""
+        return self.title[0].lower() + self.title[1:]
+
     def path(self, studio: Studio, job: Job) -> Path:
         """Where the file of a job is, in an existing folder."""
         what, _, ending = self.name.partition(".")

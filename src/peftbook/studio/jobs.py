@@ -225,11 +225,21 @@ class Jobs(Database):
                     db.execute(f"UPDATE jobs SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
             cached = record is not None
             db.execute("INSERT OR IGNORE INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
+        Jobs._name_runs(db, project_id)
+
+    @staticmethod
+    def _name_runs(db: sqlite3.Connection, project_id: str) -> None:
         rows = db.execute("SELECT id, run FROM jobs WHERE project = ?", (project_id,)).fetchall()
         runs = [parse_run(row["run"]) for row in rows]
         labels = labels_of(runs)
         named = [(labels[run.key], row["id"]) for run, row in zip(runs, rows, strict=True)]
         db.executemany("UPDATE jobs SET label = ? WHERE id = ?", named)
+
+    def name_runs(self) -> None:
+        """Call all runs what sets them apart, also those that an earlier version named."""
+        with self._write() as db:
+            for row in db.execute("SELECT id FROM projects WHERE NOT removed").fetchall():
+                self._name_runs(db, row["id"])
 
     @staticmethod
     def _under_way(db: sqlite3.Connection, project_id: str, keys: Collection[str], tuning: str) -> str | None:

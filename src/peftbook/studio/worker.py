@@ -113,6 +113,7 @@ class Worker:
         self.studio.unanswered("The assistant was ended: ask again.")
         self.studio.purge()
         self.studio.sweep()
+        self.studio.name_runs()
 
     def tick(self) -> None:
         """Beat, look after the jobs' processes, start the next one, keep an assistant where questions wait."""

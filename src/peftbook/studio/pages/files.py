@@ -41,7 +41,7 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
         return part("loading", f"{title} of {job.label}: it is being made…", timed=True), True
     if answer.state != "done":
         return part("trouble", answer.error or "It was stopped."), False
-    words, file = f"Download {title.lower()} of {job.label}", title_of(visit.studio, job, name)
+    words, file = f"Download {ARTEFACTS[name].noun} of {job.label}", title_of(visit.studio, job, name)
     return part("note", part("link", words, address_of(visit, job, name), file=file), "good"), False
 
 
