@@ -65,7 +65,7 @@ def serve(
 
     from peftbook.studio.pages import warm
 
-    PeftMethod.told_later = True  # by the assistant, which checks a plan
+    PeftMethod.told_later = True  # by an assistant, which checks a plan
     sessions = SessionStore(studio.home) if token else None
     shown = f"[{host}]" if ":" in host else host
     app = build_app(studio, caps or Caps(), sessions=sessions, hosts=(*LOOPBACK, shown, *names))

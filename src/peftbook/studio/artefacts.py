@@ -57,7 +57,7 @@ def adapter_zip(studio: Studio, job: Job) -> Path:
 def merged_zip(studio: Studio, job: Job) -> Path:
     """The whole model with what was trained in its weights, float32 safetensors, its tokenizer and a model card.
 
-    Loads the model: for the assistant's process.
+    Loads the model: for an assistant's process.
     """
     from peftbook.studio.trained_model import merge
 

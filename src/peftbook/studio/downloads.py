@@ -20,7 +20,7 @@ class Artefact:
     """A kind of file. title, words: what it is called, and what it is.
 
     obstacle: why there is none of a job that is done, in a sentence; empty where there is one.  make: writes it.
-    at_once: whether it is made when it is fetched; what needs a model, the assistant makes.
+    at_once: whether it is made when it is fetched; what needs a model, an assistant makes.
     """
 
     name: str
@@ -107,10 +107,10 @@ def file_of(studio: Studio, job: Job, name: str) -> Path:
 
 
 def ask_for(studio: Studio, job: Job, name: str) -> str:
-    """Request that the assistant makes a file; the request's id."""
+    """Queue the task that makes a file; its id."""
     if artefact_of(studio, job, name).at_once:
         raise Conflict(f"{name} need not be made: fetch it.")
-    return studio.ask("make", {"project": job.project, "job": job.id, "name": name})
+    return studio.enqueue("make", {"project": job.project, "job": job.id, "name": name})
 
 
 def title_of(studio: Studio, job: Job, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The store: projects with their files, and everything that web page, command line, worker and assistant share.
+"""The store: projects with their files, and everything that web page, command line, worker and assistants share.
 
 In the home: `studio.sqlite`, and for each project a folder `projects/<id>/` with `data.bin` (the bytes as uploaded),
 `records/`, `adapters/<first digits of a run's key>/` and `checkpoints/`. Nothing else names a file: ids are random.
@@ -27,7 +27,6 @@ from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.records import Store, write_atomically
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
-from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
 from peftbook.studio.tuning import is_trial
 from peftbook.studio.worker_queue import WorkerQueue
@@ -70,7 +69,7 @@ class Project:
         return Reading.of(self.columns, self.split, self.instruction)
 
 
-class Studio(WorkerQueue, Requests):
+class Studio(WorkerQueue):
     """The studio of a home: `PEFTBOOK_STUDIO`, or a folder of the user's data folder, unless one is given.
 
     Every method may be called from any thread and any process; each is one transaction or none. Raises InputError for
@@ -137,14 +136,13 @@ class Studio(WorkerQueue, Requests):
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
             self._cancel(db, "project", project_id)
-            db.execute("DELETE FROM requests WHERE project = ?", (project_id,))
         self.release()
         self.purge()
 
     def purge(self) -> list[str]:
-        """Delete files and rows of removed projects without running jobs; returns their ids."""
+        """Delete files and rows of removed projects without running tasks; returns their ids."""
         rows = self._rows(
-            "SELECT id FROM projects WHERE removed AND id NOT IN (SELECT project FROM jobs WHERE state = 'running')"
+            "SELECT id FROM projects WHERE removed AND id NOT IN (SELECT project FROM tasks WHERE state = 'running')"
         )
         gone = []
         for row in rows:
@@ -183,7 +181,7 @@ class Studio(WorkerQueue, Requests):
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
         """As in Jobs; results that another project of this home has for the same runs are copied first."""
-        rows = self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
+        rows = self._rows("SELECT key, state FROM tasks WHERE project = ?", project_id)
         mine = {row["key"]: row["state"] for row in rows}
         for run in runs:
             if mine.get(run.key) not in ("queued", "running", "done"):
@@ -195,7 +193,7 @@ class Studio(WorkerQueue, Requests):
         from peftbook.decision.forgetting import prose_probe
 
         row = self._row(
-            "SELECT project FROM jobs JOIN projects ON projects.id = project AND NOT removed "
+            "SELECT project FROM tasks JOIN projects ON projects.id = project AND NOT removed "
             "WHERE key = ? AND state = 'done' AND project != ?",
             run.key,
             project_id,
