@@ -224,7 +224,7 @@ def test_the_address_lets_in_who_has_the_token(browser, tmp_path):
 
 @pytest.fixture(scope="module")
 def planning(browser, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """The plan of a project in a studio without a worker: what the assistant says is said by the tests."""
+    """The plan of a project in a studio without a worker: tests compute its checks."""
     home = tmp_path_factory.mktemp("planning")
     studio = Studio(home)
     rows = table().rpartition("ragged")[0].encode()
@@ -240,26 +240,26 @@ def planning(browser, tmp_path_factory) -> Iterator[SimpleNamespace]:
 
 
 def last_state(studio: Studio) -> str:
-    """Of the question asked last."""
-    return studio._row("SELECT state FROM requests ORDER BY number DESC")["state"]
+    """Of the task that was queued last."""
+    return studio._row("SELECT state FROM tasks ORDER BY number DESC")["state"]
 
 
 def test_a_check_counts_the_seconds_and_is_cancelled_or_goes_with_a_change(planning):
-    """Cancel, a change of the form and another check each withdraw the one that waits."""
+    """Cancel, a change of the form and another check each cancel the one that waits."""
     page, studio = planning.page, planning.studio
     page.click("#check")
     page.wait_for_selector("button[name=cancel]")
     until(page, "parseInt(document.querySelector('#live [data-since]').textContent) >= 1")
-    assert last_state(studio) == "waiting"
+    assert last_state(studio) == "queued"
     page.click("button[name=cancel]")
     until(page, "!document.querySelector('button[name=cancel]')")
-    assert last_state(studio) == "withdrawn"
+    assert last_state(studio) == "cancelled"
     page.click("#check")
     page.wait_for_selector("button[name=cancel]")
     page.evaluate("document.querySelector('#advanced').open = true")
     planning.fields.get_by_label("Test rows").fill("11")
     page.wait_for_selector("button[name=cancel]", state="hidden")
-    wait_for(lambda: last_state(studio) == "withdrawn")
+    wait_for(lambda: last_state(studio) == "cancelled")
     assert "check=" not in page.url and planning.troubles == []
 
 
@@ -267,18 +267,18 @@ def test_what_is_found_appears_and_goes_with_a_change(planning):
     """In the page that waits; a reload shows it again, with what was typed; a change takes it away."""
     page, studio = planning.page, planning.studio
     page.evaluate("document.querySelector('#advanced').open = true")
-    planning.fields.get_by_label("Training tokens").fill("20000")
+    page.get_by_label("Training tokens").fill("20000")
     page.click("#check")
     page.wait_for_selector("button[name=cancel]")
-    asked = studio.take()
-    runs = [specs.Run.model_validate_json(text) for text in asked.payload["runs"]]
+    task = studio.take("w", 1)
+    runs = [specs.Run.model_validate_json(text) for text in task.payload["runs"]]
     checks = [Check(run.key, "A run", 9, 99, 0, 9.0, 1e9, True) for run in runs]
-    studio.settle(asked.id, result=[dataclasses.asdict(check) for check in checks])
+    studio.complete(task.id, task.attempt, result=[dataclasses.asdict(check) for check in checks])
     page.wait_for_selector("button[name=queue]")
     page.reload()
     assert page.locator("button[name=queue]").count() == 1
-    assert planning.fields.get_by_label("Training tokens").input_value() == "20000"
-    planning.fields.get_by_label("Training tokens").fill("2000")
+    assert page.get_by_label("Training tokens").input_value() == "20000"
+    page.get_by_label("Training tokens").fill("2000")
     page.wait_for_selector("button[name=queue]", state="detached")
     assert planning.troubles == []
 

@@ -72,10 +72,9 @@ def job(studio) -> Job:
 
 
 def answered(studio: Studio, asked: str) -> str:
-    """What the assistant says of a question that it answers at once."""
-    assistant = Assistant(studio)
-    assistant.begin(studio.take())
-    answer = studio.answer(asked)
+    """The text of a task, when an assistant has made the file."""
+    assert Assistant(studio, "make").tick()
+    answer = studio.get_task(asked)
     assert answer.state == "done", answer.error
     return answer.text
 

@@ -184,9 +184,7 @@ def test_another_projects_job_plan_and_answer_are_unknown(window, studio):
 
 def check_asked(studio: Studio, project: str) -> str:
     """The id of the last check of a project."""
-    return studio._row(
-        "SELECT id FROM requests WHERE project = ? AND kind = 'preflight' ORDER BY number DESC", project
-    )["id"]
+    return studio._row("SELECT id FROM tasks WHERE project = ? AND kind = 'check' ORDER BY number DESC", project)["id"]
 
 
 def test_the_pages_own_files_are_named_by_their_content_and_kept(window):
@@ -339,7 +337,7 @@ def test_a_plan_that_is_refused_keeps_what_was_typed_and_asks_nothing(window, st
     assert window.status == 422 and words in window.refused and window.text.count(window.refused) == 1
     for name, value in typed.items():
         assert name == "dtype" or window.field(name) == value
-    assert studio.take() is None
+    assert studio.take("w", 1) is None
 
 
 def test_a_plan_is_checked_and_queued_as_it_was_checked(window, studio):
@@ -376,27 +374,28 @@ def test_a_check_is_cancelled_and_another_takes_its_place(window, studio):
     window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
     window.press("Cancel")
     assert "check" not in parse_qs(urlsplit(window.address).query) and window.field("tokens") == "300"
-    assert studio.take() is None
+    assert studio.take("w", 1) is None
     window.press("Check the plan").press("Check the plan", tokens="400")
-    assert [parse_run(text).budget.tokens for text in studio.take().payload["runs"][1:]] == [
-        400
-    ] and studio.take() is None
+    assert [parse_run(text).budget.tokens for text in studio.take("w", 1).payload["runs"][1:]] == [400] and studio.take(
+        "w", 1
+    ) is None
 
 
 def test_a_plan_of_hours_is_told_to_take_less(window, studio):
     """Before it is queued, with the time that it takes."""
     project = project_of(studio)
     window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
-    asked = studio.take()
-    checks = [check_of(parse_run(text)) for text in asked.payload["runs"]]
-    studio.settle(asked.id, result=[dataclasses.asdict(dataclasses.replace(one, seconds=4500.0)) for one in checks])
+    task = studio.take("w", 1)
+    checks = [check_of(parse_run(text)) for text in task.payload["runs"]]
+    result = [dataclasses.asdict(dataclasses.replace(one, seconds=4500.0)) for one in checks]
+    studio.complete(task.id, task.attempt, result=result)
     assert "2 h 30 min" in window.open().text and "more than an hour" in window.text
 
 
 def test_a_check_that_failed_says_why_in_its_place(window, studio):
     project = project_of(studio)
     window.open(f"/projects/{project}/plan").press("Check the plan", **MINE)
-    studio.settle(studio.take().id, error="The check was ended.")
+    studio.fail(studio.take("w", 1).id, 1, "The check was ended.")
     assert "The check was ended." in window.open().text and window.field("tokens") == "300"
 
 
@@ -455,7 +454,7 @@ def test_what_has_ended_is_drawn_once(window, studio, monkeypatch):
     assert window.open(f"/projects/{project}/runs").answer.text == first and not drawn
     (job,) = (job for job in studio.jobs(project) if job.run.budget is not None)
     with studio._write() as db:
-        db.execute("UPDATE jobs SET attempt = attempt + 1 WHERE id = ?", (job.id,))
+        db.execute("UPDATE tasks SET attempt = attempt + 1 WHERE id = ?", (job.id,))
     assert "drawn" in window.open(f"/projects/{project}/runs").text and len(drawn) == 1
 
 
@@ -512,7 +511,7 @@ def test_two_models_answer_and_the_address_keeps_what_was_asked(window, studio):
     window.press("Generate", seed="-1")
     assert window.status == 422 and "seed is -1" in window.refused and window.field("seed") == "-1"
     window.press("Generate", seed="1").press("Stop")
-    assert studio.take() is None and window.soup.select_one(".side-by-side").get_text().count("stopped") == 2
+    assert studio.take("w", 1) is None and window.soup.select_one(".side-by-side").get_text().count("stopped") == 2
 
 
 def test_files_are_taken_made_and_taken(window, studio):
@@ -530,8 +529,7 @@ def test_files_are_taken_made_and_taken(window, studio):
     assert all("peftbook compare" in one.get_text() for one in window.soup.select(".take pre"))
     window.press(f"Make merged model of {label}")
     assert f"Merged model of {label}: it is being made" in window.text
-    request = studio.take()
-    studio.settle(request.id, error="There is no room.")
+    studio.fail(studio.take("w", 1).id, 1, "There is no room.")
     assert "There is no room." in window.open().text
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ from peftbook.core.stamp import changed_since
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.runtime.processes import end_group, identity, is_alive
-from peftbook.studio import requests, worker_queue
+from peftbook.studio import worker_queue
 from peftbook.studio.app import build_app
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
@@ -42,6 +42,7 @@ from peftbook.studio.downloads import file_of
 from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
 from peftbook.studio.store import Job, Project, Studio
+from peftbook.studio.tasks import LIMITS
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 
 ME = os.getpid()
@@ -120,14 +121,14 @@ def test_data_that_were_changed_on_the_disk_are_not_read(studio, project, change
 def test_unknown_ids_are_refused_and_never_become_a_path(studio, project, hostile):
     """Whatever a browser sends as an id: one sentence, no file."""
     calls = (studio.project, studio.folder, studio.records, studio.task, studio.delete_project, studio.job,
-             studio.cancel, studio.retry, studio.curve, studio.answer)  # fmt: skip
+             studio.cancel, studio.retry, studio.curve, studio.get_task)  # fmt: skip
     for call in calls:
         with pytest.raises(InputError, match="There is no"):
             call(hostile)
     with pytest.raises(InputError, match="There is no project"):
         studio.submit(hostile, runs(1))
     with pytest.raises(InputError, match="There is no project"):
-        studio.ask("generate", {"project": hostile, "text": ""})
+        studio.enqueue("generate", {"project": hostile, "text": ""})
     assert studio.projects() == [project]
 
 
@@ -145,24 +146,43 @@ def test_a_home_of_another_version_or_no_database_is_refused(tmp_path):
         Studio(tmp_path / "other")
 
 
+TASKS = """
+DROP INDEX tasks_by_state;
+DELETE FROM tasks WHERE kind != 'run';
+ALTER TABLE tasks DROP COLUMN result;
+ALTER TABLE tasks DROP COLUMN text;
+ALTER TABLE tasks DROP COLUMN kind;
+ALTER TABLE tasks RENAME COLUMN payload TO run;
+ALTER TABLE tasks RENAME TO jobs;
+CREATE INDEX jobs_by_state ON jobs (state, queued);
+CREATE TABLE requests (id TEXT, project TEXT REFERENCES projects ON DELETE CASCADE)"""  # of version 5 and before
 SESSIONS, TUNING = "DROP TABLE sessions", "ALTER TABLE plans DROP COLUMN tuning"
-SEEN, BEGAN = "ALTER TABLE requests DROP COLUMN busy", "ALTER TABLE jobs DROP COLUMN phase_began"
+BEGAN = "ALTER TABLE jobs DROP COLUMN phase_began"
 
 
-@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING, SEEN)), (2, (BEGAN,)), (3, (SEEN,))])
+@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING)), (2, (BEGAN,)), (5, ())])
 def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project, version, lacks):
-    """Version 1 had no sessions, and its questions nobody who watched; version 2 no time since when a phase goes on; of
-    version 3 some have the one without the other. What is there stays.
+    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 5 jobs and requests apart. Jobs,
+    their curves and their plans stay; what waited for an answer goes.
     """
-    studio.submit(project.id, runs(2))
-    before = studio.jobs()
+    plan = studio.submit(project.id, runs(2))
+    job = studio.claim("w", ME)
+    studio.progress(job.id, job.attempt, phase="training", points=[(1, 2.0)])
+    studio.stopped(job.id, job.attempt)
+    studio.enqueue("check", {"project": project.id, "runs": []})
+    before = [replace(job, phase_began=None) for job in studio.jobs()]
     with studio._write() as db:
-        for change in (*lacks, f"PRAGMA user_version = {version}"):
+        for change in (*TASKS.split(";"), *lacks, f"PRAGMA user_version = {version}"):
             db.execute(change)
     again = Studio(studio.home)
-    assert not again.answer(again.ask("preflight", {"project": project.id, "runs": []})).ended
-    assert again._rows("SELECT * FROM sessions") == [] and again.projects() == [project] and again.jobs() == before
-    assert again._row("PRAGMA user_version")[0] == SCHEMA and again.claim("w", ME).phase_began is not None
+    assert [replace(job, phase_began=None) for job in again.jobs(plan=plan)] == before and again.take("w", ME) is None
+    assert again.curve(job.id) == [(1, 2.0)] and again.projects() == [project]
+    assert not again.get_task(again.enqueue("check", {"project": project.id, "runs": []})).ended
+    assert again._rows("SELECT * FROM sessions") == [] and again._row("PRAGMA user_version")[0] == SCHEMA
+    claimed = again.claim("w", ME)
+    assert claimed.phase_began is not None and again.stopped(claimed.id, claimed.attempt)
+    again.delete_project(project.id)
+    assert again._rows("SELECT * FROM points") == again._rows("SELECT * FROM tasks") == []
 
 
 @pytest.fixture
@@ -191,7 +211,7 @@ def test_a_home_of_the_first_studio_opens_unchanged(first):
     assert (project.name, len(studio.table(project.id).rows), len(studio.plans(project.id))) == ("Colours", 60, 2)
     assert [job.state for job in studio.jobs()] == ["done", "done", "queued"] and len(studio.curve(lora.id)) == 3
     for job in (untuned, lora, waiting):  # a key names settings and data for ever
-        assert studio._row("SELECT key FROM jobs WHERE id = ?", job.id)[0] == job.run.key
+        assert studio._row("SELECT key FROM tasks WHERE id = ?", job.id)[0] == job.run.key
         assert job.run.task == task.spec
     for job in (untuned, lora):
         record = studio.records(project.id).get(job.run)
@@ -217,7 +237,6 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     from peftbook.training.encode import encode_example
     from peftbook.training.loop import losses
 
-    Studio(first).close()
     back_up(first, tmp_path / "backup.zip")
     shutil.rmtree(first)
     restore(tmp_path / "backup.zip", first)
@@ -263,15 +282,15 @@ def test_a_deleted_project_leaves_no_row_and_no_file(studio, project):
     plan = studio.submit(project.id, runs(3), "secret plan")
     job = studio.claim("w", ME)
     studio.progress(job.id, job.attempt, phase="training", points=[(1, 2.0)])
-    request = studio.ask("generate", {"project": project.id, "text": "secret words"})
+    task = studio.enqueue("generate", {"project": project.id, "text": "secret words"})
     studio.stopped(job.id, job.attempt)
     studio.delete_project(project.id)
     assert studio.projects() == [other] and studio.jobs() == [] and studio.jobs(plan=plan) == []
     assert [path.name for path in (studio.home / "projects").iterdir()] == [other.id]
-    for call, name in ((studio.job, job.id), (studio.answer, request), (studio.project, project.id)):
+    for call, name in ((studio.job, job.id), (studio.get_task, task), (studio.project, project.id)):
         with pytest.raises(InputError):
             call(name)
-    for table in ("plans", "jobs", "plan_jobs", "points", "requests"):
+    for table in ("plans", "tasks", "plan_jobs", "points"):
         assert studio._row(f"SELECT count(*) FROM {table}")[0] == 0
     assert not any(b"secret" in path.read_bytes() for path in studio.home.glob("studio.sqlite*"))
 
@@ -422,11 +441,11 @@ def test_a_method_whose_trials_do_not_fit_is_not_raced(studio, project):
     finals = [small_run(studio, project, method) for method in (Untuned(), LoRA(rank=1), LoRA(rank=2))]
     tuning = Tuning.of(studio.task(project.id), finals)
     asked = ask_check(studio, project.id, likely_runs(tuning), tuning)
-    request = studio.take()
-    runs = [specs.Run.model_validate_json(text) for text in request.payload["runs"]]
+    task = studio.take("w", ME)
+    runs = [specs.Run.model_validate_json(text) for text in task.payload["runs"]]
     fits = {run.key: not (is_trial(run) and run.method == LoRA(rank=2)) for run in runs}
     checks = [asdict(Check(run.key, "", 1, 1, 0, 1.0, 1.0, fits[run.key])) for run in runs]
-    studio.settle(request.id, result=checks)
+    studio.complete(task.id, task.attempt, result=checks)
     plan, _ = queue_checked(studio, project.id, asked)
     assert {job.run.method for job in studio.jobs(plan=plan)} == {Untuned(), LoRA(rank=1)}
 
@@ -443,7 +462,7 @@ def test_a_diverged_job_can_be_retried_but_not_resumed(studio, project):
     claimed = studio.claim("w", ME)
     assert studio.adopt(job.id, claimed.attempt, ME) is True  # anew
     studio.begun(job.id, claimed.attempt)
-    assert studio._row("SELECT anew FROM jobs")[0] == 0
+    assert studio._row("SELECT anew FROM tasks")[0] == 0
 
 
 def test_jobs_are_claimed_oldest_first_and_a_resumed_one_waits_its_turn(studio, project):
@@ -486,7 +505,7 @@ def test_a_phase_has_one_beginning_however_often_it_is_told(studio, project):
     for done in (0, 64, 128):
         studio.progress(job.id, job.attempt, phase="generating", done=done, total=200, seconds_left=9.0)
     with studio._write() as db:
-        db.execute("UPDATE jobs SET phase_began = phase_began - 100")
+        db.execute("UPDATE tasks SET phase_began = phase_began - 100")
     name, count, so_far, left = studio.job(job.id).doing.words()
     assert (name, count, left) == ("generating answers", "128 of 200", "9 s left") and so_far.startswith("1 min 4")
 
@@ -511,12 +530,12 @@ def test_who_lost_a_job_changes_nothing_about_it(studio, project):
 def test_a_job_whose_process_is_killed_again_and_again_fails(studio, project):
     """A job that takes all memory must not be tried for ever."""
     studio.submit(project.id, runs(1))
-    for _ in range(worker_queue.RETRIES):
+    for _ in range(LIMITS["run"].tries):
         job = studio.claim("w", ME)
         studio.died(job.id, job.attempt, "was ended by signal 9 (out of memory?)")
     assert studio.job(job.id).state == "failed" and "signal 9" in studio.job(job.id).error
     studio.resume(job.id)
-    assert studio.claim("w", ME).attempt == worker_queue.RETRIES + 1
+    assert studio.claim("w", ME).attempt == LIMITS["run"].tries + 1
 
 
 # --- workers ---------------------------------------------------------------------------------------------------
@@ -642,72 +661,74 @@ def test_identities_tell_processes_apart():
     assert identity(process.pid) == "" and not is_alive(process.pid, "")
 
 
-# --- questions -------------------------------------------------------------------------------------------------
+# --- checks, texts and files -----------------------------------------------------------------------------------
 
 
-def test_an_answer_grows_and_ends(studio, project):
-    """Waiting, working with text, done; a withdrawn one tells the assistant to stop."""
-    first = studio.ask("generate", {"project": project.id, "text": "a"})
-    second = studio.ask("preflight", {"project": project.id, "runs": []})
-    assert studio.answer(first).state == "waiting"
-    taken = studio.take()
-    assert (taken.id, taken.payload["text"]) == (first, "a") and studio.say(first, "Mi")
-    assert studio.answer(first).text == "Mi" and not studio.answer(first).ended
-    studio.settle(first, text="Mix")
-    assert (studio.answer(first).state, studio.answer(first).text) == ("done", "Mix")
-    assert studio.take().id == second and studio.take() is None
-    studio.settle(second, result=[{"fits": True}])
-    assert studio.answer(second).result == [{"fits": True}]
-    third = studio.ask("generate", {"project": project.id, "text": "b"})
-    studio.take()
-    studio.withdraw(third)
-    assert not studio.say(third, "x")
-    studio.settle(third, text="late")
-    assert studio.answer(third).state == "withdrawn"
+def test_a_text_grows_and_ends(studio, project):
+    """Queued, running with text, done; a check after it, with a result."""
+    first = studio.enqueue("generate", {"project": project.id, "text": "a"})
+    second = studio.enqueue("check", {"project": project.id, "runs": []})
+    assert studio.get_task(first).state == "queued"
+    task = studio.take("w", ME)
+    assert (task.id, task.payload["text"]) == (first, "a") and studio.write_text(first, 1, "Mi")
+    assert studio.get_task(first).text == "Mi" and not studio.get_task(first).ended
+    assert studio.complete(first, 1, text="Mix")
+    assert (studio.get_task(first).state, studio.get_task(first).text) == ("done", "Mix")
+    assert studio.take("w", ME).id == second and studio.take("w", ME) is None
+    assert studio.complete(second, 1, result=[{"fits": True}])
+    assert studio.get_task(second).result == [{"fits": True}]
 
 
-def test_a_kind_of_question_can_be_left_for_later(studio, project):
-    """A long one of another kind is not in its way."""
-    texts = [studio.ask("generate", {"project": project.id, "text": "a"}) for _ in range(2)]
-    check = studio.ask("preflight", {"project": project.id, "runs": []})
-    assert studio.take(["preflight", "merge"]).id == check and studio.take(["preflight"]) is None
-    assert [studio.take().id for _ in texts] == texts
+def test_a_cancelled_text_stays_cancelled(studio, project):
+    """At once while it waits; while it is written when its process ends, though that comes with an answer."""
+    waiting, running = [studio.enqueue("generate", {"project": project.id, "text": text}) for text in "ab"]
+    studio.take("w", ME)
+    for task in (waiting, running):
+        studio.cancel(task)
+    waiting, running = running, waiting  # the first was taken
+    assert studio.get_task(waiting).state == "cancelled" and studio.get_task(running).cancelling
+    assert not studio.write_text(running, 1, "x")
+    studio.complete(running, 1, text="late")
+    assert (studio.get_task(running).state, studio.get_task(running).text) == ("cancelled", "x")
 
 
-@pytest.mark.parametrize(("kind", "said"), [("preflight", "check again"), ("generate", "with a shorter text")])
-def test_a_question_that_the_assistant_dies_over_twice_has_failed(studio, project, kind, said):
-    """The first time may be bad luck; a check, which has no text to shorten, is not told to."""
-    request = studio.ask(kind, {"project": project.id, "runs": [], "text": "a"})
-    for tried in range(requests.TRIES):
-        assert studio.answer(request).state == "waiting", tried
-        studio.take()
-        studio.unanswered("The assistant was ended by signal 9 (out of memory?): ask again, with a shorter text.")
-    answer = studio.answer(request)
-    assert answer.state == "failed" and said in answer.error and ("memory" in answer.error) == (kind == "generate")
+def test_a_kind_of_task_can_be_left_for_later(studio, project):
+    """A long one of another kind is not in its way, and no assistant takes a run."""
+    studio.submit(project.id, runs(1))
+    texts = [studio.enqueue("generate", {"project": project.id, "text": "a"}) for _ in range(2)]
+    check = studio.enqueue("check", {"project": project.id, "runs": []})
+    assert studio.take("w", ME, ["check", "make"]).id == check and studio.take("w", ME, ["check"]) is None
+    assert [studio.take("w", ME).id for _ in texts] == texts and studio.take("w", ME) is None
+    assert [job.id for job in studio.jobs()] == [studio.claim("w", ME).id]
 
 
-@pytest.mark.parametrize("withdrawn", [False, True])
-def test_a_question_that_hangs_is_given_up_and_costs_the_others_nothing(studio, project, monkeypatch, withdrawn):
-    """By its deadline, or soon after nobody waits for it: the one that was worked on last; the others wait again."""
-    texts = [studio.ask("generate", {"project": project.id, "text": "a"}) for _ in range(2)]
-    check = studio.ask("preflight", {"project": project.id, "runs": []})
-    for request in (*texts, check):
-        studio.take()
-        studio.work_on(request)
-    now = time.time()
-    if withdrawn:
-        studio.withdraw(check)
-    assert studio.stuck() is None and studio.busiest().id == check
-    later = requests.WITHDRAWN_SECONDS if withdrawn else requests.DEADLINES["preflight"]
-    monkeypatch.setattr(requests.time, "time", lambda: now + later + 1)
-    assert studio.stuck().id == check
-    studio.give_up(check, "It took too long.")
-    assert [studio.answer(one).state for one in texts] == ["waiting", "waiting"]
-    assert studio.answer(check).state == ("withdrawn" if withdrawn else "failed") and studio.stuck() is None
-    for _ in range(requests.TRIES):  # as often as one may die that was never begun
-        assert {studio.take().id, studio.take().id} == {*texts}
-        studio.unanswered("It died.")
-    assert studio.answer(texts[0]).state == "failed"
+@pytest.mark.parametrize(("kind", "words"), [("check", "fewer models"), ("generate", "with a shorter text")])
+def test_a_task_that_its_process_dies_over_twice_has_failed(studio, project, kind, words):
+    """The first time may be bad luck; the process that died before writes nothing any more."""
+    task = studio.enqueue(kind, {"project": project.id, "runs": [], "text": "a"})
+    for attempt in range(1, LIMITS[kind].tries + 1):
+        assert studio.get_task(task).state == "queued", attempt
+        studio.take("w", ME)
+        assert not studio.complete(task, attempt - 1, text="of the dead")
+        studio.died(task, attempt, "was ended by signal 9 (out of memory?)")
+    answer = studio.get_task(task)
+    assert answer.state == "failed" and words in answer.error and "signal 9 (out of memory?) 2 times" in answer.error
+
+
+def test_what_a_dead_assistant_computed_is_queued_again(studio, project):
+    """Without a lost try; what was cancelled is cancelled."""
+    kept, cancelled = [studio.enqueue("generate", {"project": project.id, "text": text}) for text in "ab"]
+    for attempt in range(1, 4):
+        while (task := studio.take("w", ME)) is not None:
+            studio.write_text(task.id, attempt, "so far")
+        if attempt == 3:
+            studio.cancel(cancelled)
+        with studio._write() as db:  # a process of another time, which nobody ends
+            db.execute("UPDATE tasks SET child_identity = 'x'")
+        studio.leave("w")
+        assert sorted(studio.release()) == sorted([kept, cancelled])
+    assert [studio.get_task(task).state for task in (kept, cancelled)] == ["queued", "cancelled"]
+    assert studio.get_task(kept).text == ""
 
 
 # --- random operations -----------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from peftbook.studio.store import Studio
 
 ENDS = """
 CREATE TABLE ends (job TEXT, state TEXT, at REAL);
-CREATE TRIGGER note_ends AFTER UPDATE OF state ON jobs WHEN new.state IN ('done', 'failed', 'cancelled')
+CREATE TRIGGER note_ends AFTER UPDATE OF state ON tasks WHEN new.state IN ('done', 'failed', 'cancelled')
 BEGIN INSERT INTO ends VALUES (new.id, new.state, unixepoch('subsec')); END;
 """
 
@@ -100,7 +100,7 @@ def victims(studio: Studio, web: Web) -> dict[str, tuple[int, str]]:
     for worker in studio.workers():
         if worker.alive:
             found["worker"] = worker.pid, identity(worker.pid)
-    row = studio._row("SELECT child, child_identity FROM jobs WHERE state = 'running' AND child > 0 AND step > 1")
+    row = studio._row("SELECT child, child_identity FROM tasks WHERE state = 'running' AND child > 0 AND step > 1")
     if row is not None and is_alive(row["child"], row["child_identity"]):
         found["job"] = row["child"], row["child_identity"]
     return found

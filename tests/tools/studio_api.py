@@ -1,4 +1,4 @@
-"""The studio's API as the tests ask it: a client without a network, and what stands in for worker and assistant."""
+"""The studio's API as the tests ask it: a client without a network, and what stands in for worker and assistants."""
 
 from __future__ import annotations
 
@@ -135,16 +135,16 @@ def play(client: Client, studio: Studio, stop: str = "") -> dict[str, str]:
 
 def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
     """Answer what is asked and finish what is queued; the models write these texts, over and over."""
-    while (request := studio.take()) is not None:
+    while (task := studio.take("stand-in", os.getpid())) is not None:
         text, result = "", None
-        if request.kind == "preflight":
-            runs = [specs.Run.model_validate_json(one) for one in request.payload["runs"]]
+        if task.kind == "check":
+            runs = [specs.Run.model_validate_json(one) for one in task.payload["runs"]]
             result = [dataclasses.asdict(check_of(run)) for run in runs]
-        elif request.kind == "generate":
+        elif task.kind == "generate":
             text = "8"
         else:
-            ARTEFACTS[request.payload["name"]].path(studio, studio.job(request.payload["job"])).write_bytes(b"PK")
-        studio.settle(request.id, text=text, result=result)
+            ARTEFACTS[task.payload["name"]].path(studio, studio.job(task.payload["job"])).write_bytes(b"PK")
+        studio.complete(task.id, task.attempt, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
         finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])
 

@@ -69,7 +69,7 @@ def serve(
     from peftbook.studio.connections import BACKLOG, LimitedProtocol, limit_connections
     from peftbook.studio.pages import warm
 
-    PeftMethod.told_later = True  # by the assistant, which checks a plan
+    PeftMethod.told_later = True  # by an assistant, which checks a plan
     sessions = SessionStore(studio.home) if token else None
     everywhere = host in ("0.0.0.0", "::", "")
     shown = socket.gethostname().lower() if everywhere else f"[{host}]" if ":" in host else host

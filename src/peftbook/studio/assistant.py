@@ -1,8 +1,8 @@
-"""The process that answers requests: `python -m peftbook.studio.assistant --home H`.
+"""A process that computes tasks of one kind: `python -m peftbook.studio.assistant --home H --kind K --worker NAME`.
 
-It generates text, one token at a time and several texts in turn, checks plans in short slices between the tokens, and
-merges models for download. It runs at low priority, so that a training job keeps its cores, and ends when there was no
-request for IDLE_SECONDS, which frees the memory of its models.
+It generates several texts in turn, one token at a time, or checks one plan after the other, or makes one file after the
+other. It runs at low priority, so that a training job keeps its cores, and ends when there was no task for
+IDLE_SECONDS, which frees the memory of its models. The worker that started it kills it at the limits of a task.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftbook.core import specs
 from peftbook.core.canonical import build
@@ -24,34 +24,26 @@ from peftbook.runtime.hardware import free_memory, platform_here
 from peftbook.runtime.processes import die_with_parent
 from peftbook.runtime.threads import best_threads
 from peftbook.studio.playground import sampling_of
-from peftbook.studio.requests import KINDS, Request
 from peftbook.studio.store import Studio
-from peftbook.studio.work import sentence_for
-
-if TYPE_CHECKING:
-    from peftbook.studio.preflight import Check
+from peftbook.studio.tasks import ASSISTED, LIMITS, Task
+from peftbook.studio.work import go_first, sentence_for
 
 IDLE_SECONDS = 300.0
-PAUSE_SECONDS = 0.05  # between two writes of one text
-MOMENT_SECONDS = 0.05  # of work on a check before the texts have their turn
-CHECK_SECONDS = 180.0  # a file of 55 MB and two models take one minute beside a training
-CHECK_PAUSE = 0.5  # seconds between two writes of a check
-STREAMS, CHECKS = 4, 4  # texts, and checks of plans, in turn
+WRITE_SECONDS = 0.05  # between two writes of one text
+LOOK_SECONDS = 0.5  # between two looks at whether a check is still wanted
 
 
 @dataclass
 class Stream:
     """A text that is being generated."""
 
-    request: str
+    task: Task
     ids: Iterator[int]
     tokenizer: Any
     limit: int
     written: list[int] = field(default_factory=list)
     ended: bool = False
     written_at: float = -1e9
-    result = None
-    pause = PAUSE_SECONDS
 
     def advance(self) -> None:
         """Generate one token, or end."""
@@ -67,137 +59,109 @@ class Stream:
         return text if self.ended else text.rstrip("\ufffd")
 
 
-@dataclass
-class RunningCheck:
-    """A check of a plan under way. result: the checks so far, as dictionaries."""
-
-    request: str
-    steps: Iterator[Check | None]
-    began: float = field(default_factory=time.monotonic)
-    result: list[dict] = field(default_factory=list)
-    ended: bool = False
-    written_at: float = -1e9
-    pause = CHECK_PAUSE
-
-    def advance(self) -> None:
-        """Work for MOMENT_SECONDS, or to the end. Raises InputError when it has taken too long."""
-        until = time.monotonic() + MOMENT_SECONDS
-        for check in self.steps:
-            if check is not None:
-                self.result.append(asdict(check))
-            if (now := time.monotonic()) > self.began + CHECK_SECONDS:
-                raise InputError(
-                    f"The check was ended after {CHECK_SECONDS / 60:.0f} minutes: choose fewer models or methods, or "
-                    "check again when this machine does less."
-                )
-            if now > until:
-                return
-        self.ended = True
-
-    def text(self) -> str:
-        return ""
-
-
 class Assistant:
-    """The assistant; `tick` takes a request if there is one, adds a token to every text and advances every check."""
+    """An assistant of one kind; `tick` takes a task if there is one, and adds a token to every text."""
 
-    def __init__(self, studio: Studio):
+    def __init__(self, studio: Studio, kind: str, worker: str = "assistant"):
         from peftbook.studio.trained_model import ModelCache
 
-        self.studio = studio
+        self.studio, self.kind, self.worker = studio, kind, worker
         self.models = ModelCache(studio)
-        self.under_way: list[Stream | RunningCheck] = []
+        self.streams: list[Stream] = []
 
     def tick(self) -> bool:
         """One round of work; False if there was nothing to do."""
-        request = self.studio.take(self.room())
-        if request is not None:
-            self.studio.work_on(request.id)
-            self.guarded(request.id, functools.partial(self.begin, request))
-        under_way = list(self.under_way)
-        for one in under_way:
-            if not self.guarded(one.request, functools.partial(self.advance, one)) or one.ended:
-                self.under_way.remove(one)
-        return request is not None or bool(under_way)
+        task = None
+        if len(self.streams) < LIMITS[self.kind].streams:
+            task = self.studio.take(self.worker, os.getpid(), (self.kind,))
+        if task is not None:
+            self.guarded(task, functools.partial(self.begin, task))
+        streams = list(self.streams)
+        for stream in streams:
+            if not self.guarded(stream.task, functools.partial(self.advance, stream)) or stream.ended:
+                self.streams.remove(stream)
+        return task is not None or bool(streams)
 
-    def room(self) -> list[str]:
-        """The kinds of requests that can be taken now."""
-        texts = sum(isinstance(one, Stream) for one in self.under_way)
-        full = {"generate": texts >= STREAMS, "preflight": len(self.under_way) - texts >= CHECKS}
-        return [kind for kind in KINDS if not full.get(kind)]
-
-    def guarded(self, request: str, work: Callable[[], None]) -> bool:
-        """Do some work for a request; an error becomes its answer and ends nothing else."""
+    def guarded(self, task: Task, work: Callable[[], None]) -> bool:
+        """Do some work for a task; an error becomes its answer and ends nothing else."""
         try:
             work()
         except sqlite3.Error:
             raise
         except Exception as error:
             why = sentence_for(error, self.studio.home) or f"This could not be computed ({type(error).__name__})."
-            self.studio.settle(request, error=why)
+            self.studio.fail(task.id, task.attempt, why)
             return False
         return True
 
-    def begin(self, request: Request) -> None:
-        """Answer at once, or start a text or a check."""
-        if request.kind == "generate":
-            self.under_way.append(self.stream(request))
-        elif request.kind == "preflight":
-            self.under_way.append(RunningCheck(request.id, self.preflight(request.payload)))
+    def begin(self, task: Task) -> None:
+        """Compute a check or a file, or start a text."""
+        if task.kind == "generate":
+            self.streams.append(self.stream(task))
+        elif task.kind == "check":
+            self.check(task)
         else:
             from peftbook.studio.downloads import artefact_of
 
-            job = self.studio.job(request.payload["job"])
-            artefact_of(self.studio, job, request.payload["name"]).make(self.studio, job)
-            self.studio.settle(request.id)
+            job = self.studio.job(task.payload["job"])
+            artefact_of(self.studio, job, task.payload["name"]).make(self.studio, job)
+            self.studio.complete(task.id, task.attempt)
 
-    def advance(self, one: Stream | RunningCheck) -> None:
-        """Advance a text or a check, and store its progress."""
-        if isinstance(one, RunningCheck):
-            self.studio.work_on(one.request)
-        one.advance()
-        if one.ended:
-            self.studio.settle(one.request, text=one.text(), result=one.result)
-        elif time.monotonic() - one.written_at > one.pause:
-            one.ended = not self.studio.say(one.request, one.text())
-            one.written_at = time.monotonic()
+    def advance(self, stream: Stream) -> None:
+        """Advance a text, and store its progress."""
+        studio, task = self.studio, stream.task
+        stream.advance()
+        if stream.ended:
+            studio.complete(task.id, task.attempt, text=stream.text())
+        elif time.monotonic() - stream.written_at > WRITE_SECONDS:
+            stream.ended = not studio.write_text(task.id, task.attempt, stream.text())
+            stream.written_at = time.monotonic()
+            if stream.ended:
+                studio.stopped(task.id, task.attempt)
 
-    def stream(self, request: Request) -> Stream:
-        """Start the text of a "generate" request. Raises InputError for values out of bounds."""
+    def stream(self, task: Task) -> Stream:
+        """Start a text. Raises InputError for values out of bounds."""
         import torch
 
         from peftbook.studio.trained_model import answer_ids
 
-        asked = request.payload
-        how = sampling_of(asked)
-        task = self.studio.task(asked["project"])
+        payload, project = task.payload, self.studio.task(task.project)
+        how = sampling_of(payload)
         run = None
-        if asked.get("job"):
-            job = self.studio.job(asked["job"])
-            if job.project != asked["project"]:
+        if payload.get("job"):
+            job = self.studio.job(payload["job"])
+            if job.project != task.project:
                 raise InputError(f"Job {job.id!r} is of another project: choose one of this project.")
             loaded, platform, run = self.models.of_job(job), platform_here(job.run.platform), job.run
         else:
-            platform = asked.get("platform", "cpu")
-            loaded = self.models.as_it_comes(build(specs.Model, **asked.get("model", {})), platform)
+            platform = payload.get("platform", "cpu")
+            loaded = self.models.as_it_comes(build(specs.Model, **payload.get("model", {})), platform)
         torch.set_num_threads(1 if self.trains() else best_threads())
-        ids = answer_ids(loaded, task, str(asked.get("text", "")), how, run, platform)
-        return Stream(request.id, ids, loaded.tokenizer, how.max_new_tokens)
+        ids = answer_ids(loaded, project, str(payload.get("text", "")), how, run, platform)
+        return Stream(task, ids, loaded.tokenizer, how.max_new_tokens)
 
-    def preflight(self, asked: dict) -> Iterator[Check | None]:
-        """The steps of `plan.preflight` for the runs that a request names."""
+    def check(self, task: Task) -> None:
+        """Check the runs that a task names, unless it is cancelled meanwhile."""
         import psutil
         import torch
 
         from peftbook.studio.preflight import preflight_steps
 
         torch.set_num_threads(best_threads())  # the rates are those of so many
-        runs = [specs.Run.model_validate_json(text) for text in asked["runs"]]
-        task = self.studio.task(asked["project"])
+        runs = [specs.Run.model_validate_json(text) for text in task.payload["runs"]]
         parent = psutil.Process().parent()
         family = [] if parent is None else parent.children()
         measure = not self.trains()  # beside a training, it takes many minutes
-        return preflight_steps(task, runs, memory_for(runs, family), measure=measure)
+        checks, looked = [], time.monotonic()
+        for check in preflight_steps(self.studio.task(task.project), runs, memory_for(runs, family), measure=measure):
+            if check is not None:
+                checks.append(asdict(check))
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                if not self.studio.wanted(task.id, task.attempt):
+                    self.studio.stopped(task.id, task.attempt)
+                    return
+        self.studio.complete(task.id, task.attempt, result=checks)
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""
@@ -217,16 +181,19 @@ def memory_for(runs: Sequence[specs.Run], family: Sequence[Any] = ()) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Answer until nobody has asked for IDLE_SECONDS."""
+    """Compute until there was nothing to do for IDLE_SECONDS."""
     parser = argparse.ArgumentParser(prog="python -m peftbook.studio.assistant", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--kind", choices=ASSISTED, required=True)
+    parser.add_argument("--worker", required=True, help="the name under which it claims tasks")
     args = parser.parse_args(argv)
     die_with_parent()
+    go_first()
     os.nice(10)
     from peftbook.core.quiet import quieten_libraries
 
     quieten_libraries()
-    assistant = Assistant(Studio(args.home, durable=False))
+    assistant = Assistant(Studio(args.home, durable=False), args.kind, args.worker)
     last = time.monotonic()
     while time.monotonic() - last < IDLE_SECONDS:
         if assistant.tick():

@@ -53,7 +53,10 @@ def snapshot(source: Path, target: Path) -> None:
         copy.execute("PRAGMA foreign_keys = ON")
         copy.execute("DELETE FROM projects WHERE removed")
         copy.execute("DELETE FROM workers")  # they and their children stay with the original
-        copy.execute("UPDATE jobs SET child = 0 WHERE state = 'running'")
+        (tasks,) = copy.execute(
+            "SELECT name FROM sqlite_master WHERE name IN ('tasks', 'jobs')"
+        ).fetchone()  # by schema
+        copy.execute(f"UPDATE {tasks} SET child = 0 WHERE state = 'running'")
         copy.commit()
         copy.execute("PRAGMA journal_mode = DELETE")
         copy.execute("VACUUM")

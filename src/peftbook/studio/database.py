@@ -15,9 +15,7 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = (
-    6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scope of tokens and no deadline of requests
-)
+SCHEMA = 6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 tables of jobs and of requests
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -29,9 +27,9 @@ CREATE TABLE IF NOT EXISTS plans (
     id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, name TEXT NOT NULL,
     created REAL NOT NULL, tuning TEXT NOT NULL DEFAULT '', measure TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE TABLE IF NOT EXISTS jobs (
+CREATE TABLE IF NOT EXISTS tasks (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
-    project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, key TEXT NOT NULL, run TEXT NOT NULL,
+    project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, key TEXT NOT NULL, payload TEXT NOT NULL,
     label TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
     queued REAL NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL,
     phase TEXT NOT NULL DEFAULT '', phase_done INTEGER NOT NULL DEFAULT 0, phase_total INTEGER NOT NULL DEFAULT 0,
@@ -39,30 +37,24 @@ CREATE TABLE IF NOT EXISTS jobs (
     step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, loss REAL, tokens_per_second REAL,
     seconds_left REAL, error TEXT NOT NULL DEFAULT '', wanted TEXT NOT NULL DEFAULT '',
     anew INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '',
-    child INTEGER NOT NULL DEFAULT 0, child_identity TEXT NOT NULL DEFAULT '',
+    child INTEGER NOT NULL DEFAULT 0, child_identity TEXT NOT NULL DEFAULT '', kind TEXT NOT NULL DEFAULT 'run',
+    text TEXT NOT NULL DEFAULT '', result TEXT NOT NULL DEFAULT 'null',
     UNIQUE (project, key)
 ) STRICT;
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, queued);
+CREATE INDEX IF NOT EXISTS tasks_by_state ON tasks (state, queued);
 CREATE TABLE IF NOT EXISTS plan_jobs (
     plan TEXT NOT NULL REFERENCES plans ON DELETE CASCADE, position INTEGER NOT NULL,
-    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, cached INTEGER NOT NULL,
+    job TEXT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, cached INTEGER NOT NULL,
     PRIMARY KEY (plan, job)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS plans_of_job ON plan_jobs (job);
 CREATE TABLE IF NOT EXISTS points (
-    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, step INTEGER NOT NULL, loss REAL NOT NULL,
+    job TEXT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, step INTEGER NOT NULL, loss REAL NOT NULL,
     PRIMARY KEY (job, step)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS workers (
     id TEXT PRIMARY KEY, pid INTEGER NOT NULL, identity TEXT NOT NULL, host TEXT NOT NULL, started REAL NOT NULL,
     beat REAL NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS requests (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
-    project TEXT REFERENCES projects ON DELETE CASCADE, kind TEXT NOT NULL, payload TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done', 'failed', 'withdrawn')),
-    created REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, text TEXT NOT NULL DEFAULT '',
-    result TEXT NOT NULL DEFAULT 'null', error TEXT NOT NULL DEFAULT '', busy REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sessions (
     token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
@@ -72,6 +64,15 @@ CREATE TABLE IF NOT EXISTS tokens (
     created REAL NOT NULL, used REAL, scope TEXT NOT NULL DEFAULT 'write'
 ) STRICT;
 """
+JOBS_TO_TASKS = """
+ALTER TABLE jobs RENAME TO tasks;
+ALTER TABLE tasks RENAME COLUMN run TO payload;
+ALTER TABLE tasks ADD COLUMN kind TEXT NOT NULL DEFAULT 'run';
+ALTER TABLE tasks ADD COLUMN text TEXT NOT NULL DEFAULT '';
+ALTER TABLE tasks ADD COLUMN result TEXT NOT NULL DEFAULT 'null';
+DROP INDEX jobs_by_state;
+DROP TABLE requests
+"""  # of schema 5 and before; what was asked then nobody waits for
 
 
 def default_home() -> Path:
@@ -153,12 +154,13 @@ class Database:
                 if version < SCHEMA:
                     self._connection().execute("PRAGMA journal_mode = WAL")
                     with self._write() as db:
-                        if "busy" not in columns_of(db, "requests"):
-                            db.execute("DROP TABLE IF EXISTS requests")  # of an earlier version: no page waits for them
+                        if columns_of(db, "jobs"):
+                            for statement in JOBS_TO_TASKS.split(";"):
+                                db.execute(statement)
                         for statement in TABLES.split(";"):
                             db.execute(statement)
-                        if "phase_began" not in columns_of(db, "jobs"):
-                            db.execute("ALTER TABLE jobs ADD COLUMN phase_began REAL")
+                        if "phase_began" not in columns_of(db, "tasks"):
+                            db.execute("ALTER TABLE tasks ADD COLUMN phase_began REAL")
                         if "tuning" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
                         if "measure" not in columns_of(db, "plans"):

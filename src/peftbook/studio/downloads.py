@@ -32,7 +32,7 @@ class Artefact:
 
     obstacle: why there is none of a job that is done, in a sentence; empty where there is one.
     write: makes it at a path in an empty folder.  at_once: whether it is made whenever it is fetched; what needs a
-    model, the assistant makes once.
+    model, an assistant makes once.
     """
 
     name: str
@@ -196,10 +196,10 @@ def file_of(studio: Studio, job: Job, name: str) -> Path:
 
 
 def ask_for(studio: Studio, job: Job, name: str) -> str:
-    """Request that the assistant makes a file; the request's id."""
+    """Queue the task that makes a file; its id."""
     if artefact_of(studio, job, name).at_once:
         raise Conflict(f"{name} need not be made: fetch it.")
-    return studio.ask("make", {"project": job.project, "job": job.id, "name": name})
+    return studio.enqueue("make", {"project": job.project, "job": job.id, "name": name})
 
 
 def title_of(studio: Studio, job: Job, name: str) -> str:

@@ -1,10 +1,10 @@
-"""The job queue of the studio: plans, jobs and the transitions of a job's state.
+"""Plans and jobs. A job is a task of kind "run", whose state moves thus:
 
     queued → running → done | failed | cancelled        done at once if the record is at hand (cached)
     queued → cancelled                                  running → queued if its worker died
     failed | cancelled → queued                         retry (anew) or resume (from the last checkpoint)
 
-A job is one run in one project, whichever plans ask for it.
+It is one run in one project, whichever plans ask for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ConfigDict, computed_field
 
@@ -25,12 +24,11 @@ from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.core.progress import Phase, describe_step
 from peftbook.core.records import Record, Store
-from peftbook.studio.database import Database
+from peftbook.studio.tasks import Tasks, TaskState
 from peftbook.studio.tuning import Tuning, labels_of, left_behind
 
 ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 CLEAN = (
     "error = '', started = NULL, finished = NULL, phase = '', phase_done = 0, phase_total = 0, "
     "phase_began = NULL, seconds_left = NULL, tokens_per_second = NULL, wanted = '', deaths = 0"
@@ -55,7 +53,7 @@ class Job:
     plan: str
     run: specs.Run
     label: str
-    state: JobState
+    state: TaskState
     attempt: int = 0
     created: float = 0.0
     started: float | None = None
@@ -99,7 +97,7 @@ class Job:
         return Phase(name, self.phase_done, self.phase_total, seconds, self.seconds_left, detail)
 
 
-JOB_COLUMNS = [one.name for one in fields(Job) if one.name not in ("plan", "cached", "cancelling")]
+JOB_COLUMNS = [one.name for one in fields(Job) if one.name not in ("plan", "run", "cached", "cancelling")]
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def parse_run(text: str) -> specs.Run:
     return specs.Run.model_validate_json(text)
 
 
-class Jobs(Database):
+class Jobs(Tasks):
     """Plans and jobs. Raises InputError for an unknown id and for a change that the job's state does not allow."""
 
     def records(self, project_id: str) -> Store:
@@ -199,12 +197,14 @@ class Jobs(Database):
         now = time.time()
         taken = db.execute("SELECT count(*) FROM plan_jobs WHERE plan = ?", (plan,)).fetchone()[0]
         for position, (key, (run, record)) in enumerate(at_hand.items(), start=taken):
-            found = db.execute("SELECT id, state FROM jobs WHERE project = ? AND key = ?", (project_id, key)).fetchone()
+            found = db.execute(
+                "SELECT id, state FROM tasks WHERE project = ? AND key = ?", (project_id, key)
+            ).fetchone()
             if found is None:
                 job = secrets.token_hex(8)
                 state = "queued" if record is None else "failed" if record.failure else "done"
                 db.execute(
-                    "INSERT INTO jobs (id, project, key, run, label, state, queued, created, finished, error) "
+                    "INSERT INTO tasks (id, project, key, payload, label, state, queued, created, finished, error) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         job,
@@ -222,18 +222,18 @@ class Jobs(Database):
             else:
                 job = found["id"]
                 if record is None and found["state"] in ("failed", "cancelled"):
-                    db.execute(f"UPDATE jobs SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
+                    db.execute(f"UPDATE tasks SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
             cached = record is not None
             db.execute("INSERT OR IGNORE INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
         Jobs._name_runs(db, project_id)
 
     @staticmethod
     def _name_runs(db: sqlite3.Connection, project_id: str) -> None:
-        rows = db.execute("SELECT id, run FROM jobs WHERE project = ?", (project_id,)).fetchall()
-        runs = [parse_run(row["run"]) for row in rows]
+        rows = db.execute("SELECT id, payload FROM tasks WHERE project = ? AND kind = 'run'", (project_id,)).fetchall()
+        runs = [parse_run(row["payload"]) for row in rows]
         labels = labels_of(runs)
         named = [(labels[run.key], row["id"]) for run, row in zip(runs, rows, strict=True)]
-        db.executemany("UPDATE jobs SET label = ? WHERE id = ?", named)
+        db.executemany("UPDATE tasks SET label = ? WHERE id = ?", named)
 
     def name_runs(self) -> None:
         """Call all runs what sets them apart, also those that an earlier version named."""
@@ -248,7 +248,7 @@ class Jobs(Database):
         """
         tunings = dict(db.execute("SELECT id, tuning FROM plans WHERE project = ?", (project_id,)).fetchall())
         rows = db.execute(
-            "SELECT plan, key, state FROM plan_jobs JOIN jobs ON jobs.id = job WHERE jobs.project = ?", (project_id,)
+            "SELECT plan, key, state FROM plan_jobs JOIN tasks ON tasks.id = job WHERE tasks.project = ?", (project_id,)
         ).fetchall()
         states: dict[str, dict[str, str]] = {}
         for row in rows:
@@ -283,29 +283,29 @@ class Jobs(Database):
         if plan is not None:
             return self._jobs("plan_jobs.plan = ? ORDER BY plan_jobs.position", plan)
         if project_id is not None:
-            return self._jobs("jobs.project = ? GROUP BY jobs.id ORDER BY jobs.number", project_id)
-        return self._jobs("1 GROUP BY jobs.id ORDER BY jobs.number")
+            return self._jobs("tasks.project = ? GROUP BY tasks.id ORDER BY tasks.number", project_id)
+        return self._jobs("1 GROUP BY tasks.id ORDER BY tasks.number")
 
     def job(self, job_id: str) -> Job:
-        found = self._jobs("jobs.id = ? GROUP BY jobs.id", job_id)
+        found = self._jobs("tasks.id = ? GROUP BY tasks.id", job_id)
         if not found:
             raise Unknown(f"There is no job {job_id!r}: its project may have been deleted.")
         return found[0]
 
     def _jobs(self, condition: str, *values: str) -> list[Job]:
         """`min(…)` makes SQLite take `plan` and `cached` from the first plan that wants the job."""
-        columns = ", ".join(f"jobs.{name}" for name in JOB_COLUMNS)
+        columns = ", ".join(f"tasks.{name}" for name in JOB_COLUMNS)
         first = ", min(plans.rowid)" if "GROUP BY" in condition else ""
         rows = self._rows(
-            f"SELECT {columns}, jobs.wanted, plan_jobs.plan, plan_jobs.cached{first} FROM jobs "
-            "JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
-            f"JOIN plan_jobs ON plan_jobs.job = jobs.id JOIN plans ON plans.id = plan_jobs.plan WHERE {condition}",
+            f"SELECT {columns}, tasks.payload, tasks.wanted, plan_jobs.plan, plan_jobs.cached{first} FROM tasks "
+            "JOIN projects ON projects.id = tasks.project AND NOT projects.removed "
+            f"JOIN plan_jobs ON plan_jobs.job = tasks.id JOIN plans ON plans.id = plan_jobs.plan WHERE {condition}",
             *values,
         )
         return [
             Job(
-                **{name: row[name] for name in JOB_COLUMNS if name != "run"},
-                run=parse_run(row["run"]),
+                **{name: row[name] for name in JOB_COLUMNS},
+                run=parse_run(row["payload"]),
                 plan=row["plan"],
                 cached=bool(row["cached"]),
                 cancelling=row["state"] == "running" and row["wanted"] == "cancel",
@@ -320,19 +320,6 @@ class Jobs(Database):
         if record is not None and record.curve.get("train_loss_nats"):
             return list(enumerate(record.curve["train_loss_nats"], start=1))
         return [tuple(row) for row in self._rows("SELECT step, loss FROM points WHERE job = ? ORDER BY step", job_id)]
-
-    def cancel(self, job_id: str) -> None:
-        """Take a job from the queue, or have its worker stop it; one that has ended stays as it is."""
-        self.job(job_id)
-        with self._write() as db:
-            self._cancel(db, "id", job_id)
-
-    @staticmethod
-    def _cancel(db: sqlite3.Connection, column: Literal["id", "project"], value: str) -> None:
-        """Cancel queued jobs and signal running ones to stop, of the jobs with this value."""
-        ended = "UPDATE jobs SET state = 'cancelled', finished = ?"
-        db.execute(f"{ended} WHERE {column} = ? AND state = 'queued'", (time.time(), value))
-        db.execute(f"UPDATE jobs SET wanted = 'cancel' WHERE {column} = ? AND state = 'running'", (value,))
 
     def resume(self, job_id: str) -> None:
         """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
@@ -354,14 +341,14 @@ class Jobs(Database):
                 "change its settings, or retry it from the start."
             )
         with self._write() as db:
-            if db.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()["state"] != job.state:
+            if db.execute("SELECT state FROM tasks WHERE id = ?", (job_id,)).fetchone()["state"] != job.state:
                 return  # another process changed it first
             if record is not None and (path := store.path(job.key)) is not None and record.failure:
                 path.unlink()
             db.execute(
-                f"UPDATE jobs SET state = 'queued', queued = ?, anew = ?, {CLEAN} WHERE id = ?",
+                f"UPDATE tasks SET state = 'queued', queued = ?, anew = ?, {CLEAN} WHERE id = ?",
                 (time.time(), anew, job_id),
             )
             if anew:
-                db.execute("UPDATE jobs SET step = 0, loss = NULL WHERE id = ?", (job_id,))
+                db.execute("UPDATE tasks SET step = 0, loss = NULL WHERE id = ?", (job_id,))
                 db.execute("DELETE FROM points WHERE job = ?", (job_id,))

@@ -15,9 +15,9 @@ from peftbook.studio.jobs import Plan, parse_run
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.project_metrics import metrics_of
-from peftbook.studio.requests import Answer
 from peftbook.studio.settings import Settings
 from peftbook.studio.store import Studio
+from peftbook.studio.tasks import Task
 from peftbook.studio.tuning import Tuning, chosen_words, is_trial, likely_runs
 from peftbook.tasks import TaskData
 
@@ -40,28 +40,28 @@ def chosen_rates(studio: Studio, plan: Plan) -> list[str]:
 
 
 def ask_check(studio: Studio, project_id: str, runs: Sequence[specs.Run], tuning: Tuning | None = None) -> str:
-    """Request a check of runs by the assistant; the request's id. tuning: if they are likely runs of one."""
-    asked = {"project": project_id, "runs": [run.canonical() for run in runs]}
-    asked["tuning"] = "" if tuning is None else tuning.text()
-    return studio.ask("preflight", asked)
+    """Queue a check of runs; its id. tuning: if they are likely runs of one."""
+    payload = {"project": project_id, "runs": [run.canonical() for run in runs]}
+    payload["tuning"] = "" if tuning is None else tuning.text()
+    return studio.enqueue("check", payload)
 
 
-def checks_of(answer: Answer) -> tuple[Check, ...]:
-    """The checks in an answer. Raises Conflict where there is none yet, InputError for its failure."""
-    if answer.state != "done":
-        raise (InputError if answer.error else Conflict)(
-            answer.error or "The plan has not been checked yet: check it first."
+def checks_of(task: Task) -> tuple[Check, ...]:
+    """The checks that a task found. Raises Conflict where there is none yet, InputError for its failure."""
+    if task.state != "done":
+        raise (InputError if task.error else Conflict)(
+            task.error or "The plan has not been checked yet: check it first."
         )
     names = {one.name for one in dataclasses.fields(Check)}
-    return tuple(Check(**{key: value for key, value in one.items() if key in names}) for one in answer.result)
+    return tuple(Check(**{key: value for key, value in one.items() if key in names}) for one in task.result)
 
 
 def runs_of_check(studio: Studio, project_id: str, request_id: str) -> list[specs.Run]:
-    """The runs that a check of this project was asked about."""
-    asked = studio.asked(request_id)
-    if asked.kind != "preflight" or asked.payload["project"] != project_id:
-        raise InputError(f"Question {request_id!r} is no check of this project's: check a plan of it first.")
-    return [parse_run(text) for text in asked.payload["runs"]]
+    """The runs of a check of this project. Raises InputError for another task."""
+    task = studio.get_task(request_id)
+    if task.kind != "check" or task.project != project_id:
+        raise InputError(f"Answer {request_id!r} is no check of this project's: check a plan of it first.")
+    return [parse_run(text) for text in task.payload["runs"]]
 
 
 def sights_of_check(studio: Studio, request_id: str, measure: str = FIRST_MEASURE) -> tuple[Sight, ...]:
@@ -69,7 +69,7 @@ def sights_of_check(studio: Studio, request_id: str, measure: str = FIRST_MEASUR
 
     Raises InputError for one that the project does not have.
     """
-    project_id = studio.asked(request_id).payload["project"]
+    project_id = studio.get_task(request_id).project
     check_choices(measure, metrics=metrics_of(studio, project_id))
     return sights_of(runs_of_check(studio, project_id, request_id), studio.task(project_id), measure)
 
@@ -81,8 +81,9 @@ def queue_checked(studio: Studio, project_id: str, request_id: str, measure: str
     """
     check_choices(measure, metrics=metrics_of(studio, project_id))
     runs = runs_of_check(studio, project_id, request_id)
-    text = studio.asked(request_id).payload.get("tuning", "")
-    fitting = {check.key for check in checks_of(studio.answer(request_id)) if check.fits}
+    task = studio.get_task(request_id)
+    text = task.payload.get("tuning", "")
+    fitting = {check.key for check in checks_of(task) if check.fits}
     if not fitting:
         raise Conflict("No run of this plan can be run here; the check says why.")
     chosen = [run for run in runs if run.key in fitting]

@@ -1,4 +1,4 @@
-"""Playground: the models that can generate an answer, and the sampling settings, for page, API and assistant."""
+"""Playground: the models that can generate an answer, and the sampling settings, for page, API and assistants."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Sampling:
 BOUNDS = {"max_new_tokens": (1, MAX_NEW_TOKENS), "temperature": (0, 5), "top_p": (0.01, 1), "seed": (0, 2**31)}
 
 
-def sampling_of(asked: Mapping[str, Any]) -> Sampling:
-    """The sampling settings of a request. Raises InputError for a value out of bounds."""
-    said: dict[str, Any] = {}
+def sampling_of(given: Mapping[str, Any]) -> Sampling:
+    """The sampling settings of a payload. Raises InputError for a value out of bounds."""
+    settings: dict[str, Any] = {}
     for name, (least, most) in BOUNDS.items():
         usual = getattr(Sampling, name)
-        value = asked.get(name, usual)
+        value = given.get(name, usual)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise InputError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
-        said[name] = type(usual)(value)
-    return Sampling(**said)
+        settings[name] = type(usual)(value)
+    return Sampling(**settings)
 
 
 def available_models(studio: Studio, project_id: str) -> list[tuple[str, str]]:
@@ -54,7 +54,7 @@ def plain_models(studio: Studio, project_id: str) -> dict[str, specs.Model]:
 
 
 def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: Mapping[str, Any]) -> str:
-    """Request an answer of a model; the request's id. Raises InputError for an empty text or a long one."""
+    """Queue the task that generates a text of a model; its id. Raises InputError for an empty text or a long one."""
     if not text.strip():
         raise InputError("The input is empty: type something, or take a test row.")
     if len(text) > TYPED_CHARS:
@@ -65,8 +65,8 @@ def ask_model(studio: Studio, project_id: str, value: str, text: str, sampling: 
     whose: dict[str, Any] = {"job": name}
     if kind == "model":
         whose = {"model": plain_models(studio, project_id)[name].model_dump()}
-    asked = {"project": project_id, "text": text, **whose, **asdict(sampling_of(sampling))}
-    return studio.ask("generate", asked)
+    payload = {"project": project_id, "text": text, **whose, **asdict(sampling_of(sampling))}
+    return studio.enqueue("generate", payload)
 
 
 def row_after(studio: Studio, project_id: str, text: str) -> TaskExample:

@@ -1,4 +1,4 @@
-"""The store: projects with their files, and everything that web page, command line, worker and assistant share.
+"""The store: projects with their files, and everything that web page, command line, worker and assistants share.
 
 In the home: `studio.sqlite`, and for each project a folder `projects/<id>/` with `data.bin` (the bytes as uploaded),
 `records/`, `adapters/<first digits of a run's key>/` and `checkpoints/`. Nothing else names a file: ids are random.
@@ -29,7 +29,6 @@ from peftbook.core.records import write_atomically
 from peftbook.core.stamp import file_hash
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
-from peftbook.studio.requests import Requests
 from peftbook.studio.settings import Reading
 from peftbook.studio.tuning import is_trial
 from peftbook.studio.worker_queue import WorkerQueue
@@ -79,7 +78,7 @@ class Project:
         return Reading.of(self.columns, self.split, self.instruction)
 
 
-class Studio(WorkerQueue, Requests):
+class Studio(WorkerQueue):
     """The studio of a home: `PEFTBOOK_STUDIO`, or a folder of the user's data folder, unless one is given.
 
     Every method may be called from any thread and any process; each is one transaction or none. Raises InputError for
@@ -158,12 +157,11 @@ class Studio(WorkerQueue, Requests):
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
             self._cancel(db, "project", project_id)
-            db.execute("DELETE FROM requests WHERE project = ?", (project_id,))
 
     def purge(self) -> list[str]:
-        """Delete files and rows of removed projects without running jobs; returns their ids."""
+        """Delete files and rows of removed projects without running tasks; returns their ids."""
         rows = self._rows(
-            "SELECT id FROM projects WHERE removed AND id NOT IN (SELECT project FROM jobs WHERE state = 'running')"
+            "SELECT id FROM projects WHERE removed AND id NOT IN (SELECT project FROM tasks WHERE state = 'running')"
         )
         gone = []
         for row in rows:
@@ -216,7 +214,7 @@ class Studio(WorkerQueue, Requests):
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
         """As in Jobs; results that another project of this home has for the same runs are copied first."""
-        rows = self._rows("SELECT key, state FROM jobs WHERE project = ?", project_id)
+        rows = self._rows("SELECT key, state FROM tasks WHERE project = ?", project_id)
         mine = {row["key"]: row["state"] for row in rows}
         for run in runs:
             if mine.get(run.key) not in ("queued", "running", "done"):
@@ -228,7 +226,7 @@ class Studio(WorkerQueue, Requests):
         from peftbook.decision.forgetting import prose_probe
 
         row = self._row(
-            "SELECT jobs.id FROM jobs JOIN projects ON projects.id = project AND NOT removed "
+            "SELECT tasks.id FROM tasks JOIN projects ON projects.id = project AND NOT removed "
             "WHERE key = ? AND state = 'done' AND project != ?",
             run.key,
             project_id,

@@ -1,9 +1,10 @@
 """The worker of a home: `python -m peftbook.studio.worker --home H`. It computes the queued jobs, several side by side.
 
 Each job is a process of its own (`work`) with its share of the cores: as many at once as there are cores that add
-speed, where memory holds all of them by the byte model. So is the assistant, which answers questions beside them. A
-worker that is killed takes all with it and loses nothing: the next one finds the jobs in the store, and they go on from
-their checkpoints. Only one worker serves a home.
+speed, where memory holds all of them by the byte model. Checks, texts and files are computed beside them by assistants,
+a process for each kind or several, which are killed at the limits of a task. A worker that is killed takes all with it
+and loses nothing: the next one finds the tasks in the store, and jobs go on from their checkpoints. Only one worker
+serves a home.
 """
 
 from __future__ import annotations
@@ -19,26 +20,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from peftbook.core.errors import InputError
+from peftbook.core.progress import duration
+from peftbook.runtime.doctor import gib
 from peftbook.runtime.fork_server import ForkServer
 from peftbook.runtime.hardware import free_memory
 from peftbook.runtime.processes import Child, environment_of, lock_file
-from peftbook.runtime.resources import side_by_side
+from peftbook.runtime.resources import memory_bytes, side_by_side
 from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
-from peftbook.studio.requests import DEADLINES, MEMORY_SHARE
+from peftbook.studio.playground import Sampling
 from peftbook.studio.store import Job, Studio, is_open
+from peftbook.studio.tasks import ASSISTED, GIB, LIMITS, Task
 from peftbook.studio.work import NOT_MINE, tidy
 
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 600.0  # with nothing to do and no studio open, after which a worker ends
+CANCEL_SECONDS = 2.0  # after a task was cancelled, until which its assistant has stopped it
 SPARE_SECONDS = 30.0  # without a job, after which the memory of what jobs are forked from is given back
 VARIABLES = {"TOKENIZERS_PARALLELISM": "false"}  # of the environment of a studio's processes
 
@@ -47,14 +52,6 @@ def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any]
     """A process of the studio, which ends with this one; with as many threads as speed it up, or so many."""
     words = ("-m", f"peftbook.studio.{module}", *arguments)
     return Child(*words, threads=threads or best_threads(), variables=VARIABLES, start=by)
-
-
-def memory_of(child: Child) -> int:
-    """Bytes of memory that a process has now; 0 of one that has ended."""
-    try:
-        return psutil.Process(child.process.pid).memory_info().rss
-    except psutil.Error:
-        return 0
 
 
 def sentence_of(child: Child) -> str:
@@ -78,6 +75,48 @@ class Slot:
     child: Child
 
 
+@dataclass
+class Assistant:
+    """A process that computes tasks of a kind, under a name of its own in the store.
+
+    ends: when each attempt that it computes must have ended, by id and attempt, on the monotonic clock.
+    """
+
+    name: str
+    kind: str
+    child: Child
+    ends: dict[tuple[str, int], float] = field(default_factory=dict)
+
+
+def seconds_for(studio: Studio, task: Task) -> float:
+    """How long a task may take, by its kind and size."""
+    limit, units = LIMITS[task.kind], 0.0
+    with contextlib.suppress(InputError, KeyError):  # of a model whose size is not known
+        if task.kind == "generate":
+            units = task.payload.get("max_new_tokens", Sampling.max_new_tokens)
+        elif task.kind == "make":
+            units = memory_bytes(studio.job(task.payload["job"]).run) / GIB
+    return limit.seconds + units * limit.unit_seconds
+
+
+def after(seconds: float, kind: str) -> str:
+    """Why a task was ended that took longer than its deadline allows."""
+    limit = LIMITS[kind]
+    return f"The {limit.noun} was ended after {duration(seconds)}, its limit: {limit.remedy}."
+
+
+def excess_memory(pid: int, kind: str) -> str:
+    """Why a task is ended whose process holds more memory than its kind may; empty where it does not."""
+    limit = LIMITS[kind]
+    most = limit.memory_bytes or psutil.virtual_memory().total - limit.reserve_bytes
+    try:
+        resident = psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return ""
+    words = f"The {limit.noun} was ended at {gib(resident)} of memory, its limit is {gib(most)}: {limit.remedy}."
+    return words if resident > most else ""
+
+
 class Worker:
     """One worker at work. `tick` does what is to be done now and never waits for a job."""
 
@@ -86,7 +125,7 @@ class Worker:
         self.id = secrets.token_hex(8)
         self.slots: list[Slot] = []
         self.alone: set[str] = set()  # jobs whose process was killed beside another's, for want of memory perhaps
-        self.assistant: Child | None = None
+        self.assistants: list[Assistant] = []
         self.fork_server = ForkServer()
         self.threads = 0  # in the environment of what is forked from it
         self.last_beat = -1e9
@@ -95,7 +134,7 @@ class Worker:
     @property
     def idle_seconds(self) -> float:
         """How long there was nothing to do and no studio open."""
-        if self.slots or self.assistant is not None or is_open(self.studio.home):
+        if self.slots or self.assistants or is_open(self.studio.home):
             self.last_needed = time.monotonic()
         return time.monotonic() - self.last_needed
 
@@ -108,30 +147,39 @@ class Worker:
     def begin(self) -> None:
         """Take over from workers that died."""
         self.studio.beat(self.id, os.getpid())
-        for job in self.studio.release():
-            self.log(f"job {job} goes on: its worker had died")
-        self.studio.unanswered("The assistant was ended: ask again.")
+        for task in self.studio.release():
+            self.log(f"task {task} goes on: its worker had died")
         self.studio.purge()
         self.studio.sweep()
         self.studio.name_runs()
 
     def tick(self) -> None:
-        """Beat, look after the jobs' processes, start the next one, keep an assistant where questions wait."""
+        """Beat, look after the processes of jobs and assistants, and start what is queued."""
         if time.monotonic() - self.last_beat > BEAT_SECONDS:
-            for name in (self.id, *(slot.id for slot in self.slots)):
+            for name in (self.id, *self.names()):
                 self.studio.beat(name, os.getpid())
-            for job in self.studio.release(self.id, {slot.id for slot in self.slots}):
-                self.log(f"job {job} is not computed any more")
+            self.release()
             self.last_beat = time.monotonic()
         for slot in list(self.slots):
             self.supervise(slot)
+        for assistant in list(self.assistants):
+            self.watch(assistant)
         self.studio.purge()
         self.start_next()
         if self.slots or self.fork_server.is_loading():
             self.last_job = time.monotonic()
         elif time.monotonic() - self.last_job > SPARE_SECONDS:
             self.fork_server.close()
-        self.keep_assistant()
+        self.start_assistants()
+
+    def names(self) -> set[str]:
+        """Under which the processes of this worker have tasks in the store."""
+        return {*(slot.id for slot in self.slots), *(assistant.name for assistant in self.assistants)}
+
+    def release(self) -> None:
+        """Release the tasks of dead workers, and those of this one that have no process."""
+        for task in self.studio.release(self.id, self.names()):
+            self.log(f"task {task} is not computed any more")
 
     def start_next(self) -> None:
         """Claim a job and start its process, if it may run beside the others; the first of several waits for the
@@ -147,7 +195,7 @@ class Worker:
                 self.load(threads)
         if self.fork_server.is_loading() or len(self.slots) >= many:
             return
-        taken = {slot.id for slot in self.slots}
+        taken = self.names()
         names = (f"{self.id}{f'-{at}' * (at > 0)}" for at in itertools.count())
         name = next(name for name in names if name not in taken)
         job = self.studio.claim(name, os.getpid(), waiting[0].id)
@@ -206,51 +254,66 @@ class Worker:
         if slot.id != self.id:
             self.studio.leave(slot.id)
 
-    def end_stuck(self) -> None:
-        """End the assistant where a request's deadline is over, or where it takes too much memory; the others wait
-        again.
-        """
-        if self.assistant is None or self.assistant.ended():
-            return
-        if (request := self.studio.stuck()) is not None:
-            why = f"It took more than {DEADLINES[request.kind]:.0f} seconds without getting on, and was ended"
-        else:
-            used, total = memory_of(self.assistant), psutil.virtual_memory().total
-            if used < MEMORY_SHARE * total or (request := self.studio.busiest()) is None:
-                return
-            why = f"It took {used / 1e9:.1f} of this machine's {total / 1e9:.1f} GB of memory, and was ended"
-        self.assistant.end()
-        self.assistant.close()
-        self.assistant = None
-        self.studio.give_up(request.id, f"{why}: ask for less, or mend what was asked.")
-        self.log(f"assistant ended over request {request.id}")
+    def start_assistants(self) -> None:
+        """Start an assistant for each kind of which a task waits and no assistant has room."""
+        for kind in ASSISTED:
+            limit, alive = LIMITS[kind], [one for one in self.assistants if one.kind == kind]
+            full = all(len(one.ends) >= limit.streams for one in alive)
+            if full and len(alive) < limit.processes and self.studio.has_queued(kind):
+                name = f"{self.id}-{kind}-{secrets.token_hex(4)}"
+                self.studio.beat(name, os.getpid())
+                words = ("--home", str(self.studio.home), "--kind", kind, "--worker", name)
+                self.assistants.append(Assistant(name, kind, start("assistant", *words)))
 
-    def keep_assistant(self) -> None:
-        """Start the assistant when a question waits; if it died over one, that one waits again."""
-        self.end_stuck()
-        if self.assistant is not None and self.assistant.ended():
-            died, self.assistant = self.assistant, None
-            if died.status:
-                self.log(f"assistant ended: {died.failure()}")
-                how = f"was {died.failure()}" if died.status < 0 else "stopped with an error"
-                self.studio.unanswered(f"The assistant {how}: ask again, with a shorter text.")
-            died.close()
-        if self.assistant is None and self.studio.is_asked():
-            self.assistant = start("assistant", "--home", str(self.studio.home))
+    def watch(self, assistant: Assistant) -> None:
+        """End an assistant at the limits of a task, which fails then, and when it does not stop a cancelled one. What
+        else it computed is queued again.
+        """
+        studio, child, now = self.studio, assistant.child, time.monotonic()
+        tasks, ends = studio.running(assistant.name), {}
+        for task in tasks:
+            key = task.id, task.attempt
+            ends[key] = assistant.ends.get(key) or now + seconds_for(studio, task)
+            if task.cancelling:
+                ends[key] = min(ends[key], now + CANCEL_SECONDS)
+        assistant.ends = ends
+        failed: list[tuple[Task, str]] = []
+        if child.ended():
+            if child.status:
+                self.log(f"assistant of kind {assistant.kind} ended: {child.failure()}")
+                how = f"was {child.failure()}" if child.status < 0 else "stopped with an error"
+                for task in tasks:
+                    studio.died(task.id, task.attempt, how)
+        elif late := [task for task in tasks if ends[task.id, task.attempt] <= now]:
+            failed = [(task, after(seconds_for(studio, task), task.kind)) for task in late if not task.cancelling]
+        elif tasks and (why := excess_memory(child.process.pid, assistant.kind)):
+            failed = [(tasks[-1], why)]
+        else:
+            return
+        child.end()  # before its task fails, so that nobody sees it ended and its process at work
+        for task, why in failed:
+            studio.fail(task.id, task.attempt, why)
+            self.log(f"{task.kind} {task.id} attempt {task.attempt} failed: {why}")
+        self.dismiss(assistant)
+        self.release()
+
+    def dismiss(self, assistant: Assistant) -> None:
+        """End an assistant, and let go of its name."""
+        self.assistants.remove(assistant)
+        assistant.child.end()
+        assistant.child.close()
+        self.studio.leave(assistant.name)
 
     def end(self) -> None:
         """End what runs and leave the jobs to the next worker."""
         for slot in list(self.slots):
             slot.child.end()
             self.leave(slot)
-        if self.assistant is not None:
-            self.assistant.end()
-            self.assistant.close()
-        self.assistant = None
+        for assistant in list(self.assistants):
+            self.dismiss(assistant)
         self.fork_server.close()
         self.studio.leave(self.id)
         self.studio.release()
-        self.studio.unanswered("The assistant was ended: ask again.")
 
     @staticmethod
     def log(line: str) -> None:

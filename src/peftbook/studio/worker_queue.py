@@ -1,23 +1,27 @@
-"""The workers' side of the job queue: claim a job, report its progress, end it, release jobs of dead workers.
+"""The workers' side of the tasks: claim one, report its progress, end it, release the tasks of dead workers.
 
-Every claim raises the job's `attempt`; writes with an older attempt change nothing.
+Every claim raises the task's `attempt`; writes with an older attempt change nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Store
 from peftbook.runtime.processes import HOST, end_group, identity, is_alive
-from peftbook.studio.jobs import Job, Jobs, JobState, parse_run
+from peftbook.studio.jobs import Job, Jobs, parse_run
+from peftbook.studio.tasks import ASSISTED, LIMITS, TASKS_HERE, Task, TaskState
 
 STALE_SECONDS = 120.0  # without a heartbeat, after which a worker on another machine counts as dead
-RETRIES = 5  # of a job whose process is killed, before the job fails
+REQUEUED = "state = 'queued', worker = '', child = 0, text = ''"
+CURRENT = "id = ? AND attempt = ? AND state = 'running'"
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,13 @@ class WorkerState:
 
 
 class WorkerQueue(Jobs):
-    """The workers' side of the job queue. No method raises for a job that no longer exists."""
+    """The workers' side of the tasks. No method raises for a task that no longer exists."""
 
     def workers(self) -> list[WorkerState]:
         """The registered workers, with the job that each computes."""
         rows = self._rows(
-            "SELECT workers.*, coalesce(jobs.id, '') AS job FROM workers "
-            "LEFT JOIN jobs ON jobs.worker = workers.id AND jobs.state = 'running' ORDER BY workers.started"
+            "SELECT workers.*, coalesce(tasks.id, '') AS job FROM workers LEFT JOIN tasks "
+            "ON tasks.worker = workers.id AND tasks.state = 'running' AND kind = 'run' ORDER BY workers.started"
         )
         now = time.time()
         return [WorkerState(row["id"], row["pid"], lives(row, now), row["job"]) for row in rows]
@@ -56,35 +60,46 @@ class WorkerQueue(Jobs):
 
     def waiting(self) -> list[Job]:
         """The queued jobs, in the order in which they will be claimed."""
-        return self._jobs("jobs.state = 'queued' GROUP BY jobs.id ORDER BY jobs.queued, jobs.number")
+        return self._jobs("tasks.state = 'queued' GROUP BY tasks.id ORDER BY tasks.queued, tasks.number")
 
     def claim(self, worker: str, pid: int, job_id: str = "") -> Job | None:
         """Claim the job that has waited longest, or the given one; None if it is not queued.
 
         A worker has one job at a time: one that it claimed before and never started is queued again.
         """
-        if self._row("SELECT 1 FROM jobs WHERE state = 'queued' OR (state = 'running' AND worker = ?)", worker) is None:
+        self._requeue_unstarted(worker)
+        found = self._claim(worker, pid, ("run",), job_id)
+        return None if found is None else self.job(found["id"])
+
+    def take(self, worker: str, pid: int, kinds: Collection[str] = ASSISTED) -> Task | None:
+        """Claim the oldest task of these kinds, none of which is "run", for the process that asks."""
+        row = self._claim(worker, pid, kinds, child=pid)
+        return None if row is None else Task.of(row)
+
+    def _requeue_unstarted(self, worker: str) -> None:
+        unstarted = "state = 'running' AND worker = ? AND child = 0"
+        if self._row(f"SELECT 1 FROM tasks WHERE {unstarted}", worker) is not None:
+            with self._write() as db:
+                db.execute(f"UPDATE tasks SET {REQUEUED} WHERE {unstarted}", (worker,))
+
+    def _claim(
+        self, worker: str, pid: int, kinds: Collection[str], task_id: str = "", child: int = 0
+    ) -> sqlite3.Row | None:
+        first = (
+            f"SELECT tasks.id FROM {TASKS_HERE} AND state = 'queued' AND ? IN ('', tasks.id) "
+            f"AND kind IN ({', '.join('?' * len(kinds))}) ORDER BY queued, number LIMIT 1"
+        )
+        if self._row(first, task_id, *kinds) is None:
             return None
         self.beat(worker, pid)
+        now = time.time()
         with self._write() as db:
-            db.execute(
-                "UPDATE jobs SET state = 'queued', worker = '' WHERE state = 'running' AND worker = ? AND child = 0",
-                (worker,),
-            )
-            found = db.execute(
-                "SELECT jobs.id FROM jobs JOIN projects ON projects.id = jobs.project AND NOT projects.removed "
-                "WHERE state = 'queued' AND ? IN ('', jobs.id) ORDER BY queued, number LIMIT 1",
-                (job_id,),
+            return db.execute(
+                "UPDATE tasks SET state = 'running', attempt = attempt + 1, started = ?, finished = NULL, worker = ?, "
+                "child = ?, child_identity = ?, phase = 'loading', phase_done = 0, phase_total = 0, phase_began = ?, "
+                f"seconds_left = NULL, wanted = '', error = '' WHERE id = ({first}) RETURNING *",
+                (now, worker, child, identity(child) if child else "", now, task_id, *kinds),
             ).fetchone()
-            if found is None:
-                return None
-            db.execute(
-                "UPDATE jobs SET state = 'running', attempt = attempt + 1, started = ?, finished = NULL, worker = ?, "
-                "child = 0, child_identity = '', phase = 'loading', phase_done = 0, phase_total = 0, phase_began = ?, "
-                "seconds_left = NULL, wanted = '', error = '' WHERE id = ?",
-                (now := time.time(), worker, now, found["id"]),
-            )
-        return self.job(found["id"])
 
     def adopt(self, job_id: str, attempt: int, pid: int) -> bool | None:
         """Register the process that computes this attempt, before it touches a file. None if the job is another's by
@@ -92,7 +107,7 @@ class WorkerQueue(Jobs):
         """
         with self._write() as db:
             row = db.execute(
-                "UPDATE jobs SET child = ?, child_identity = ? WHERE id = ? AND attempt = ? AND state = 'running' "
+                f"UPDATE tasks SET child = ?, child_identity = ? WHERE {CURRENT} "
                 "AND wanted = '' AND child = 0 RETURNING anew",
                 (pid, identity(pid), job_id, attempt),
             ).fetchone()
@@ -101,7 +116,7 @@ class WorkerQueue(Jobs):
     def begun(self, job_id: str, attempt: int) -> None:
         """Note that the files of earlier attempts are deleted: from now on checkpoints are this attempt's own."""
         with self._write() as db:
-            db.execute("UPDATE jobs SET anew = 0 WHERE id = ? AND attempt = ?", (job_id, attempt))
+            db.execute("UPDATE tasks SET anew = 0 WHERE id = ? AND attempt = ?", (job_id, attempt))
 
     def progress(
         self,
@@ -125,16 +140,16 @@ class WorkerQueue(Jobs):
         """
         with self._write() as db:
             row = db.execute(
-                "UPDATE jobs SET phase = ?, phase_done = ?, phase_total = ?, seconds_left = ?, "
+                "UPDATE tasks SET phase = ?, phase_done = ?, phase_total = ?, seconds_left = ?, "
                 "phase_began = CASE WHEN phase = ? AND phase_began IS NOT NULL THEN phase_began ELSE ? END "
-                "WHERE id = ? AND attempt = ? AND state = 'running' RETURNING wanted",
+                f"WHERE {CURRENT} RETURNING wanted",
                 (phase, done, total, seconds_left, phase, time.time() - seconds, job_id, attempt),
             ).fetchone()
             if row is None:
                 return False
             if step is not None:
                 db.execute(
-                    "UPDATE jobs SET step = ?, steps = ?, loss = ?, tokens_per_second = ? WHERE id = ?",
+                    "UPDATE tasks SET step = ?, steps = ?, loss = ?, tokens_per_second = ? WHERE id = ?",
                     (step, steps, loss, tokens_per_second, job_id),
                 )
             db.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", [(job_id, *one) for one in points])
@@ -145,12 +160,12 @@ class WorkerQueue(Jobs):
         no record yet, or if the attempt is not the current one. The next runs of a tuned plan are queued first, so that
         the plan never looks complete in between.
         """
-        row = self._row("SELECT project, run FROM jobs WHERE id = ?", job_id)
+        row = self._row("SELECT project, payload FROM tasks WHERE id = ? AND kind = 'run'", job_id)
         if row is None:
             return False
         store = Store(self.home / "projects" / row["project"] / "records")
         try:
-            record = store.get(parse_run(row["run"]))
+            record = store.get(parse_run(row["payload"]))
         except InputError as error:
             return self._end(job_id, attempt, "failed", str(error))
         if record is None:
@@ -159,56 +174,78 @@ class WorkerQueue(Jobs):
             self.advance(row["project"])
         return self._end(job_id, attempt, "failed" if record.failure else "done", record.failure)
 
-    def fail(self, job_id: str, attempt: int, why: str) -> bool:
+    def write_text(self, task_id: str, attempt: int, text: str) -> bool:
+        """Store a text so far; False if the attempt should stop."""
+        with self._write() as db:
+            row = db.execute(f"UPDATE tasks SET text = ? WHERE {CURRENT} RETURNING wanted", (text, task_id, attempt))
+            return [one["wanted"] for one in row] == [""]
+
+    def complete(self, task_id: str, attempt: int, *, text: str = "", result: Any = None) -> bool:
+        """End an attempt of a task that is no run with its text or result; one that is being cancelled is cancelled."""
+        with self._write() as db:
+            stored = db.execute(
+                f"UPDATE tasks SET text = ?, result = ? WHERE {CURRENT} AND wanted = ''",
+                (text, json.dumps(result), task_id, attempt),
+            ).rowcount
+        return self._end(task_id, attempt, "done" if stored else "cancelled", "")
+
+    def fail(self, task_id: str, attempt: int, why: str) -> bool:
         """End an attempt as failed. why: one sentence."""
-        return self._end(job_id, attempt, "failed", why)
+        return self._end(task_id, attempt, "failed", why)
 
-    def stopped(self, job_id: str, attempt: int) -> bool:
-        return self._end(job_id, attempt, "cancelled", "")
+    def stopped(self, task_id: str, attempt: int) -> bool:
+        return self._end(task_id, attempt, "cancelled", "")
 
-    def died(self, job_id: str, attempt: int, why: str) -> bool:
-        """Queue a job again whose process was killed; after RETRIES retries it fails."""
+    def died(self, task_id: str, attempt: int, why: str) -> bool:
+        """Queue a task again whose process was killed; after as many times as its kind is tried it fails. One that was
+        cancelled is cancelled.
+        """
         with self._write() as db:
             row = db.execute(
-                "UPDATE jobs SET deaths = deaths + 1 WHERE id = ? AND attempt = ? AND state = 'running' "
-                "RETURNING deaths",
-                (job_id, attempt),
+                f"UPDATE tasks SET deaths = deaths + 1 WHERE {CURRENT} RETURNING deaths, kind, wanted",
+                (task_id, attempt),
             ).fetchone()
-            if row is not None and row["deaths"] < RETRIES:
-                db.execute("UPDATE jobs SET state = 'queued', child = 0, worker = '' WHERE id = ?", (job_id,))
+            if row is None:
+                return False
+            limit = LIMITS[row["kind"]]
+            if not row["wanted"] and row["deaths"] < limit.tries:
+                db.execute(f"UPDATE tasks SET {REQUEUED} WHERE id = ?", (task_id,))
                 return True
-        return row is not None and self.fail(
-            job_id, attempt, f"Its process {why} {RETRIES} times: give it more memory."
-        )
+        if row["wanted"]:
+            return self.stopped(task_id, attempt)
+        return self.fail(task_id, attempt, f"The {limit.noun}'s process {why} {limit.tries} times: {limit.remedy}.")
 
-    def _end(self, job_id: str, attempt: int, state: JobState, error: str) -> bool:
+    def _end(self, task_id: str, attempt: int, state: TaskState, error: str) -> bool:
         with self._write() as db:
             return bool(
                 db.execute(
-                    "UPDATE jobs SET state = ?, error = ?, finished = ?, seconds_left = NULL, wanted = '', "
-                    "worker = '', child = 0 WHERE id = ? AND attempt = ? AND state = 'running'",
-                    (state, error, time.time(), job_id, attempt),
+                    "UPDATE tasks SET state = ?, error = ?, finished = ?, seconds_left = NULL, wanted = '', "
+                    f"worker = '', child = 0 WHERE {CURRENT}",
+                    (state, error, time.time(), task_id, attempt),
                 ).rowcount
             )
 
-    def wanted(self, job_id: str, attempt: int) -> bool:
+    def wanted(self, task_id: str, attempt: int) -> bool:
         """Whether an attempt should continue: it is the current one, and neither cancelled nor its project deleted."""
-        row = self._row(
-            "SELECT 1 FROM jobs JOIN projects ON projects.id = project AND NOT removed "
-            "WHERE jobs.id = ? AND attempt = ? AND state = 'running' AND wanted = ''",
-            job_id,
-            attempt,
-        )
-        return row is not None
+        current = f"SELECT 1 FROM {TASKS_HERE} AND tasks.{CURRENT} AND wanted = ''"
+        return self._row(current, task_id, attempt) is not None
+
+    def has_queued(self, kind: str) -> bool:
+        return self._row(f"SELECT 1 FROM {TASKS_HERE} AND state = 'queued' AND kind = ?", kind) is not None
+
+    def running(self, worker: str) -> list[Task]:
+        """The tasks that are no runs which a worker computes, oldest first."""
+        query = "SELECT * FROM tasks WHERE state = 'running' AND worker = ? AND kind != 'run' ORDER BY started"
+        return [Task.of(row) for row in self._rows(query, worker)]
 
     def release(self, mine: str = "", busy: Collection[str] = ()) -> list[str]:
-        """Release the jobs of dead workers and end their processes; returns the ids of the released jobs.
+        """Release the tasks of dead workers and end their processes; returns the ids of the released tasks.
 
-        A job that has a record is finished, one that was being cancelled is cancelled, others are queued again.
-        mine: the calling worker, of whose slots only those in `busy` have a process: its other claims never started.
+        A run that has a record is finished, a task that was being cancelled is cancelled, others are queued again.
+        mine: the calling worker, of whose names only those in `busy` have a process: its other claims never started.
         """
         rows = self._rows(
-            "SELECT jobs.*, removed FROM jobs JOIN projects ON projects.id = project WHERE state = 'running'"
+            "SELECT tasks.*, removed FROM tasks JOIN projects ON projects.id = project WHERE state = 'running'"
         )
         now = time.time()  # workers after jobs: who has claimed one has beaten before
         workers = {row["id"]: lives(row, now) for row in self._rows("SELECT * FROM workers")}
@@ -227,8 +264,7 @@ class WorkerQueue(Jobs):
                 continue
             with self._write() as db:  # only if no child has adopted it since we looked
                 changed = db.execute(
-                    "UPDATE jobs SET state = 'queued', worker = '', child = 0 "
-                    "WHERE id = ? AND attempt = ? AND state = 'running' AND child = ?",
+                    f"UPDATE tasks SET {REQUEUED} WHERE {CURRENT} AND child = ?",
                     (row["id"], row["attempt"], row["child"]),
                 ).rowcount
             freed += [row["id"]] * changed

@@ -1,4 +1,4 @@
-"""Answers: models asked side by side, and what else the assistant is asked for."""
+"""Answers: models asked side by side, and what else assistants compute."""
 
 from __future__ import annotations
 
@@ -47,18 +47,17 @@ def ask_models(project: str, body: TextBody, here: Here) -> list[AskedShape]:
         raise InputError(f"{len(body.models)} models are chosen: choose from 1 to {MOST_MODELS}.")
     how: dict[str, Any] = body.model_dump(exclude={"text", "models"})
     sampling_of(how)
-    asked = [ask_model(here.studio, project, model, body.text, how) for model in body.models]
-    return [AskedShape.about(here.studio.answer(one), id=one) for one in asked]
+    tasks = [ask_model(here.studio, project, model, body.text, how) for model in body.models]
+    return [AskedShape.about(here.studio.get_task(task)) for task in tasks]
 
 
 @routes.get("/answers/{answer}")
 def show_answer(answer: str, here: Here) -> AskedShape:
     """What there is of an answer by now."""
-    return AskedShape.about(here.studio.answer(answer), id=answer)
+    return AskedShape.about(here.studio.get_task(answer))
 
 
 @routes.delete("/answers/{answer}", status_code=204)
 def stop_answer(answer: str, here: Here) -> None:
-    """Nobody waits for it any more: it is stopped."""
-    here.studio.answer(answer)
-    here.studio.withdraw(answer)
+    """Cancel it: its process stops, or is killed after two seconds."""
+    here.studio.cancel(here.studio.get_task(answer).id)

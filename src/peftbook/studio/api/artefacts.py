@@ -34,8 +34,8 @@ def list_artefacts(job: str, here: Here) -> list[ArtefactShape]:
 @routes.post("/jobs/{job}/artefacts/{name}", status_code=202)
 def make_artefact(job: str, name: str, here: Here) -> AskedShape:
     """Have a merged model or a GGUF file made; when its answer is done it can be fetched."""
-    asked = downloads.ask_for(here.studio, here.studio.job(job), name)
-    return AskedShape.about(here.studio.answer(asked), id=asked)
+    task = downloads.ask_for(here.studio, here.studio.job(job), name)
+    return AskedShape.about(here.studio.get_task(task))
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -34,8 +34,7 @@ def shape_of(here: Context, found: Plan) -> PlanShape:
 def check_plan(project: str, body: SettingsBody, here: Here) -> AskedShape:  # type: ignore[valid-type]
     """Have a plan checked: rows, tokens, time and memory of every run, before anything is loaded."""
     runs, tuning = planned(here.studio.task(project), settings_of(body))
-    asked = ask_check(here.studio, project, runs, tuning)
-    return AskedShape.about(here.studio.answer(asked), id=asked)
+    return AskedShape.about(here.studio.get_task(ask_check(here.studio, project, runs, tuning)))
 
 
 @routes.get("/checks/{check}")
@@ -43,14 +42,13 @@ def show_check(
     check: str, here: Here, measure: Annotated[str, Query(description="what will decide")] = FIRST_MEASURE
 ) -> CheckedShape:
     """What was found; `state` is done when all of it is here."""
-    if here.studio.asked(check).kind != "preflight":
-        raise InputError(f"Question {check!r} is no check: ask for it under /answers.")
-    answer = here.studio.answer(check)
-    checks = checks_of(answer) if answer.state == "done" else ()
+    task = here.studio.get_task(check)
+    if task.kind != "check":
+        raise InputError(f"Answer {check!r} is no check: ask for it under /answers.")
+    checks = checks_of(task) if task.state == "done" else ()
     sights = sights_of_check(here.studio, check, measure) if checks else ()
     return CheckedShape.about(
-        answer,
-        id=check,
+        task,
         checks=checks,
         sights=sights,
         seconds=plan_seconds(checks) or None,

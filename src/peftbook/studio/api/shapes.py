@@ -163,7 +163,9 @@ class FindingsShape(Shape):
 
 
 class AskedShape(Shape):
-    """A question to the assistant. text: what has been written so far.  error: why it failed, in a sentence."""
+    """What an assistant computes. state: queued, running, done, failed or cancelled.  text: what has been written so
+    far.  error: why it failed, in a sentence.
+    """
 
     id: str
     state: str

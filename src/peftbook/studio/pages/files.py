@@ -29,18 +29,18 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
     if not (request := visit.query.get("asked")):
         return Markup(""), False
     try:
-        asked, answer = visit.studio.asked(request), visit.studio.answer(request)
+        task = visit.studio.get_task(request)
     except InputError as error:
         return part("trouble", error), False
-    if asked.payload["project"] != visit.project.id or asked.kind != "make":
+    if task.project != visit.project.id or task.kind != "make":
         raise Unknown(f"There is no file {request!r} in this project: ask for one.")
-    job = visit.studio.job(asked.payload["job"])
-    name = asked.payload["name"]
+    job = visit.studio.job(task.payload["job"])
+    name = task.payload["name"]
     title = ARTEFACTS[name].title
-    if not answer.ended:
+    if not task.ended:
         return part("loading", f"{title} of {job.label}: it is being made…", timed=True), True
-    if answer.state != "done":
-        return part("trouble", answer.error or "It was stopped."), False
+    if task.state != "done":
+        return part("trouble", task.error or "It was stopped."), False
     words, file = f"Download {ARTEFACTS[name].noun} of {job.label}", title_of(visit.studio, job, name)
     return part("note", part("link", words, address_of(visit, job, name), file=file), "good"), False
 

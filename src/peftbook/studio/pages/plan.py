@@ -5,6 +5,7 @@ The address says what is asked for and, where it was checked, the question whose
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -12,7 +13,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from peftbook.core import specs
-from peftbook.core.errors import Conflict, InputError
+from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.decision.power import sight_words
 from peftbook.studio import plan_checks
 from peftbook.studio.html import fill, part
@@ -42,13 +43,13 @@ def check_progress(visit: Visit, request: str, fields: Fields) -> Live:
     """What there is of a check by now."""
     try:
         count = len(plan_checks.runs_of_check(visit.studio, visit.project.id, request))
-        answer = visit.studio.answer(request)
-        if not answer.ended:
+        task = visit.studio.get_task(request)
+        if not task.ended:
             waits = part("loading", f"Counting tokens and memory of {count} runs…", timed=True)
             return Live(waits + part("button", "Cancel", "cancel", request, form="plan"), EVERY_SECONDS)
-        if answer.state == "withdrawn":
+        if task.state == "cancelled":
             return Live(part("note", "The check was cancelled.", "info"))
-        checks = plan_checks.checks_of(answer)
+        checks = plan_checks.checks_of(task)
         if {run.key for run in runs_asked(visit, fields)[0]} != {check.key for check in checks}:
             raise InputError(plan_checks.CHANGED)
         sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
@@ -89,7 +90,7 @@ def act(visit: Visit) -> str:
     """Check, cancel, or queue what was checked, as it was checked."""
     project, form, fields = visit.project.id, visit.typed, fields_of(visit.typed)
     if request := form.get("cancel"):
-        visit.studio.withdraw(request)
+        cancel_check(visit, request)
         return form_at(project, fields)
     if request := form.get("queue"):
         asked = {run.key for run in runs_asked(visit, fields)[0]}
@@ -97,9 +98,15 @@ def act(visit: Visit) -> str:
             raise Conflict(plan_checks.CHANGED)
         plan, _ = plan_checks.queue_checked(visit.studio, project, request, fields["measure"])
         return f"/projects/{project}/runs?plan={plan}"
-    visit.studio.withdraw(visit.query.get("check", ""))  # nobody waits for what was asked before
+    cancel_check(visit, visit.query.get("check", ""))  # nobody waits for the one before
     runs, tuning = runs_asked(visit, fields)
     return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning))
+
+
+def cancel_check(visit: Visit, request: str) -> None:
+    """Cancel a check, unless it is gone."""
+    with contextlib.suppress(Unknown):
+        visit.studio.cancel(visit.studio.get_task(request).id)
 
 
 def form_at(project: str, fields: Fields, **more: str) -> str:

@@ -1,6 +1,6 @@
-"""Try it: two models side by side on one input. The assistant's process generates; this page shows what there is.
+"""Try it: two models side by side on one input. An assistant generates; this page shows what there is.
 
-The address names the questions that were asked; what was asked is read from them.
+The address names the tasks; what the form said is read from them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, address, frame, typed_number
 from peftbook.studio.playground import TYPED_CHARS, ask_model, available_models, row_after, sampling_of
-from peftbook.studio.requests import Answer
+from peftbook.studio.tasks import Task
 
 SIDES = ("left", "right")
 HOW = {  # a number of the sampling → what its field is called, its usual text, what it means
@@ -62,18 +62,18 @@ def what_was_asked(visit: Visit, asked: list[str]) -> dict[str, str]:
     said: dict[str, str] = {}
     for side, request in zip(SIDES, asked, strict=False):
         try:
-            question = visit.studio.asked(request)
+            task = visit.studio.get_task(request)
         except InputError:
             continue
-        payload = question.payload
-        if question.kind != "generate" or payload["project"] != visit.project.id:
+        payload = task.payload
+        if task.kind != "generate" or task.project != visit.project.id:
             raise Unknown(f"There is no answer {request!r} in this project: ask for one.")
         said[side] = f"job:{payload['job']}" if "job" in payload else f"model:{payload['model']['name']}"
         said |= {"text": payload["text"], **{name: f"{payload[name]:g}" for name in HOW}}
     return said
 
 
-def answered(answers: list[Answer], asked: list[str], names: list[str]) -> Live:
+def answered(answers: list[Task], asked: list[str], names: list[str]) -> Live:
     """Both texts under the names of their models, and a button while they grow."""
     goes_on = not all(one.ended for one in answers)
     sides = list(zip(SIDES, names, answers, strict=False))
@@ -88,7 +88,8 @@ def act(visit: Visit) -> str:
     chosen = {name: form.get(name, "") for name in (*SIDES, *HOW)}
     if stopped := form.get("stop"):
         for request in stopped.split():
-            visit.studio.withdraw(request)
+            if not answer_of(visit, request).ended:
+                visit.studio.cancel(request)
         return address(at, row=visit.query.get("row"), answer=stopped.split())
     if "row" in form:
         return address(at, **chosen, row=row_after(visit.studio, project, typed_text(form.get("text", ""))).id)
@@ -104,12 +105,12 @@ def typed_text(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def answer_of(visit: Visit, request_id: str) -> Answer:
+def answer_of(visit: Visit, request_id: str) -> Task:
     """An answer, or that it is gone."""
     try:
-        return visit.studio.answer(request_id)
+        return visit.studio.get_task(request_id)
     except InputError as error:
-        return Answer("failed", error=str(error))
+        return Task(request_id, "generate", visit.project.id, {}, "failed", error=str(error))
 
 
 TRY = View("try.html", show, act)
