@@ -188,7 +188,8 @@ def test_a_plan_says_what_its_test_rows_can_see():
     assert (
         words.startswith("80 test rows in 20 groups and 1 seed find")
         and "luck would tell" in words
-        and "With the luck of training counted too, they find" in words and "with 5 seeds" in words
+        and "With the luck of training counted too, they find" in words
+        and "with 5 seeds" in words
         and "the worst case" in words
     )
     assert "worst case" not in sight_words([sight("rougeL", 80, 1)])
