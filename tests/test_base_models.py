@@ -127,3 +127,16 @@ def test_a_run_of_a_folder_that_was_changed_is_refused(folder):
         check_model(other)
     assert pinned(model) == f"hash of the folder {model.revision}" and pinned(model, 4).endswith(model.revision[:4])
     assert pinned(hub.model_copy(update={"revision": ""})) == "not pinned" and pinned(hub) == "revision main"
+
+
+def test_no_name_tells_which_paths_this_machine_has(tmp_path):
+    """A folder without a model, a file, a path below a file and one that is not there are refused in the same words."""
+    (folder := tmp_path / "folder").mkdir()
+    (file := tmp_path / "file").write_text("secret")
+    names = map(str, (folder, file, file / "below", tmp_path / "nothing"))
+    said = set()
+    for name in names:
+        with pytest.raises(InputError) as caught:
+            model_named(name)
+        said.add(str(caught.value).replace(name, "NAME"))
+    assert len(said) == 1

@@ -147,7 +147,7 @@ def test_peft_alone_loads_an_adapter_on_a_small_llama(tmp_path):
     from peft import AutoPeftModelForCausalLM
 
     from peftbook.core.base_models import SMALL_FOLDERS
-    from peftbook.studio.artefacts import base_named
+    from peftbook.studio.model_card import base_named
 
     torch.manual_seed(0)
     tuned = get_peft_model(load_model(specs.SMALL_LLAMA).model, LoraConfig(init_lora_weights=False)).eval()
@@ -163,7 +163,7 @@ def test_peft_alone_loads_an_adapter_on_a_small_llama(tmp_path):
 
 def test_an_adapter_names_its_base_by_id_and_revision(tmp_path):
     """Not by the folder of the cache that it was loaded from; a run beside it knows the base too."""
-    from peftbook.studio.artefacts import base_named
+    from peftbook.studio.model_card import base_named
 
     LoraConfig(base_model_name_or_path="/home/me/.cache/snapshots/x").save_pretrained(tmp_path)
     hub = specs.Model(name="org/model", revision="abc")

@@ -16,7 +16,7 @@ PARTS = {  # what one does → libraries that it does not need
     "plan": ("from peftbook.studio.plan import plan", ""),
     "threads": ("from peftbook.runtime.threads import best_threads; best_threads()", ""),  # another process is asked
     "web process": (
-        "import pathlib, tempfile, peftbook.studio.report, peftbook.studio.artefacts\n"
+        "import pathlib, tempfile, peftbook.studio.report, peftbook.studio.downloads\n"
         "from peftbook.studio.app import build_app; from peftbook.studio.store import Studio\n"
         "from peftbook.tasks.table import Caps\n"
         "build_app(Studio(pathlib.Path(tempfile.mkdtemp())), Caps())",

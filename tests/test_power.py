@@ -171,7 +171,7 @@ def test_more_rows_and_seeds_see_more_and_more_arms_less():
 
 def test_a_plan_says_what_its_test_rows_can_see():
     """With its own seeds first; groups count as a row each; a plan of one arm, or without texts, says nothing."""
-    examples = tuple(TaskExample(f"r{at}", "a", "b", f"g{at // 4}") for at in range(100))
+    examples = tuple(TaskExample(f"r{at}", f"a{at}", "b", f"g{at // 4}") for at in range(100))
     task = TaskData("files", 1, "{input}", {"train": examples, "validation": examples, "test": examples}, (), "c" * 64)
     runs = [
         specs.Run(
@@ -188,7 +188,7 @@ def test_a_plan_says_what_its_test_rows_can_see():
     assert (
         words.startswith("80 test rows in 20 groups and 1 seed find")
         and "luck would tell" in words
-        and "5 seeds find" in words
+        and "With the luck of training counted too, they find" in words and "with 5 seeds" in words
         and "the worst case" in words
     )
     assert "worst case" not in sight_words([sight("rougeL", 80, 1)])

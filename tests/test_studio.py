@@ -172,6 +172,7 @@ def test_the_decision_is_words_first_and_sorts(session):
     first = page.locator("table.decision tbody tr").first.inner_text()
     heads.nth(3).click()
     assert page.locator("table.decision tbody tr").first.inner_text() != first
+    page.click(".choose summary")
     page.fill("input[data-filter]", "untuned")
     assert page.locator("table.decision tbody tr:visible").count() == 1
     page.select_option("#f-measure", "bertscore_f1")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import html
 import re
 import shutil
+import socket
 import time
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import hostile_studio
 import httpx
 import pytest
-from studio_api import HOST, Client
+from studio_api import HOST, Client, on_a_port
 
 from peftbook import cli
-from peftbook.studio import access, app, sessions, uploads
+from peftbook.core.errors import InputError
+from peftbook.studio import access, app, connections, database, sessions, uploads
+from peftbook.studio.connections import LimitedProtocol
 from peftbook.studio.settings import Reading
 from peftbook.studio.store import Studio
 from peftbook.tasks.table import Caps
@@ -156,6 +163,39 @@ def test_other_requests_are_small(ask):
         headers = {"content-length": announced}
         assert ask.post("/projects/abcd/plan", content=b"x", headers=headers).status_code == 413
 
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100_000
+
+    for path in ("/projects/abcd/plan", "/api/v1/projects"):
+        assert ask.post(path, content=chunks()).status_code == 413
+
+
+def test_idle_and_slow_connections_keep_nobody_out(served, monkeypatch):
+    """Of too many the oldest idle one goes; a head that does not end and a body that stands still end by themselves."""
+    monkeypatch.setattr(LimitedProtocol, "most", 20)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
+    head = b"POST /api/v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with on_a_port(served) as (port, _), contextlib.ExitStack() as stack:
+        held = [stack.enter_context(one) for one in hostile_studio.hold(port, 60)]
+        assert hostile_studio.health_seconds(port) < 1 and len(LimitedProtocol.connections_open) <= 20
+        held.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)))
+        held[-1].sendall(head + b"Content-Length: 9\r\n\r\n{")
+        assert all(map(is_closed, held))
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side closes within the connection's seconds, perhaps after an answer."""
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
 
 # --- sessions --------------------------------------------------------------------------------------------------
 
@@ -164,14 +204,15 @@ def test_without_a_token_nothing_is_seen(locked):
     """The page says how one comes in, and nothing else, as everything does."""
     for path in ("/", "/?token=wrong", "/projects/abcd/runs", "/status"):
         answer = locked.get(path)
-        assert (answer.status_code, answer.text) == (401, f"{access.LOCKED}\n")
+        assert answer.status_code == 401 and access.LOCKED in html.unescape(answer.text)
+        assert "<h1>This link opens nothing</h1>" in answer.text and "studio/style.css" in answer.text
     assert locked.post("/new").status_code == 401
 
 
 @pytest.mark.parametrize("whose", ["the owner's", "one that was made"])
 def test_a_token_in_an_address_opens_and_leaves_it(locked, store, whose):
     """By a cookie that scripts and other sites cannot use."""
-    token = store.owner if whose == "the owner's" else store.make("Ada")[1]
+    token = store.owner if whose == "the owner's" else store.create("Ada")
     answer = log_in(locked, token, "/status")
     cookie = answer.headers["set-cookie"].lower()
     assert (answer.status_code, answer.headers["location"]) == (303, "status")
@@ -190,36 +231,36 @@ def test_a_restart_logs_nobody_out(locked, store):
 @pytest.mark.parametrize("end", ["time", "its token", "the owner's token"])
 def test_a_session_ends_with_its_time_and_its_token(locked, store, monkeypatch, end):
     """At once where the token was taken back, and after a restart where the owner has another one."""
-    made, secret = store.make("Ada")
+    secret = store.create("Ada")
     log_in(locked, secret)
     assert locked.get("/").status_code == 200
     if end == "time":
         now = time.time()
         monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.SESSION_SECONDS + 1)
     elif end == "its token":
-        store.revoke(made)
+        store.revoke("Ada")
     else:
         (store.home / "token").unlink()
     again = sessions.SessionStore(store.home)
     after = start(again) if end == "the owner's token" else locked
     after.cookies = locked.cookies
     assert after.get("/").status_code == 401
-    assert (made in again.tokens()) == (end == "time")
+    assert ("Ada" in again.tokens()) == (end == "time")
 
 
 def test_the_database_keeps_no_cookie_and_no_token(locked, store):
     """Only their hashes: who reads the file gets in nowhere."""
-    secret = store.make("Ada")[1]
-    cookie = log_in(locked, secret) and locked.cookies[sessions.COOKIE]
+    secret = store.create("Ada")
+    cookie = log_in(locked, secret) and locked.cookies[store.cookie]
     files = [path.read_bytes() for path in store.home.glob("studio.sqlite*")]
     for kept in (secret, cookie):
         assert not any(kept.encode() in content for content in files)
         assert any(sessions.digest(kept).encode() in content for content in files)
 
 
-def test_a_forged_cookie_opens_nothing(locked):
+def test_a_forged_cookie_opens_nothing(locked, store):
     """Cookies are random and known only by their hash."""
-    locked.cookies.set(sessions.COOKIE, "x" * 43, domain="127.0.0.1")
+    locked.cookies.set(store.cookie, "x" * 43, domain="127.0.0.1")
     assert locked.get("/").status_code == 401
 
 
@@ -228,7 +269,7 @@ def test_no_secret_is_logged(locked, store, capfd, caplog):
     log_in(locked, "wrong" * 20)
     log_in(locked, store.owner)
     said = "".join(capfd.readouterr()) + caplog.text
-    assert store.owner not in said and "wrong" not in said and locked.cookies[sessions.COOKIE] not in said
+    assert store.owner not in said and "wrong" not in said and locked.cookies[store.cookie] not in said
 
 
 def test_a_studio_that_others_reach_wants_a_token(tmp_path, capsys):
@@ -243,6 +284,69 @@ def test_a_port_in_use_is_a_sentence(tmp_path, capsys):
         port = taken.getsockname()[1]
         assert cli.main(["studio", "--home", str(tmp_path), "--port", str(port), "--no-worker"]) == 2
     assert f"Port {port}" in capsys.readouterr().err
+
+
+def test_a_token_for_reading_changes_nothing(locked, store):
+    """Its page says so, and a form is refused with the sentence, in a page."""
+    log_in(locked, store.create("Ada", "read"))
+    assert "may only look" in locked.get("/").text
+    answer = locked.post("/new", headers={"origin": HOST})
+    assert answer.status_code == 403 and 'id="refused"' in answer.text and access.READ_ONLY in answer.text
+    assert "may only look" not in start(store).get("/", headers={"authorization": f"Bearer {store.owner}"}).text
+
+
+def test_two_studios_on_one_host_do_not_log_each_other_out(tmp_path):
+    """Browsers send the cookies of every port: each home has a name of its own for its cookie."""
+    homes = [sessions.SessionStore(tmp_path / name) for name in ("one", "two")]
+    both = [start(one) for one in homes]
+    for client, one in zip(both, homes, strict=True):
+        log_in(client, one.owner)
+    both[0].cookies.update(both[1].cookies)
+    both[1].cookies.update(both[0].cookies)
+    assert [client.get("/").status_code for client in both] == [200, 200]
+
+
+def test_a_home_that_stood_open_is_closed_and_a_shared_folder_is_refused(tmp_path):
+    """What others could read of a studio they can no more; a folder with other files is not ours to close."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    Studio(home).close()
+    assert home.stat().st_mode & 0o777 == 0o700
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    (shared / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="Others can read"):
+        Studio(shared)
+    assert shared.stat().st_mode & 0o777 == 0o755 and [one.name for one in shared.iterdir()] == ["letter.txt"]
+
+
+def test_a_list_of_tokens_makes_no_studio(tmp_path, capsys):
+    """Where the folder is mistyped nothing is made."""
+    assert cli.main(["studio", "token", "list", "--home", str(tmp_path / "typo")]) == 2
+    assert "There is no studio in" in capsys.readouterr().err and not (tmp_path / "typo").exists()
+
+
+def test_a_full_disk_is_a_page_and_deleting_works(locked, store, monkeypatch):
+    """Its files go first, which makes room for the word that it is gone."""
+    studio = Studio(store.home)
+    project = studio.create_project("Full", CSV, "full.csv", Reading("question", "answer"))
+    folder, whole = studio.folder(project.id), database.Database._write
+
+    @contextlib.contextmanager
+    def full(self):
+        if folder.exists():
+            raise InputError(database.refusal(self.home, errno.ENOSPC))
+        with whole(self) as db:
+            yield db
+
+    monkeypatch.setattr(database.Database, "_write", full)
+    answer = log_in(locked, store.owner)
+    assert answer.status_code == 507 and "is full: free some space" in answer.text
+    header = {"authorization": f"Bearer {store.owner}"}
+    assert locked("DELETE", f"/api/v1/projects/{project.id}", headers=header).status_code == 204
+    assert not folder.exists() and not studio.projects()
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------

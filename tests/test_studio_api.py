@@ -166,6 +166,8 @@ def test_a_loss_that_is_no_number_is_null(ask, known):
         ("POST", "/projects/{project}/checks", {"seeds": 1.5}, 422, "1.5 seeds are chosen: choose a whole number"),
         ("POST", "/projects/{project}/checks", {"seed": 1}, 422, "seed is no field of this body"),
         ("POST", "/projects/{project}/checks", {"models": ["~nobody/x y"]}, 422, "neither a folder nor a hub id"),
+        ("POST", "/projects/{project}/checks", {"learning_rates": {"lora": 1e308}}, 422, "lora is 1e+308: choose"),
+        ("PATCH", "/projects/{project}", {"name": "a\x00b"}, 422, "The name 'a\\x00b' holds a control character"),
         ("GET", "/projects/{project}/decision?measure=blue", None, 422, "Unknown measure 'blue'"),
         ("POST", "/projects/{project}/answers", {"text": "x", "models": ["job:x"]}, 404, "That model is not at hand"),
         ("POST", "/projects/{project}/answers", {"text": "x", "models": []}, 422, "0 models are chosen"),
@@ -267,15 +269,18 @@ def test_a_token_opens_until_it_is_taken_back(locked, tmp_path, capsys):
         assert locked("GET", "/api/v1/projects", headers=headers).status_code == 401
     home = ["studio", "--home", str(tmp_path)]
     made = []
-    for _ in range(2):
-        assert cli.main([*home, "--make-token", "laptop"]) == 0
-        made.append(re.search(r"Token (\w+), .*token=(\w+) ", capsys.readouterr().out).groups())
-    secrets = [bearer(secret) for _, secret in made]
+    for words in (["laptop"], ["Ada", "--read"]):
+        assert cli.main([*home, "token", "create", *words]) == 0
+        made += re.findall(r"Bearer (\w+)", capsys.readouterr().out)
+    secrets = [bearer(secret) for secret in made]
     assert [locked("GET", "/api/v1/projects", headers=one).status_code for one in secrets] == [200, 200]
-    assert cli.main([*home, "--tokens"]) == 0
-    assert capsys.readouterr().out == "".join(f"{name}  laptop\n" for name, _ in made)
-    assert not any(made[0][1].encode() in path.read_bytes() for path in tmp_path.glob("studio.sqlite*"))
-    assert [cli.main([*home, "--take-back", made[1][0]]) for _ in range(2)] == [0, 2]
+    sent = [locked("POST", "/api/v1/files", headers=one, json={"bytes": 3}) for one in secrets]
+    assert [one.status_code for one in sent] == [201, 403] and "only look" in sent[1].json()["detail"]
+    assert cli.main([*home, "token", "create", "laptop"]) == 2 and "already" in capsys.readouterr().err
+    assert cli.main([*home, "token", "list"]) == 0
+    assert capsys.readouterr().out == "laptop: may look and change, made just now\nAda: may only look, made just now\n"
+    assert not any(made[0].encode() in path.read_bytes() for path in tmp_path.glob("studio.sqlite*"))
+    assert [cli.main([*home, "token", "revoke", "Ada"]) for _ in range(2)] == [0, 2]
     assert [locked("GET", "/api/v1/projects", headers=one).status_code for one in secrets] == [200, 401]
     (tmp_path / "token").unlink()
     again = served(Studio(tmp_path), SessionStore(tmp_path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
@@ -18,8 +19,8 @@ from studio_api import check_of, finish, work
 
 from peftbook.core import specs
 from peftbook.core.options import options_of
-from peftbook.methods import presets
-from peftbook.studio import access, app
+from peftbook.methods import preset, presets
+from peftbook.studio import access, app, data_checks
 from peftbook.studio.jobs import parse_run
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
@@ -297,6 +298,15 @@ def test_the_form_of_the_plan_has_every_setting_with_its_default(window, studio)
     assert ticked == {preset.name for preset in presets()}
 
 
+def test_what_the_plans_form_shows_as_an_example_is_accepted(window, studio):
+    """Typed as it stands there; a method by the parser that asks peft too."""
+    window.open(f"/projects/{project_of(studio)}/plan")
+    examples = {one["name"]: one["placeholder"] for one in window.soup.select("form#plan [placeholder]")}
+    assert examples.keys() == {"other_models", "own_methods", "learning_rates"}
+    assert window.press("Check the plan", **MINE | examples).refused == "" and "Counting tokens" in window.text
+    assert preset(examples["own_methods"]).method.config
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_a_recipe_fills_the_form_and_leaves_the_rest(window, studio, name):
     """By an address that can be kept."""
@@ -477,7 +487,7 @@ def test_a_metric_of_ones_own_is_declared_and_decides(window, studio):
     window.open(f"/projects/{project}/decision").press("Score by these", metrics="sum=luck:")
     assert window.status == 422 and "luck" in window.refused and window.field("metrics") == "sum=luck:"
     window.press("Score by these", metrics="sum=number:rel=0.01")
-    assert window.status == 200 and "sum" in window.soup.select_one("table.decision thead").get_text()
+    assert window.status == 200 and "sum" in window.soup.select_one("table.all thead").get_text()
     window.press("Show", measure="sum")
     assert window.field("measure") == "sum" and "number" in window.field("metrics")
 
@@ -512,7 +522,7 @@ def test_files_are_taken_made_and_taken(window, studio):
     window.open(f"/projects/{project}/files")
     label = studio.jobs(project)[1].label
     links = {link.get_text(): link["href"] for link in window.soup.select("a.file")}
-    for words in ("Adapter", "Test outputs"):
+    for words in ("Download adapter", "Download test outputs"):
         taken = Plain(window.served)
         taken.address = window.address
         assert taken.open(links[words]).status == 200 and taken.answer.content
@@ -552,3 +562,99 @@ def test_whatever_is_typed_no_page_breaks(window, studio):
         view = PREFIX + draw.choice(views) + (f"?{typed}" if asked["method"] == "GET" else "")
         window._go(asked.pop("method"), view, **asked)
         assert window.status < 500 and HOSTILE not in window.answer.text, (view, typed)
+
+
+def doubled_csv(count: int = 40) -> bytes:
+    """Rows of which every second comes again, but for a word of its ten, so that test rows leak."""
+    rows = [" ".join(f"word{n}{letter}" for letter in "abcdefghij") for n in range(count)]
+    copies = [f"{row} again" for row in rows[::2]]
+    return "\n".join(["question,answer", *(f"{row},yes" for row in [*rows, *copies])]).encode()
+
+
+def test_what_leaks_travels_from_the_rows_to_the_decision_and_is_mended_there(window, studio):
+    """Data, decision, report, API and command say it; a button makes another project of the same two columns, whose
+    near copies stay together.
+    """
+    project = project_of(studio, doubled_csv())
+    leaks = studio_findings(studio, project).near_duplicates
+    assert leaks and f"{leaks} of" in window.open(f"/projects/{project}/data").text
+    checked(window, studio, project).press("Queue the 2 runs")
+    work(studio)
+    decided = window.open(f"/projects/{project}/decision").text
+    assert f"Leakage: {leaks} of" in decided and "Without near copies" in decided
+    api = f"/api/v1/projects/{project}/decision"
+    for name in ("", ".txt", ".html"):
+        assert f"Leakage: {leaks} of" in " ".join(Plain(window.served).open(api + name).answer.text.split())
+    window.open(f"/projects/{project}/decision").press("together in one split")
+    assert window.path.startswith("/new/") and window.field("near_copies") == "together"
+    window.press("Create the project")
+    again = window.path.split("/")[2]
+    assert again != project and not studio_findings(studio, again).near_duplicates
+
+
+def studio_findings(studio: Studio, project: str):
+    """What is in a project's rows."""
+    found = studio.project(project)
+    return data_checks.examined(studio.table(project), found.columns, found.split)
+
+
+def test_a_smaller_test_set_does_not_replace_a_larger_one(window, studio):
+    """The decision opens with the runs that were judged on most rows, says how many, and names the others."""
+    project = trained(window, studio)
+    checked(window, studio, project, test_examples="3").press("Queue the 2 runs")
+    work(studio)
+    window.open(f"/projects/{project}/decision")
+    assert "on 4 test rows" in window.soup.select_one(".kicker").get_text()
+    assert "2 more runs were judged on 3 test rows" in window.text
+    window.press("Show", runs="1")
+    assert "on 3 of 4 test rows" in window.soup.select_one(".kicker").get_text()
+
+
+def test_a_run_is_named_by_what_sets_it_apart_wherever_it_stands(window, studio):
+    """By tokens where they differ, with seeds where there are several; a plan by its methods, tokens and seeds."""
+    project = trained(window, studio)
+    assert [job.label for job in studio.jobs(project)] == ["Untuned", "LoRA"]
+    checked(window, studio, project, tokens="600").press("Queue the 2 runs")
+    work(studio)
+    names = ["LoRA, 300 tokens", "LoRA, 600 tokens"]
+    assert [job.label for job in studio.jobs(project)] == ["Untuned", *names]
+    for step in ("runs", "files", "try"):
+        shown = window.open(f"/projects/{project}/{step}").text
+        assert all(name in shown for name in names), step
+    assert [plan.name for plan in studio.plans(project)] == ["LoRA · 300 tokens", "LoRA · 600 tokens"]
+    runs = [job.run for job in studio.jobs(project)]
+    budget = runs[1].budget.model_copy(update={"max_length": 99, "learning_rate": 2e-4})
+    more = [runs[1].model_copy(update={"budget": budget, "seed": seed}) for seed in (0, 1)]
+    studio.submit(project, more)
+    labels = [job.label for job in studio.jobs(project)]
+    assert labels[-1] == "LoRA, 300 tokens, rate 0.0002, seed 1" and len({*labels}) == len(labels)
+
+
+def test_the_decision_opens_with_the_measure_that_the_plan_declared(window, studio):
+    """By page, API and text; another one by the address."""
+    project = project_of(studio)
+    checked(window, studio, project, measure="perplexity").press("Queue the 2 runs")
+    work(studio)
+    assert "Perplexity on" in window.open(f"/projects/{project}/decision").soup.select_one(".kicker").get_text()
+    api = f"/api/v1/projects/{project}/decision"
+    assert Plain(window.served).open(api).answer.json()["measure"] == "perplexity"
+    assert Plain(window.served).open(f"{api}?measure=rouge1").answer.json()["measure"] == "rouge1"
+
+
+def test_each_page_says_what_is_next_and_how_long_it_takes(window, studio):
+    """A new project leads to its plan by the one main button, a plan to its runs, and ended runs to the decision."""
+    project = project_of(studio)
+    assert main_buttons(window.open(f"/projects/{project}/data")) == ["Plan the runs"]
+    text = checked(window, studio, project).text
+    assert re.search(r"2 runs(, 2 at once)?: (about|roughly) [\d.]+ ", text)
+    window.press("Queue the 2 runs")
+    assert main_buttons(window.open()) == []
+    work(studio)
+    assert main_buttons(window.open()) == ["Read the decision"]
+    assert re.search(r"loss of the last (\d+ steps|step) \d", window.text)
+
+
+def main_buttons(window: Plain) -> list[str]:
+    """Those that are shown and lead on, but for what stands in a fold."""
+    found = window.soup.select("main .act-main")
+    return [one.get_text() for one in found if one.find_parent("details") is None]

@@ -45,7 +45,7 @@ def test_probes_are_answered_while_all_other_requests_wait(tmp_path):
     """
     with serving(tmp_path / "home") as there:
         bearer = {
-            "Authorization": f"Bearer {SessionStore(there.studio.home).make('probe')[1]}"
+            "Authorization": f"Bearer {SessionStore(there.studio.home).create('probe')}"
         }  # its first use is noted
         label = Request("PATCH", f"/api/v1/projects/{there.known['project']}", JSON, b'{"name": "x"}', (200,))
         asking = [threading.Thread(target=there.send, args=(label,)) for _ in range(MANY)]
@@ -86,7 +86,7 @@ def test_a_backup_outlives_the_original_and_its_server(tmp_path):
             with httpx.Client(base_url=f"{address}api/v1/", timeout=120) as client:
                 client.headers["authorization"] = f"Bearer {secret or token}"
                 if not secret:
-                    secret = SessionStore(home).make("laptop")[1]
+                    secret = SessionStore(home).create("laptop")
                     assert cli.main(["studio", "--home", str(home), "--backup", str(backup)]) == 0
                 seen.append([client.get(path).raise_for_status().content for path in paths])
         finally:

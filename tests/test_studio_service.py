@@ -122,13 +122,14 @@ def test_nothing_is_overwritten(home, tmp_path, capsys):
 def test_the_unit_starts_a_studio_as_it_was_asked(tmp_path, capsys):
     """Its command is one that the command line reads, with home, port and names; systemd's % is doubled."""
     home = tmp_path / "100 % mine"
-    asked = ("--home", str(home), "--port", "8000", "--name", "peft.example")
+    asked = ("--home", str(home), "--port", "8000", "--name", "peft.example", "--proxy", "127.0.0.1")
     assert cli.main(["studio", "--unit", *asked]) == 0
     read = configparser.RawConfigParser(strict=False)
     read.read_string(capsys.readouterr().out)
     words = shlex.split(read["Service"]["ExecStart"].replace("%%", "%"))
     args = build_parser().parse_args(words[3:])
     assert (args.command, args.home, args.port, args.name) == ("studio", home, 8000, ["peft.example"])
+    assert args.proxy == "127.0.0.1"
 
 
 def test_a_proxys_name_is_let_in_and_a_prefix_is_taken_off_by_it(home):

@@ -19,25 +19,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from plain_browser import Plain
 from studio_home import SMALL, claim_all, colours_csv, colours_project, finish, small_run
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record
+from peftbook.core.stamp import changed_since
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.runtime.processes import end_group, identity, is_alive
 from peftbook.studio import worker_queue
-from peftbook.studio.artefacts import adapter_zip
+from peftbook.studio.app import build_app
 from peftbook.studio.backup import back_up, restore
 from peftbook.studio.database import SCHEMA
 from peftbook.studio.decisions import evaluations, project_comparison
+from peftbook.studio.downloads import file_of
 from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
-from peftbook.studio.store import Project, Studio
+from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tasks import LIMITS
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
 
@@ -86,6 +90,33 @@ def test_an_upload_comes_back_as_it_came(studio, project):
     assert studio.project(project.id).name == "Other name"
 
 
+@pytest.mark.parametrize("change", ["edited", "lost"])
+def test_data_that_were_changed_on_the_disk_are_not_read(studio, project, change):
+    """Neither from the cache nor by another process, though size and date are those of the upload; the page says so,
+    old outputs are not written beside new inputs, and the upload put back is read again.
+    """
+    run = small_run(studio, project, Untuned(), texts=2)
+    save_record(studio, project, run)
+    (job,) = studio.jobs(plan=studio.submit(project.id, [run]))
+    file = studio.folder(project.id) / "data.bin"
+    upload, state = file.read_bytes(), file.stat()
+    wait_for(lambda: not changed_since(time.time(), [file]))  # a date is no finer than the kernel's clock
+    if change == "edited":
+        file.write_bytes(upload.replace(b"red", b"tan"))
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    else:
+        file.unlink()
+    for read in (studio.table, studio.task, Studio(studio.home).task):
+        with pytest.raises(InputError, match="is not the file that was uploaded: restore a backup, or make a new proj"):
+            read(project.id)
+    with pytest.raises(InputError, match="is not the file that was uploaded"):
+        file_of(studio, job, "outputs.csv")
+    window = Plain(build_app(studio, project.caps)).open(f"/projects/{project.id}/data")
+    assert window.status == 422 and "is not the file that was uploaded" in window.text
+    file.write_bytes(upload)
+    assert studio.task(project.id).spec == run.task
+
+
 @pytest.mark.parametrize("hostile", ["../../etc", "", "x' OR '1'='1", "\x00", "projects"])
 def test_unknown_ids_are_refused_and_never_become_a_path(studio, project, hostile):
     """Whatever a browser sends as an id: one sentence, no file."""
@@ -124,14 +155,14 @@ ALTER TABLE tasks DROP COLUMN kind;
 ALTER TABLE tasks RENAME COLUMN payload TO run;
 ALTER TABLE tasks RENAME TO jobs;
 CREATE INDEX jobs_by_state ON jobs (state, queued);
-CREATE TABLE requests (id TEXT, project TEXT REFERENCES projects ON DELETE CASCADE)"""  # of version 5 and before
+CREATE TABLE requests (id TEXT, project TEXT REFERENCES projects ON DELETE CASCADE)"""  # of version 6 and before
 SESSIONS, TUNING = "DROP TABLE sessions", "ALTER TABLE plans DROP COLUMN tuning"
 BEGAN = "ALTER TABLE jobs DROP COLUMN phase_began"
 
 
-@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING)), (2, (BEGAN,)), (5, ())])
+@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING)), (2, (BEGAN,)), (6, ())])
 def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project, version, lacks):
-    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 5 jobs and requests apart. Jobs,
+    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 6 jobs and requests apart. Jobs,
     their curves and their plans stay; what waited for an answer goes.
     """
     plan = studio.submit(project.id, runs(2))
@@ -165,8 +196,15 @@ def first(tmp_path) -> Path:
     return home
 
 
+def card_of(studio: Studio, job: Job) -> str:
+    with zipfile.ZipFile(file_of(studio, job, "adapter.zip")) as archive:
+        return archive.read("README.md").decode()
+
+
 def test_a_home_of_the_first_studio_opens_unchanged(first):
-    """Its project, plans, runs, curve, records, texts and adapter are those that it had; what waits can be claimed."""
+    """Its project, plans, runs, curve, records, texts and adapter are those that it had; what waits can be claimed.
+    No hash of the adapter was recorded: its card says so, and still nothing else may lie beside it.
+    """
     studio = Studio(first)
     (project,) = studio.projects()
     (untuned, lora, waiting), task = studio.jobs(project.id), studio.task(project.id)
@@ -182,6 +220,10 @@ def test_a_home_of_the_first_studio_opens_unchanged(first):
     assert (
         len(project_comparison(studio, project.id, jobs).rows) == 2 and len(list(studio.adapter(lora).iterdir())) == 2
     )
+    assert "weights: not in the record, which an earlier version wrote" in card_of(studio, lora)
+    (studio.adapter(lora) / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(InputError, match="is neither weights nor configuration of LoRA: remove it"):
+        studio.adapter(lora)
     assert studio.claim("w", ME).id == waiting.id and studio._row("PRAGMA user_version")[0] == SCHEMA
 
 
@@ -200,7 +242,7 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     restore(tmp_path / "backup.zip", first)
     studio = Studio(first)
     _, lora, waiting = studio.jobs()
-    with zipfile.ZipFile(adapter_zip(studio, lora)) as archive:
+    with zipfile.ZipFile(file_of(studio, lora, "adapter.zip")) as archive:
         assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {*archive.namelist()}
     loaded, task = load_trained(studio, lora), studio.task(lora.project)
     encoded = [encode_example(loaded.tokenizer, task, one, 512) for one in task.splits["test"][:4]]
@@ -210,7 +252,7 @@ def test_a_home_of_the_first_studio_goes_on(first, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTBOOK_CHECKPOINTS", "set by compute")
         work.compute(studio, claimed, anew=bool(studio.adopt(claimed.id, claimed.attempt, ME)))
-    assert studio.finish(waiting.id, claimed.attempt) and studio.adapter(waiting) is not None
+    assert studio.finish(waiting.id, claimed.attempt) and studio.adapter(studio.job(waiting.id))
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(studio, monkeypatch):

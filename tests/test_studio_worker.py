@@ -45,7 +45,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import Child, is_alive
 from peftbook.runtime.resources import memory_bytes
-from peftbook.studio import artefacts, assistant, downloads, preflight, work
+from peftbook.studio import assistant, downloads, model_card, preflight, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
 from peftbook.studio.plan_checks import ask_check, planned
@@ -54,7 +54,7 @@ from peftbook.studio.store import Job, Project, Studio, say_open, start_worker
 from peftbook.studio.tasks import LIMITS, Task
 from peftbook.studio.trained_model import MODELS, ModelCache, load_trained, merge, question
 from peftbook.studio.worker import Worker, serve
-from peftbook.tasks import TaskExample
+from peftbook.tasks import TaskExample, file_sha256
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
@@ -613,7 +613,7 @@ def test_the_adapter_zip_loads_with_peft(shop, tmp_path, name):
     from peft import PeftModel
 
     studio, _, jobs = shop
-    path = artefacts.adapter_zip(studio, jobs[name])
+    path = downloads.file_of(studio, jobs[name], "adapter.zip")
     archive = zipfile.ZipFile(path)
     assert set(archive.namelist()) == {"adapter_config.json", "adapter_model.safetensors", "README.md", "run.json"}
     archive.extractall(tmp_path)
@@ -622,7 +622,7 @@ def test_the_adapter_zip_loads_with_peft(shop, tmp_path, name):
     assert torch.allclose(logits(tuned, IDS), wanted, atol=1e-3 * wanted.abs().max())
     assert specs.Run.model_validate_json(archive.read("run.json")) == jobs[name].run
     assert not any(str(Path(__file__).parents[1]).encode() in archive.read(name) for name in archive.namelist())
-    assert artefacts.adapter_zip(studio, jobs[name]).read_bytes() == path.read_bytes()
+    assert downloads.file_of(studio, jobs[name], "adapter.zip").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # peft uses the old name
@@ -637,7 +637,7 @@ def test_a_downloaded_adapter_needs_nothing_of_ours(tmp_path, name):
     project, base = colours_project(studio), model_named(str(folder))
     run = small_run(studio, project, METHODS[name], tokens=600, rate=RATES.get(name, 3e-3), model=base)
     job = compute_here(studio, studio.jobs(plan=studio.submit(project.id, [run]))[0].id)
-    zipfile.ZipFile(artefacts.adapter_zip(studio, job)).extractall(tmp_path / "adapter")
+    zipfile.ZipFile(downloads.file_of(studio, job, "adapter.zip")).extractall(tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "`PeftModel.from_pretrained(base, FOLDER)` loads it." in card
     assert f"hash of the folder {base.revision}" in card
@@ -670,16 +670,17 @@ def test_the_model_card_says_what_it_must_and_no_text_of_the_data(shop):
     """Hash of the data, split, scores with their encoder, licence of the base, the command; no cell, no markup."""
     studio, project, jobs = shop
     studio.rename(project.id, "<b>Colours</b> [x](y)")
-    card = zipfile.ZipFile(artefacts.adapter_zip(studio, jobs["lora"])).read("README.md").decode()
+    card = zipfile.ZipFile(downloads.file_of(studio, jobs["lora"], "adapter.zip")).read("README.md").decode()
     assert card.startswith('---\nlicense: mit\nbase_model: "small-llama"\nlibrary_name: peft\n---\n')
     said = ("all-MiniLM-L6-v2", "rougeL", "peftbook compare", "48 train, 6 validation, 6 test", "licence of the base")
-    for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak memory"):
+    for must in (*said, project.sha256, jobs["lora"].run.task.data_sha256, jobs["lora"].key, "peak memory",
+                 file_sha256(studio.adapter(jobs["lora"]) / "adapter_model.safetensors")):  # fmt: skip
         assert must in card
     assert "Mix red" not in card and "<b>" not in card and "[x](y)" not in card
     job = replace(jobs["lora"], run=jobs["lora"].run.model_copy(update={"model": specs.Model()}))
-    record = artefacts.finished(studio, jobs["lora"])
+    record = downloads.finished(studio, jobs["lora"])
     for merged in (False, True):  # the hub's weights are not those that this base was trained with
-        said = "with them it scores a little otherwise" in artefacts.model_card(studio, job, record, merged=merged)
+        said = "with them it scores a little otherwise" in model_card.model_card(studio, job, record, merged=merged)
         assert said != merged
     assert "a little otherwise" not in card
 
@@ -691,7 +692,7 @@ def test_the_command_line_names_the_same_run(shop):
     from peftbook.studio.compare import given_run
 
     studio, project, jobs = shop
-    words = shlex.split(artefacts.command_line(studio, jobs["qlora"]))
+    words = shlex.split(model_card.command_line(studio, jobs["qlora"]))
     args = build_parser().parse_args(words[1:])
     reading = read_options(Reading, args)
     task = task_from_table(studio.table(project.id), reading.columns, reading.split, reading.instruction)
@@ -710,7 +711,7 @@ def test_what_cannot_be_downloaded_says_why(shop, tmp_path):
     for name in downloads.ARTEFACTS:
         with pytest.raises(InputError, match="is queued"):
             downloads.file_of(other, job, name)
-    assert sorted(zipfile.ZipFile(artefacts.adapter_zip(studio, jobs["adapter"])).namelist()) == [
+    assert sorted(zipfile.ZipFile(downloads.file_of(studio, jobs["adapter"], "adapter.zip")).namelist()) == [
         "README.md", "run.json", "trainable.safetensors"
     ]  # fmt: skip
 
@@ -726,7 +727,7 @@ def test_outputs_are_a_table_without_formulas(tmp_path):
     record = Record(key=run.key, spec=run, per_example={"rougeL": [0.5, 1.0], "loss_nats": [1.0] * 4})
     studio.records(project.id).save(record, ["+1", "-2\tx"])
     job = studio.jobs(plan=studio.submit(project.id, [run]))[0]
-    body = artefacts.outputs_csv(studio, job).read_bytes().decode("utf-8-sig")
+    body = downloads.file_of(studio, job, "outputs.csv").read_bytes().decode("utf-8-sig")
     table = list(csv.reader(io.StringIO(body)))
     assert table[0] == ["row", "input", "target", "output", "rougeL"] and len(table) == 3
     for line, text, score in zip(table[1:], ("'+1", "'-2\tx"), ("0.5", "1.0"), strict=True):

@@ -10,6 +10,7 @@ import time
 import zipfile
 
 import docstrings_build
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -510,16 +511,28 @@ words = st.lists(st.sampled_from([f"w{n}" for n in range(12)]), min_size=1, max_
 def test_near_duplicates_equal_brute_force(texts, others):
     """The index leaves out no pair."""
     sets, known = map(similarity.text_tokens, texts), [similarity.text_tokens(text) for text in others]
-    wanted = sum(any(similarity.jaccard(one, other) >= 0.8 for other in known) for one in sets)
-    assert similarity.count_near_duplicates(texts, others) == (wanted, len(texts))
+    wanted = [any(similarity.jaccard(one, other) >= 0.8 for other in known) for one in sets]
+    assert similarity.near_duplicates(texts, others) == wanted
+
+
+@given(st.lists(words, max_size=16))
+def test_clusters_are_the_connected_components_of_near_duplicates(texts):
+    """By brute force: the relation, closed by squaring."""
+    sets = [similarity.text_tokens(text) for text in texts]
+    joined = np.array([[similarity.jaccard(one, other) >= 0.8 for other in sets] for one in sets], dtype=int)
+    for _ in range(5):
+        joined = np.minimum(joined @ joined, 1) if texts else joined
+    names = similarity.duplicate_clusters(texts)
+    assert [[a == b for b in names] for a in names] == joined.astype(bool).tolist()
 
 
 def test_near_duplicates_are_counted_in_bounded_time():
     """Many short texts of few words are the worst case for an index by token."""
     texts = [f"{n % 97} {n % 89} {n % 83} {n % 7}" for n in range(40_000)]
     began = time.process_time()
-    _, compared = similarity.count_near_duplicates(texts[:8000], texts[8000:])
-    assert compared > 0 and time.process_time() - began < 15
+    assert similarity.near_duplicates(texts[:8000], texts[8000:]) and time.process_time() - began < 15
+    began = time.process_time()
+    assert len(similarity.duplicate_clusters(texts)) == len(texts) and time.process_time() - began < 15
 
 
 def test_texts_of_any_script_have_tokens():
@@ -527,3 +540,27 @@ def test_texts_of_any_script_have_tokens():
     assert similarity.text_tokens("Привет, мир") == {"привет", ",", "мир"}
     assert similarity.text_tokens("漢字だ") == {"漢", "字", "だ"}
     assert docstrings_build.jaccard is similarity.jaccard
+
+
+def doubled_rows(count: int = 60) -> list[tuple[str, str]]:
+    """Rows of which every second comes again, but for one word of its twenty."""
+    rows = [(" ".join(f"word{n}_{k}" for k in range(20)), f"answer {n}") for n in range(count)]
+    return [*rows, *((f"{text} again", target) for text, target in rows[::2])]
+
+
+def test_near_copies_stay_together_or_are_left_out():
+    """No test row leaks either way; together all rows stay, left out each copy but the first goes; also of later rows,
+    which came for training alone.
+    """
+    table = read_table(written(doubled_rows()).encode())
+    usual, together, out = (examine(table, COLUMNS, Split(near_copies=how)) for how in ("any", "together", "out"))
+    assert usual.leaked and not together.leaked and not out.leaked
+    assert (together.usable, together.copies, out.usable, out.copies) == (90, 0, 60, 30)
+    keys = {task_from_table(table, COLUMNS, Split(near_copies=how)).data_sha256 for how in ("any", "together", "out")}
+    assert len(keys) == 3
+    later = task_from_table(table, COLUMNS, Split(first=60, near_copies="together")).splits
+    held = {row.input.removesuffix(" again") for name in ("validation", "test") for row in later[name]}
+    assert held.isdisjoint(row.input.removesuffix(" again") for row in later["train"])
+    assert len(later["train"]) > 48
+    with pytest.raises(InputError, match=r"'near'.*any, together, out"):
+        task_from_table(table, COLUMNS, Split(near_copies="near"))

@@ -25,7 +25,7 @@ from peftbook.studio.tuning import (
     at_rate,
     chosen_words,
     is_trial,
-    label_of,
+    labels_of,
     left_behind,
     likely_runs,
 )
@@ -177,8 +177,9 @@ def test_a_trial_is_called_by_its_rate():
     """In the queue and in a check; an opening says how far it goes, and a run that is judged has its seed."""
     asked = tuning(LoRA())
     runs = likely_runs(asked)
-    assert asked.label(runs[0]) == label_of(runs[0], runs) == "LoRA, trial of rate 0.00025, its first quarter"
-    assert label_of(runs[-1], runs) == "LoRA, seed 1" and asked.label(runs[-1]) == "LoRA, rate 0.001, seed 1"
+    labels = labels_of(runs)
+    assert labels[runs[0].key] == "LoRA, trial of rate 0.00025, its first quarter"
+    assert labels[runs[-1].key] == "LoRA, seed 1" and len({*labels.values()}) == len(labels)
 
 
 @pytest.mark.parametrize("start", [LOWEST_RATE, 1.23456e-3, 3.7, HIGHEST_RATE])

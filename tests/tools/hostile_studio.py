@@ -23,6 +23,7 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +39,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import hostile_files
+import psutil
 import studio_api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -608,6 +610,8 @@ def hostile_uploads(there: Served, each: int) -> None:
         answer = there.send(Request("POST", "/api/v1/projects", {"Content-Type": "application/json"}, asked, refused))
         if answer.status == 201:
             there.ask("DELETE", f"/projects/{answer.tree()['id']}")
+        else:
+            there.send(Request("DELETE", f"/api/v1/files/{file}"))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     if grown > GROWTH_BYTES:
         there.broken.append(f"memory grew by {grown / 2**20:.0f} MiB over hostile files")
@@ -651,14 +655,69 @@ def two_at_once(there: Served) -> None:
 def stale_tokens(there: Served) -> None:
     """A token that was taken back, and one of somebody else's studio, open nothing."""
     sessions = SessionStore(there.studio.home)
-    made, stolen = sessions.make("stolen")
-    sessions.revoke(made)
+    stolen = sessions.create("stolen")
+    sessions.revoke("stolen")
     with tempfile.TemporaryDirectory() as other:
         others = owner_token(Path(other))
-    for secret in (stolen, others, made, there.token[:-1], there.token + "0", there.token.upper()):
+    for secret in (stolen, others, "stolen", there.token[:-1], there.token + "0", there.token.upper()):
         header = {"Authorization": f"Bearer {secret}"}
         there.send(Request("GET", "/api/v1/projects", header, statuses=(401,)))
         there.send(Request("POST", "/api/v1/files", header, b'{"bytes": 1}', (401,)))
+
+
+# --- connections -----------------------------------------------------------------------------------------------
+
+
+def hold(port: int, count: int) -> list[socket.socket]:
+    """So many connections: a third says nothing, a third half a head, a third half a body."""
+    begun = (
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127.0",
+        b"POST /new HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\nx",
+    )
+    held = []
+    for at in range(count):
+        held.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+        with contextlib.suppress(ConnectionError):  # it was closed for a newer one
+            held[-1].sendall(begun[at % 3])
+    return held
+
+
+def health_seconds(port: int) -> float:
+    """How long the service takes to say that it lives, on a new connection."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as one:
+        one.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" in one.recv(1000)
+    return time.monotonic() - began
+
+
+def besiege(count: int, files: int = 1024) -> list[str]:
+    """A studio with so many files, and so many connections that stay: what it took, and what was too much."""
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
+        words = f"ulimit -n {files}; exec {sys.executable} -m peftbook studio --home {folder}/home --port 0 --no-worker"
+        process = subprocess.Popen(["bash", "-c", words], stdout=log, stderr=log)
+        try:
+            while not (found := re.search(rb":(\d+)/", (Path(folder) / "log").read_bytes())):
+                time.sleep(0.1)
+            port, before = int(found[1]), psutil.Process(process.pid).memory_info().rss
+            health_seconds(port)
+            held = hold(port, count)
+            seconds = []
+            for _ in range(20):
+                seconds.append(health_seconds(port))
+                held += hold(port, 50)
+            grown = psutil.Process(process.pid).memory_info().rss - before
+            size = (Path(folder) / "log").stat().st_size
+            for one in held:
+                one.close()
+        finally:
+            process.terminate()
+            process.wait()
+    print(
+        f"{len(held):,} connections: health in {max(seconds):.3f} s, log {size:,} bytes, memory +{grown / 1e6:.0f} MB"
+    )
+    return [f"besieged: {max(seconds):.1f} s, {size:,} bytes"] * (max(seconds) > 1 or size > 1e6 or grown > 300e6)
 
 
 def attack(there: Served, count: int, each: int = 3) -> list[str]:
@@ -680,10 +739,12 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2000)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # which says what it thinks of every form
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    broken = besiege(3000)
     began = time.monotonic()
     try:
         with serving(folder / "home") as there:
-            broken = attack(there, parser.parse_args().requests)
+            broken += attack(there, parser.parse_args().requests)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{sum(there.counts.values())} requests in {time.monotonic() - began:.0f} s")

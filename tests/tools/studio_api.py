@@ -25,7 +25,8 @@ from peftbook.studio import access
 from peftbook.studio.api import build_api
 from peftbook.studio.api.context import Context
 from peftbook.studio.app import LOOPBACK, listen
-from peftbook.studio.artefacts import place
+from peftbook.studio.connections import LimitedProtocol
+from peftbook.studio.downloads import ARTEFACTS
 from peftbook.studio.plan import plan
 from peftbook.studio.preflight import Check
 from peftbook.studio.sessions import SessionStore
@@ -92,7 +93,7 @@ def served(studio: Studio, keys: SessionStore | None = None, caps: Caps | None =
 def on_a_port(app: Any) -> Iterator[tuple[int, threading.Thread]]:
     """The port of an ASGI application that is served by a thread of this process, and the thread."""
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off", http=LimitedProtocol))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     while not server.started:
@@ -142,7 +143,7 @@ def work(studio: Studio, texts: Sequence[str] = ("8",)) -> None:
         elif task.kind == "generate":
             text = "8"
         else:
-            place(studio, studio.job(task.payload["job"]), task.payload["name"]).write_bytes(b"PK")
+            ARTEFACTS[task.payload["name"]].path(studio, studio.job(task.payload["job"])).write_bytes(b"PK")
         studio.complete(task.id, task.attempt, text=text, result=result)
     while (job := studio.claim("stand-in", os.getpid())) is not None:
         finish(studio, job, texts=[texts[at % len(texts)] for at in range(job.run.evaluation.n_generate)])

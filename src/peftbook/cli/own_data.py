@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from peftbook.cli.arguments import Add
 
 if TYPE_CHECKING:
-    from peftbook.studio.sessions import SessionStore
+    from peftbook.studio.sessions import Access, SessionStore
 
 HOME = "where the studio keeps its data (default: $PEFTBOOK_STUDIO or the user's data folder)"
 
@@ -19,6 +19,9 @@ DEMO = (
     "--methods", "untuned,lora,prompt", "--learning-rate", "lora=0.002", "--epochs", "5", "--test-examples", "30",
     "--max-new-tokens", "8", "--measure", "exact_match", "--dtype", "fp32", "--seeds", "1",
 )  # fmt: skip
+
+
+MAY = {"read": "only look", "write": "look and change"}
 
 
 def add_commands(add: Add) -> None:
@@ -70,13 +73,21 @@ def studio_options(web: argparse.ArgumentParser) -> None:
     web.add_argument("--name", action="append", default=[], metavar="HOST", help=words)
     web.add_argument("--backup", type=Path, metavar="FILE", help="write the whole studio into a new file, and end")
     web.add_argument("--restore", type=Path, metavar="FILE", help="make a new home of a backup, and end")
-    words = "make a token for a person or a program, print it, and end; it opens pages and API until it is taken back"
-    web.add_argument("--make-token", metavar="LABEL", help=words)
-    web.add_argument("--tokens", action="store_true", help="list the tokens that were made, and end")
-    web.add_argument("--take-back", metavar="ID", help="take a token back, at once, and end")
+    words = "address of a proxy whose X-Forwarded headers are believed, for cookies of https alone (default: none)"
+    web.add_argument("--proxy", default="", metavar="ADDRESS", help=words)
     web.add_argument("--unit", action="store_true", help="print a systemd unit with notes for a proxy, and end")
     web.add_argument("--no-worker", action="store_true", help="start no worker: one runs elsewhere on the same home")
     add_options(web, Caps)
+    actions = web.add_subparsers(dest="action", metavar="token", parser_class=argparse.ArgumentParser)
+    token = actions.add_parser("token", help="make links and tokens for others, list them, revoke them")
+    tokens = token.add_subparsers(dest="token", required=True)
+    create = tokens.add_parser("create", help="make a token for a person or a program, and print it once")
+    create.add_argument("token_name", metavar="NAME", help="of the person or the program")
+    create.add_argument("--read", action="store_true", help="it may look, and change nothing")
+    revoke = tokens.add_parser("revoke", help="take a token back, with its sessions, at once")
+    revoke.add_argument("token_name", metavar="NAME", help="of the token")
+    for one in (create, revoke, tokens.add_parser("list", help="name, scope and age of each token")):
+        one.add_argument("--home", type=Path, default=argparse.SUPPRESS, help=HOME)
 
 
 def export_options(export: argparse.ArgumentParser) -> None:
@@ -175,8 +186,7 @@ def command_studio(args: argparse.Namespace) -> int:
     from peftbook.studio.database import default_home
     from peftbook.tasks.rows import Caps
 
-    token = args.make_token is not None or args.tokens or args.take_back
-    if args.backup or args.restore or args.unit or token:
+    if args.backup or args.restore or args.unit or args.action:
         print(maintain(args, args.home or default_home()))
         return 0
     caps = read_options(Caps, args)
@@ -189,11 +199,13 @@ def command_studio(args: argparse.Namespace) -> int:
         caps=caps,
         token=not args.no_token,
         names=args.name,
+        proxy=args.proxy,
     )
 
 
 def maintain(args: argparse.Namespace, home: Path) -> str:
     """What is done beside serving, in words: a backup, a home made of one, tokens, a unit for systemd."""
+    from peftbook.core.errors import InputError
     from peftbook.studio.backup import back_up, restore
     from peftbook.studio.service import unit
     from peftbook.studio.sessions import SessionStore
@@ -204,18 +216,28 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.restore:
         restore(args.restore, home)
         return f"The studio is in {home}: start it with --home {home}."
-    if not args.unit:
+    if args.action:
+        if not (home / "studio.sqlite").is_file():
+            raise InputError(f"There is no studio in {str(home)!r}: start it once, or name its folder with --home.")
         return manage_tokens(args, SessionStore(home))
-    options = [word for name in args.name for word in ("--name", name)]
+    options = [word for name in args.name for word in ("--name", name)] + ["--proxy", args.proxy] * bool(args.proxy)
     return unit(home, args.port, options)
 
 
 def manage_tokens(args: argparse.Namespace, sessions: SessionStore) -> str:
-    """Make a token, take one back, or list them, in words."""
-    if args.make_token is not None:
-        token, secret = sessions.make(args.make_token)
-        return f"Token {token}, said once: add ?token={secret} to the studio's address, or send it as a bearer token."
-    if args.take_back:
-        sessions.revoke(args.take_back)
-        return f"Token {args.take_back} opens nothing any more."
-    return "\n".join(f"{token}  {label}" for token, label in sessions.tokens().items()) or "No token was made."
+    """Create a token, revoke one, or list them, in words."""
+    from peftbook.studio.formats import ago
+
+    if args.token == "create":
+        scope: Access = "read" if args.read else "write"
+        secret = sessions.create(args.token_name, scope)
+        return (
+            f"Token {args.token_name!r} may {MAY[scope]}. It is shown this once.\n"
+            f"In a browser: add ?token={secret} to the studio's address.\n"
+            f"In a program: Authorization: Bearer {secret}"
+        )
+    if args.token == "revoke":
+        sessions.revoke(args.token_name)
+        return f"Token {args.token_name!r} opens nothing any more."
+    lines = [f"{one.name}: may {MAY[one.scope]}, made {ago(one.created)}" for one in sessions.tokens().values()]
+    return "\n".join(lines) or "No token was created: the studio's owner alone comes in."

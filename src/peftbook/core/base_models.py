@@ -25,16 +25,16 @@ HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 def model_named(name: str) -> specs.Model:
     """An embedded model, a folder with the hash of what is in it, or a hub id with a revision after @.
 
-    Raises InputError for anything else.
+    Raises InputError for anything else, in the same words whether or not there is such a path on this machine.
     """
     if name == specs.EMBEDDED_MODEL:
         return specs.Model()
     if small := next((model for model in specs.SMALL_LLAMAS.values() if model.name == name), None):
         return small
-    if (folder := folder_named(name)) is not None:
+    if (folder := folder_named(name)) is not None and (folder / "config.json").is_file():
         return specs.Model(name=str(folder.absolute()), revision=folder_revision(folder))
     match = HUB_ID.fullmatch(name)
-    if match is None or name[0] in "./~":
+    if match is None or name[0] in "./~" or folder is not None:
         raise InputError(
             f"Model {name!r} is neither a folder nor a hub id: give {specs.EMBEDDED_MODEL!r}, {specs.SMALL_MODEL!r}, a "
             "folder with config.json and *.safetensors, or an id such as 'meta-llama/Llama-2-7b-hf'."

@@ -33,15 +33,16 @@ def file_hash(path: Path | str) -> str | None:
         if stat.S_ISDIR(state.st_mode):
             names = sorted(entry.name for pattern in ("*.json", "*.py") for entry in Path(path).glob(pattern))
             return hashlib.sha256("\n".join(names).encode()).hexdigest()
-        return _content_hash(str(path), state.st_mtime_ns, state.st_size, state.st_ino)
+        return _content_hash(str(path), state.st_ctime_ns, state.st_size, state.st_ino)
     except OSError:
         return None
 
 
 @lru_cache(maxsize=8192)
 def _content_hash(path: str, *state: int) -> str:
-    """`state` differs when the file has changed."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """`state` differs when the file has changed, whatever date it was given."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_fresh(stamp: Path, inputs: str) -> bool:

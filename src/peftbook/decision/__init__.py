@@ -1,9 +1,9 @@
 """Decision: records of one comparison to its table and to what should be taken; studio and command line share it.
 
 Each score and each paired difference has the book's 95 % interval, `stats.score_interval`, over shared seeds and test
-examples, or over groups where examples share one or an input (`tasks.groups_of`); of shares near 0 or 1 that of
-`shares`. Perplexity is compared through the loss. The decision is about one measure, and has two questions, each
-answered at a family-wise level of 5 %:
+examples, or over clusters where examples share a group or nearly an input (`tasks.groups_of`); of shares near 0 or 1
+that of `shares`. Perplexity is compared through the loss. The decision is about one measure, and has two questions,
+each answered at a family-wise level of 5 %:
 
 - Which rows may be the best? One-sided comparisons of each with every other, corrected by Bonferroni (`pairs`).
 - Which rows beat the untuned model? Holm's step-down procedure over these comparisons.
@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
+from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record
@@ -38,6 +40,7 @@ from peftbook.tasks import TaskExample, groups_of
 __all__ = ["COSTS", "MEASURES", "Comparison", "Row", "check_choices", "compare", "pareto"]
 
 LEVEL = 0.05  # family-wise, of each of the two questions
+CONTENDERS = 3  # whose texts are shown side by side
 
 
 def compare(
@@ -52,6 +55,8 @@ def compare(
     tuned: bool | None = False,
     metrics: Sequence[Metric] = (),
     prose: Mapping[str, Record] | None = None,
+    leaked: Collection[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Comparison:
     """The table of all records and what to take.
 
@@ -62,6 +67,8 @@ def compare(
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
     size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
     where some were.  prose: by key of a record what `prose_probe` measured of its run.
+    leaked: ids of examples whose input is nearly that of a training row; the others are compared apart too.
+    warnings: what else the rows do not carry, in sentences.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
     check_choices(measure, cost, margin, metrics)
@@ -101,14 +108,42 @@ def compare(
         cost=cost,
         encoder=encoder_in_words(records),
         hardware=tuple(sorted({record.hardware for record in records if record.hardware})),
-        contrasts=contrast(competing, deciding, texts, examples),
         copying=copying_score(
             examples[:scored], deciding, groups[:scored], next((one for one in metrics if one.name == measure), None)
         ),
         metrics=tuple(metrics),
+        test_rows=len(examples),
+        leaked=sum(example.id in leaked for example in examples[:scored]),
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
-    return dataclasses.replace(found, cautions=list_cautions(found, tuned))
+    contenders = {label: competing[label] for label in contenders_of(found)}
+    found = dataclasses.replace(found, contrasts=contrast(contenders, deciding, texts, examples, groups))
+    if 0 < found.leaked < scored:
+        fresh = [example.id not in leaked for example in examples]
+        kept = [record.model_copy(update={"per_example": where(record.per_example, fresh)}) for record in records]
+        written = where(texts, fresh)
+        apart = compare(
+            kept, written, [*compress(examples, fresh)], measure=measure, margin=margin, level=level, cost=cost,
+            tuned=tuned, metrics=metrics, prose=prose,
+        )  # fmt: skip
+        found = dataclasses.replace(found, unseen=apart)
+    return dataclasses.replace(found, cautions=(*warnings, *list_cautions(found, tuned)))
+
+
+def contenders_of(found: Comparison) -> list[str]:
+    """Labels of the rows whose texts are worth reading: the one to take, or the leader, and those that may be as good,
+    best mean first; the next best if there is none.
+    """
+    told, labels = found.recommendation, [row.label for row in found.contest]
+    first = told.row or told.leader
+    equals = [label for label in labels if label in told.equals and (first is None or label != first.label)]
+    others = equals or [label for label in labels if first is None or label != first.label]
+    return [*([first.label] if first else []), *others][: CONTENDERS if equals else 2]
+
+
+def where(columns: Mapping[str, Sequence[Any]], chosen: Sequence[bool]) -> dict[str, list[Any]]:
+    """Each list without the places that are not chosen."""
+    return {name: [*compress(values, chosen)] for name, values in columns.items()}
 
 
 def with_forgotten(rows: Sequence[Row], labelled: Mapping[str, Candidate], prose: Mapping[str, Record]) -> list[Row]:

@@ -32,9 +32,9 @@ def list_cautions(found: Comparison, tuned: bool | None = False) -> tuple[str, .
         out.append(f"There are only {found.test_examples} test examples: every interval is rough.")
     if groups := max((one.groups for row in found.contest for one in row.scores.values()), default=0):
         out.append(
-            f"The {found.test_examples} test examples come from {groups} group{'s' * (groups > 1)}. Examples of one "
-            "group, or with the same input, resemble each other, so every interval is over groups, not over single "
-            "examples"
+            f"The {found.test_examples} test examples form {groups} group{'s' * (groups > 1)}. Examples of one group, "
+            "with the same input or nearly the same, resemble each other, so every interval is over groups, not over "
+            "single examples"
             + (f"; fewer than {FEWEST_GROUPS} show a direction and decide nothing." if groups < FEWEST_GROUPS else ".")
         )
     if failed := [row.label for row in found.rows if row.failure]:

@@ -77,9 +77,14 @@ def beats_baseline(baselines: Mapping[str, str], pairs: Sequence[Pair], measure:
 
 
 def contrast(
-    rows: Mapping[str, Candidate], measure: Measure, texts: Mapping[str, Sequence[str]], examples: Sequence[TaskExample]
+    rows: Mapping[str, Candidate],
+    measure: Measure,
+    texts: Mapping[str, Sequence[str]],
+    examples: Sequence[TaskExample],
+    groups: Groups = (),
 ) -> tuple[Contrast, ...]:
-    """Test examples, those first on which the rows' first seeds are furthest apart; none where no two wrote texts.
+    """Test examples, those first on which the rows' first seeds are furthest apart, of each group one; none where no
+    two rows wrote texts.
 
     Where the measure has no score for each text, as perplexity has none that compares texts, ROUGE-L ranks them.
     """
@@ -97,4 +102,6 @@ def contrast(
         scores = {label: values[at] for label, (_, values) in shown.items()}
         written = {label: texts_[at] for label, (texts_, _) in shown.items()}
         out.append(Contrast(example, written, scores, max(scores.values()) - min(scores.values())))
-    return tuple(sorted(out, key=lambda one: -one.spread))
+    group = {example.id: name for example, name in zip(examples, groups, strict=False)}
+    widest = {group.get(one.example.id) or one.example.id: one for one in sorted(out, key=lambda one: one.spread)}
+    return tuple(sorted(widest.values(), key=lambda one: -one.spread))

@@ -186,5 +186,6 @@ def sight_words(found: Sequence[Sight], measure: str = "rougeL") -> str:
         )
         if own.seeds == 1:
             words += f" Of 100 equally good methods luck would tell {round(100 * own.mistaken)} apart."
-    others = [f"{one.seeds} seeds find {one.difference:.2g}" for one in more if math.isfinite(one.difference)]
-    return words + (f" {' and '.join(others).capitalize()}, luck accounted for." if others else "")
+    others = [f"{one.difference:.2g} with {one.seeds} seeds" for one in more if math.isfinite(one.difference)]
+    counted = "With the luck of training counted too, they find" if own.seeds == 1 else "They find"
+    return words + (f" {counted} {' and '.join(others)}." if others else "")

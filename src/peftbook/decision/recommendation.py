@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from peftbook.decision.terms import Comparison, Recommendation, Row
+from peftbook.decision.terms import Comparison, Kind, Recommendation, Row
 from peftbook.evidence.planning import settle
 from peftbook.evidence.results import format_value
 from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, Interval
+
+NAMED = 3  # rows in one line
 
 
 def recommend(found: Comparison) -> Recommendation:
@@ -22,32 +24,33 @@ def recommend(found: Comparison) -> Recommendation:
     contest = found.contest
     if len(contest) < 2:
         alone = f"only {contest[0].label} has finished" if contest else "no run has finished"
-        return Recommendation("nothing to compare", (f"There is nothing to compare: {alone}.",))
+        return Recommendation("nothing to compare", f"There is nothing to compare: {alone}.")
     leader = contest[0]
     apart = [row.label for row in contest[1:] if found.gain(leader, row) is None]
     if apart:
         words = f"{leader.label} shares no seed with {listed(apart)}: train all methods with the same seeds."
-        return Recommendation("nothing to compare", (words,), None, leader)
+        return Recommendation("nothing to compare", words, leader=leader)
     if found.measure.sign > 0 and leader.scores[found.measure.name].mean < found.margin:
-        return Recommendation("nothing to compare", say_floor(found, leader), None, leader)
+        return Recommendation("nothing to compare", *say_floor(found, leader), None, leader)
     few = found.test_examples < FEWEST_EXAMPLES or not found.decides
     if is_unusable(found, leader, few):
-        return Recommendation("nothing usable", say_unusable(found, leader), None, leader)
+        return Recommendation("nothing usable", *say_unusable(found, leader), None, leader)
     equals = [row for row in contest if few or row.may_be_best or most_lost(found, leader, row) <= found.margin]
     near = [row for row in equals if mean_gain(found, leader, row) <= found.margin]
     chosen = min(near, key=lambda row: price(row, found.cost))
     others = [row for row in equals if row is not chosen]
     loss = max((most_lost(found, row, chosen) for row in others), default=0.0)
     open_to = [row for row in others if few or most_lost(found, row, chosen) > found.margin]
-    open_to += [row for row in others if row not in near and price(row, found.cost) < price(chosen, found.cost)]
+    cheaper = [row for row in others if row not in near and price(row, found.cost) < price(chosen, found.cost)]
+    open_to += [row for row in cheaper if row not in open_to]
     if open_to:
         return say_open(found, chosen, open_to, equals, loss)
-    fields = chosen, leader, tuple(row.label for row in equals), loss
-    if chosen.plain:
-        return Recommendation("untuned is as good", say_untuned(found, chosen, others, loss), *fields)
-    if others:
-        return Recommendation("cheapest of equals", say_cheapest(found, chosen, others, loss), *fields)
-    return Recommendation("clear", say_clear(found, chosen), *fields)
+    kind: Kind = "untuned is as good" if chosen.plain else "cheapest of equals" if others else "clear"
+    if kind == "clear":
+        headline, lacks, method = say_clear(found, chosen)
+    else:
+        headline, lacks, method = (say_untuned if chosen.plain else say_cheapest)(found, chosen, others, loss)
+    return Recommendation(kind, headline, lacks, method, chosen, leader, tuple(row.label for row in equals), loss)
 
 
 def is_unusable(found: Comparison, leader: Row, few: bool) -> bool:
@@ -127,28 +130,30 @@ def correction(found: Comparison) -> str:
     )
 
 
-def say_floor(found: Comparison, leader: Row) -> tuple[str, ...]:
+Words = tuple[str, tuple[str, ...], tuple[str, ...]]  # headline, what is lacking, how it was decided
+
+
+def say_floor(found: Comparison, leader: Row) -> Words:
     """Where the measure cannot tell good from bad, because nothing is good."""
     best = amount(found, leader.scores[found.measure.name].mean)
     others = [one.label for one in found.measures if one is not found.measure]
     return (
         f"{found.measure.label} cannot decide here: the best row, {leader.label}, has {best}, less than the "
         f"{format_value(found.margin, 3)} that would matter.",
-        f"Read some texts, train longer or on more data, or decide by another measure ({listed(others)}).",
+        (f"Read some texts, train longer or on more data, or decide by another measure ({listed(others)}).",),
+        (),
     )
 
 
-def say_unusable(found: Comparison, leader: Row) -> tuple[str, ...]:
+def say_unusable(found: Comparison, leader: Row) -> Words:
     """That no row is worth taking, held against the untuned model and against repeating the input."""
     name, plain = found.measure.name, found.baseline(leader)
     others = [] if plain is None else [f"the untuned model has {format_value(plain.scores[name].mean, 3)}"]
     if found.copying is not None:
         others.append(f"repeating the input unchanged would have {format_value(found.copying.mean, 3)}")
     best = f"No row is usable: the best, {leader.label}, has {amount(found, leader.scores[name].mean)}"
-    return (
-        f"{best}{f'; {listed(others)}' if others else ''}.",
-        "Read some of its texts. Train longer or on more rows, say in the prompt what to do, or choose a larger model.",
-    )
+    remedy = "Read some of its texts. Train longer or on more rows, say in the prompt what to do, or choose a larger"
+    return f"{best}{f'; {listed(others)}' if others else ''}.", (f"{remedy} model.",), ()
 
 
 def say_open(
@@ -166,20 +171,21 @@ def say_open(
     one = found.gain(first, second)
     assert one is not None
     examples, by_seeds = max(examples, FEWEST_EXAMPLES), seeds > one.seeds
-    words = [
+    lacks = (
         f"Too few {lacking(one, by_seeds)} to tell {first.label} from {second.label}: the difference in the mean is "
         f"{ahead(found, first, second)}, and {amount(found, found.margin)} would matter.",
         say_how_many(found, one, seeds, examples),
-        f"Until then the best guess is {chosen.label} ({bill(chosen)}): it has the best mean."
-        if chosen is found.contest[0]
-        else f"Until then the best guess is {chosen.label} ({bill(chosen)}): the cheapest whose mean is within "
-        f"{amount(found, found.margin)} of the best.",
-        f"It may give up as much as {amount(found, loss)}." if found.margin < loss < math.inf else "",
-        correction(found),
-    ]
+    )
+    near = f"it is the cheapest whose mean is within {amount(found, found.margin)} of the best"
+    why = "it has the best mean" if chosen is found.contest[0] else near
+    method = [f"{chosen.label} is the best guess because {why}. It costs {bill(chosen)}."]
+    if found.margin < loss < math.inf:
+        method.append(f"It may give up as much as {amount(found, loss)}.")
     return Recommendation(
         "too few seeds" if by_seeds else "too few examples",
-        tuple(filter(None, words)),
+        f"Best guess: {chosen.label}. Cannot be told from {named(open_to)} on these rows.",
+        lacks,
+        (*method, "Draw them anew: rows or seeds that are added after a look void the level.", correction(found)),
         chosen,
         found.contest[0],
         tuple(row.label for row in equals),
@@ -187,6 +193,12 @@ def say_open(
         examples,
         seeds if by_seeds else None,
     )
+
+
+def named(rows: Sequence[Row]) -> str:
+    """The first rows by their labels, best mean first, and how many others there are."""
+    labels = [row.label for row in rows]
+    return listed(labels if len(labels) <= NAMED else [*labels[: NAMED - 1], f"{len(labels) - NAMED + 1} others"])
 
 
 def seeds_and_examples(one: Interval, margin: float, level: float) -> tuple[int, int]:
@@ -215,33 +227,32 @@ def say_how_many(found: Comparison, one: Interval, seeds: int, examples: int) ->
     needed += [f"{groups:,} groups (there are {one.groups:,})"] if groups > one.groups else []
     return (
         f"About {listed(needed)} would find a difference of {amount(found, found.margin)} four times in five, if the "
-        "spread stays what it is. Draw them anew: rows or seeds that are added after a look void the level."
+        "spread stays what it is."
     )
 
 
-def say_clear(found: Comparison, row: Row) -> tuple[str, ...]:
+def say_clear(found: Comparison, row: Row) -> Words:
     """A winner with its margin and its cost."""
     second = found.contest[1]
     plain = found.baseline(row)
-    words = f"{row.label} is the clear winner: ahead of the next best, {second.label}, by {ahead(found, row, second)}"
+    words = f"{row.label} is ahead of the next best, {second.label}, by {ahead(found, row, second)}"
     if plain is not None and plain is not second:
         words += f", and of the untuned model by {ahead(found, row, plain)}"
     parts = [f"{words}.", f"It costs {bill(row)}."]
     cheaper = [one for one in found.contest[1:] if price(one, found.cost) < price(row, found.cost) and not one.untuned]
     if cheaper:
         parts.append(f"The best that is cheaper is {cheaper[0].label} ({bill(cheaper[0])}).")
-    return (*parts, correction(found))
+    return f"Take {row.label}: it is the clear winner on these rows.", (), (*parts, correction(found))
 
 
-def say_cheapest(found: Comparison, row: Row, others: Sequence[Row], loss: float) -> tuple[str, ...]:
+def say_cheapest(found: Comparison, row: Row, others: Sequence[Row], loss: float) -> Words:
     """Equals, and the cheapest of them."""
     better = [one for one in others if (pair := found.pair(one.label, row.label)) and pair.detected]
     same = [one for one in others if one not in better]
-    parts = [f"Take {row.label}."]
+    headline = f"Take {row.label}: a better row is ahead by too little to matter."
     if same:
-        parts = [f"No detectable difference between {listed([row.label, *(one.label for one in same)])}: "
-                 f"take the cheapest, {row.label}."]  # fmt: skip
-    parts += [
+        headline = f"Take {row.label}: the cheapest of equals, no detectable difference from {named(same)}."
+    parts = [
         f"{one.label} is detectably better, but by less than the {amount(found, found.margin)} that would matter."
         for one in better
     ]
@@ -249,22 +260,17 @@ def say_cheapest(found: Comparison, row: Row, others: Sequence[Row], loss: float
     plain = found.baseline(row)
     if plain is not None:
         parts.append(f"It is ahead of the untuned model by {ahead(found, row, plain)}.")
-    return (*parts, correction(found))
+    return headline, (), (*parts, correction(found))
 
 
-def say_untuned(found: Comparison, row: Row, others: Sequence[Row], loss: float) -> tuple[str, ...]:
+def say_untuned(found: Comparison, row: Row, others: Sequence[Row], loss: float) -> Words:
     """Nothing need be trained."""
     if not others:
         second = found.contest[1]
-        words = [
-            f"The untuned model is better than every method that was trained: ahead of the next best, {second.label}, "
-            f"by {ahead(found, row, second)}.",
-            "Train nothing of this kind.",
-        ]
-    else:
-        words = [
-            f"The untuned model is as good: no detectable difference from {listed([one.label for one in others])}, and "
-            f"{amount(found, max(loss, 0.0))} given up at most (95 %, one-sided).",
-            "Train nothing, or train longer and on more data.",
-        ]
-    return (*words, correction(found))
+        lead = f"It is ahead of the next best, {second.label}, by {ahead(found, row, second)}."
+        headline = "Train nothing of this kind: the untuned model is better than every method that was trained."
+        return headline, (), (lead, correction(found))
+    lost = f"The untuned model gives up {amount(found, max(loss, 0.0))} at most (95 %, one-sided)."
+    remedy = "Training longer or on more data may change that."
+    headline = f"Train nothing: the untuned model is as good, no detectable difference from {named(others)}."
+    return headline, (remedy,), (lost, correction(found))

@@ -178,7 +178,8 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to take, in words: `sentences`, the answer first, how many comparisons were accounted for last.
+    """What to take, in words. headline: the answer, in one line.  lacks: what the rows lack to tell more, and how many
+    would.  method: how it was decided and what it costs.
 
     row: None where nothing can be said; where the question is open, the best guess.  leader: the row with the best
     mean.  equals: labels of the rows that stand as equal to it.  loss: the most that the row may give up against them
@@ -186,7 +187,9 @@ class Recommendation:
     """
 
     kind: Kind
-    sentences: tuple[str, ...]
+    headline: str
+    lacks: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
     row: Row | None = None
     leader: Row | None = None
     equals: tuple[str, ...] = ()
@@ -197,7 +200,7 @@ class Recommendation:
     @property
     def words(self) -> str:
         """All sentences."""
-        return " ".join(self.sentences)
+        return " ".join((self.headline, *self.lacks, *self.method))
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ class Comparison:
     measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
     most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying: the score of repeating the input, or None
     where it is not known.  cautions: what the table cannot tell.  metrics: those of the user's own.
+    test_rows: of the whole split.  leaked: how many of the examples are nearly training rows.  unseen: the comparison
+    on the others alone, None where none leaks or none is left.
     """
 
     rows: tuple[Row, ...]
@@ -221,10 +226,28 @@ class Comparison:
     encoder: str
     hardware: tuple[str, ...]
     contrasts: tuple[Contrast, ...] = field(default=(), repr=False)
-    recommendation: Recommendation = Recommendation("nothing to compare", ())
+    recommendation: Recommendation = Recommendation("nothing to compare", "")
     copying: Interval | None = None
     cautions: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    test_rows: int = 0
+    leaked: int = 0
+    unseen: Comparison | None = field(default=None, repr=False)
+
+    @property
+    def leakage(self) -> str:
+        """What leaks, and the answer without it, in words; empty where nothing does."""
+        if not self.leaked:
+            return ""
+        words = f"Leakage: {self.leaked:,} of {self.test_examples:,} test inputs are nearly those of a training row"
+        if self.unseen is None:
+            return f"{words}, so no score here tells how a model does on new inputs."
+        return f"{words}. On the other {self.unseen.test_examples:,}: {self.unseen.recommendation.headline}"
+
+    def without_leaks(self, row: Row) -> Interval | None:
+        """A row's score in the deciding measure on the test inputs that do not leak; None where that is not known."""
+        rows = () if self.unseen is None else self.unseen.rows
+        return next((one.scores.get(self.measure.name) for one in rows if one.runs == row.runs), None)
 
     @property
     def decides(self) -> bool:
@@ -258,5 +281,5 @@ class Comparison:
         return next((one for one in self.contest if one.run.model == row.run.model and one.plain), None)
 
     def differences(self, n: int = 5) -> tuple[Contrast, ...]:
-        """The test examples on which the rows differ most, in the deciding measure; of each row its first seed."""
+        """The test examples on which the contenders differ most, in the deciding measure; of each its first seed."""
         return self.contrasts[:n]

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
+from peftbook.core.errors import InputError
 from peftbook.studio.sessions import SessionStore
 
 Scope = MutableMapping[str, Any]
@@ -30,10 +35,13 @@ CONTENT = re.compile(rf"{UPLOAD}|/api/v1/files/\w+/content", re.ASCII)  # bytes 
 PROBES = ("/api/v1/health", "/api/v1/ready")  # which say nothing of anybody's data
 READ, WRITE = ("GET", "HEAD", "POST"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")  # of the page, of the API
 LOCKED = (
-    "This address has no token, one that was taken back, or a session that has ended. Open the one that the studio "
-    "printed when it was started, whose token also stands in the file `token` of its folder, or one made for you."
+    "This link has no token, one that was revoked, or a session that has ended. Open the address that the studio "
+    "printed when it was started, whose token also stands in the file `token` of its folder. Who runs the studio makes "
+    "you a link with `peftbook studio token create NAME`."
 )
-BODY_BYTES = 8_000_000  # of any request but an upload
+TITLES = {401: "This link opens nothing", 507: "The disk is full"}  # of pages
+READ_ONLY = "Your token may only look: ask who runs the studio for one that may also change things."
+BODY_BYTES = 1_000_000  # of any request but an upload
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -89,18 +97,26 @@ class AccessMiddleware:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
-        refusal = self.refusal(path, method, headers, scope)
+        try:
+            refusal = self.refusal(path, method, headers, scope)
+        except InputError as error:  # a full disk, where a session cannot begin
+            refusal = 507, str(error)
         if refusal is not None:
             await answer(send, path, *refusal)
             return
-        limited = receive if CONTENT.fullmatch(path) else limit(receive, headers, BODY_BYTES)
-        if limited is None:
+        most = sys.maxsize if CONTENT.fullmatch(path) else BODY_BYTES
+        body = Body(receive, send, most, headers.get("content-length", "0"))
+        if body.fits:
+            try:
+                await self.app(scope, body.receive, with_headers(body.send, cacheable=bool(OPEN.fullmatch(path))))
+            except ClientDisconnect:
+                if body.fits:
+                    raise
+        if not body.fits and not body.answered:
             await answer(send, path, 413, f"That is more than {BODY_BYTES:,} bytes at once: send less.")
-            return
-        await self.app(scope, limited, with_headers(send, cacheable=bool(OPEN.fullmatch(path))))
 
     def refusal(self, path: str, method: str, headers: dict[str, str], scope: Scope) -> tuple | None:
-        """Status, words and further headers if a request must not go on."""
+        """Status, words and further headers if a request must not go on; else what it may do is noted in `scope`."""
         if host_of(headers.get("host", "")) not in self.hosts:
             return 421, "This studio does not answer to that name: open it by the address that it printed."
         page, of_api = PAGE.fullmatch(path), API.fullmatch(path)
@@ -113,27 +129,38 @@ class AccessMiddleware:
             return 303, "Come in.", login
         if not visit and not is_ours(headers, self.hosts):
             return 403, "This was asked for by another site: open the studio itself."
-        if self.sessions is None or OPEN.fullmatch(path) or path in PROBES or self.sessions.admits(headers):
+        if self.sessions is None or OPEN.fullmatch(path) or path in PROBES:
+            return None
+        scope["access"] = allowed = self.sessions.access_of(headers)
+        if allowed == "read" and method not in ("GET", "HEAD"):
+            return 403, READ_ONLY
+        if allowed is not None:
             return None
         if of_api:
             return 401, "Say who asks: send `Authorization: Bearer TOKEN`.", {"www-authenticate": "Bearer"}
         return 401, LOCKED
 
 
-def limit(receive: Receive, headers: dict[str, str], most: int) -> Receive | None:
-    """Hand on a body up to a size; None for one that announces more. A longer one ends as if the client had gone."""
-    announced = headers.get("content-length", "0")
-    if not re.fullmatch("[0-9]{1,15}", announced) or int(announced) > most:
-        return None
-    seen = 0
+class Body:
+    """The body of a request, of at most so many bytes: a longer one ends as if the client had gone, and no answer to it
+    is sent on. announced: its length, as the client says.  answered: whether an answer was begun.
+    """
 
-    async def counted() -> MutableMapping[str, Any]:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        return message if seen <= most else {"type": "http.disconnect"}
+    def __init__(self, receive: Receive, send: Send, most: int, announced: str):
+        self.inner, self.outer, self.most = receive, send, most
+        self.seen, self.answered = 0, False
+        self.fits = bool(re.fullmatch("[0-9]{1,15}", announced)) and int(announced) <= most
 
-    return counted
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self.inner()
+        self.seen += len(message.get("body", b""))
+        self.fits = self.fits and self.seen <= self.most
+        return message if self.fits else {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if self.answered or self.fits:
+            self.answered = True
+            await self.outer(message)
 
 
 def with_headers(send: Send, *, cacheable: bool) -> Send:
@@ -151,10 +178,15 @@ def with_headers(send: Send, *, cacheable: bool) -> Send:
 
 
 async def answer(send: Send, path: str, status: int, words: str, more: dict[str, str] | None = None) -> None:
-    """One sentence: for a program as a problem."""
-    kind, body = "text/plain; charset=utf-8", f"{words}\n".encode()
+    """One sentence: for a program as a problem, for a browser as a page."""
     if path.startswith("/api/"):
         kind, body = "application/problem+json", json.dumps(problem(status, words)).encode()
+    else:
+        from peftbook.studio.html import fill, own_file  # which this module is imported before
+
+        ways: dict[str, Any] = {"to": partial(relative, path), "file": lambda name: relative(path, own_file(name)[1])}
+        page = fill("refusal.html", words=words, title=TITLES.get(status, HTTPStatus(status).phrase), **ways)
+        kind, body = "text/html; charset=utf-8", page.encode()
     headers = [(name.encode(), value.encode()) for name, value in ({"content-type": kind} | (more or {})).items()]
     send_on = with_headers(send, cacheable=False)
     await send_on({"type": "http.response.start", "status": status, "headers": headers})

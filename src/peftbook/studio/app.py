@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,11 +44,12 @@ def serve(
     caps: Caps | None = None,
     token: bool = True,
     names: Sequence[str] = (),
+    proxy: str = "",
 ) -> int:
     """Serve until interrupted. Raises InputError for a host that others reach without a token, and a port in use.
 
     token: let in only who has a token, like the one in the address that is printed.  names: under which a proxy reaches
-    it.
+    it.  proxy: address whose `X-Forwarded-…` headers are believed; empty for none.
     """
     if not token and host not in ("127.0.0.1", "localhost", "::1"):
         raise InputError(f"Host {host!r} opens the studio to others: leave out --no-token, or leave out --host.")
@@ -55,6 +57,7 @@ def serve(
         raise InputError(f"The name {odd!r} is none: give it as it stands in the address, without a port.")
     for module in ("fastapi", "uvicorn", "python_multipart"):
         need(module, "The studio")
+    os.umask(0o077)  # others of this machine read nothing
     studio = Studio(home)
     listening = listen(host, port)
     stop = threading.Event()
@@ -63,19 +66,34 @@ def serve(
         keeper.start()
     import uvicorn
 
+    from peftbook.studio.connections import BACKLOG, LimitedProtocol, limit_connections
     from peftbook.studio.pages import warm
 
     PeftMethod.told_later = True  # by an assistant, which checks a plan
     sessions = SessionStore(studio.home) if token else None
-    shown = f"[{host}]" if ":" in host else host
+    everywhere = host in ("0.0.0.0", "::", "")
+    shown = socket.gethostname().lower() if everywhere else f"[{host}]" if ":" in host else host
     app = build_app(studio, caps or Caps(), sessions=sessions, hosts=(*LOOPBACK, shown, *names))
     secret = f"?token={sessions.owner}" if sessions else ""
     address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
     print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
+    if host not in (*LOOPBACK, "::1"):
+        print("Others reach it without TLS: put a proxy before it (`peftbook studio --unit` shows one).", flush=True)
     if (studio.home / "login.json").is_file():
-        print("Names and passwords are gone: `peftbook studio --make-token` makes a token for each person.", flush=True)
+        words = "`peftbook studio token create NAME` makes a link for each person. Delete login.json to end this note."
+        print(f"Names and passwords are gone: {words}", flush=True)
+    limit_connections()
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        http=LimitedProtocol,
+        backlog=BACKLOG,
+        proxy_headers=bool(proxy),
+        forwarded_allow_ips=proxy or None,
+        timeout_graceful_shutdown=2,
     )
     warming = threading.Timer(WARM_SECONDS, warm)
     warming.daemon = True
@@ -90,8 +108,6 @@ def serve(
 
 def listen(host: str, port: int) -> Any:
     """A listening socket. Raises InputError where there can be none."""
-    import socket
-
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

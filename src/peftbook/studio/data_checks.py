@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.core.options import Bound
@@ -11,7 +12,7 @@ from peftbook.evidence.planning import POWER
 from peftbook.evidence.stats import quantile
 from peftbook.studio.settings import MOST_GENERATED, Reading
 from peftbook.studio.store import Project, Studio
-from peftbook.studio.uploads import UploadStore
+from peftbook.studio.uploads import Upload, UploadStore
 from peftbook.tasks.cautions import cautions
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import Split, TableFindings, examine
@@ -27,12 +28,12 @@ SPLIT_BOUNDS = (
 )
 
 
-def split_of(validation: float, test: float, seed: float) -> Split:
+def split_of(validation: float, test: float, seed: float, near_copies: Any = "any") -> Split:
     """A split from two shares in per cent and a seed. Raises InputError for what is out of bounds."""
     for bound, value in zip(SPLIT_BOUNDS, (validation, test, seed), strict=True):
         bound.check(value)
     parts = [float(share) / 100 for share in (validation, test)]
-    return Split(int(seed), (1 - sum(parts), parts[0], parts[1]))
+    return Split(int(seed), (1 - sum(parts), parts[0], parts[1]), near_copies=near_copies)
 
 
 @functools.lru_cache(8)
@@ -66,10 +67,20 @@ def found_with(rows: int) -> float:
 
 def project_of_upload(studio: Studio, uploads: UploadStore, upload_id: str, name: str, reading: Reading) -> Project:
     """Make a project of an upload and delete the upload. Raises InputError for rows that are no task."""
-    if obstacle := examined(uploads.table(upload_id), reading.columns, reading.split).obstacle:
-        raise InputError(obstacle)
-    upload = uploads.get(upload_id)
-    content = upload.path.read_bytes()
-    project = studio.create_project(name, content, upload.filename, reading, uploads.caps)
-    uploads.drop(upload_id)
+    with uploads.alone(upload_id):
+        if obstacle := examined(uploads.table(upload_id), reading.columns, reading.split).obstacle:
+            raise InputError(obstacle)
+        upload = uploads.get(upload_id)
+        content = upload.path.read_bytes()
+        project = studio.create_project(name, content, upload.filename, reading, uploads.caps)
+        uploads.drop(upload_id)
     return project
+
+
+def upload_again(studio: Studio, uploads: UploadStore, project_id: str) -> Upload:
+    """A project's file as a new upload, to be read in another way: the project itself never changes."""
+    project, content = studio.project(project_id), studio.content(project_id)
+    upload = uploads.new(project.filename, len(content))
+    with uploads.receiving(upload.id) as write:
+        write(content)
+    return upload

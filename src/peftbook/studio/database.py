@@ -15,7 +15,7 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = 6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 a table of jobs and one of requests
+SCHEMA = 7  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scopes, 6 jobs and requests apart
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS projects (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS plans (
     id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, name TEXT NOT NULL,
-    created REAL NOT NULL, tuning TEXT NOT NULL DEFAULT ''
+    created REAL NOT NULL, tuning TEXT NOT NULL DEFAULT '', measure TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS tasks (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS sessions (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (
     id TEXT PRIMARY KEY, token TEXT NOT NULL UNIQUE, label TEXT NOT NULL, name TEXT NOT NULL, password TEXT NOT NULL,
-    created REAL NOT NULL, used REAL
+    created REAL NOT NULL, used REAL, scope TEXT NOT NULL DEFAULT 'write'
 ) STRICT;
 """
 JOBS_TO_TASKS = """
@@ -72,7 +72,7 @@ ALTER TABLE tasks ADD COLUMN text TEXT NOT NULL DEFAULT '';
 ALTER TABLE tasks ADD COLUMN result TEXT NOT NULL DEFAULT 'null';
 DROP INDEX jobs_by_state;
 DROP TABLE requests
-"""  # of schema 5 and before; what was asked then nobody waits for
+"""  # of schema 6 and before; what was asked then nobody waits for
 
 
 def default_home() -> Path:
@@ -109,6 +109,21 @@ def refusal(home: Path, code: int) -> str:
     return f"{str(home)!r} cannot be written: give another folder with PEFTBOOK_STUDIO, or mend its permissions."
 
 
+def close_to_others(home: Path) -> None:
+    """Take from others what they may do in a home that stood before. Raises InputError for a folder with other files,
+    which is not ours to close.
+    """
+    found = home.stat()
+    if os.name != "posix" or not found.st_mode & 0o077:
+        return
+    if found.st_uid != os.getuid() or (any(home.iterdir()) and not (home / "studio.sqlite").is_file()):
+        raise InputError(
+            f"Others can read {str(home)!r}, which holds other files or is not yours: name a folder of its own."
+        )
+    with clear_failures(home):
+        home.chmod(0o700)
+
+
 class Database:
     """The file `studio.sqlite` in a home that is made when it is missing.
 
@@ -124,6 +139,8 @@ class Database:
         self._local = threading.local()
         if not self.home.exists():
             check_writable(self.home)
+        else:
+            close_to_others(self.home)
         with clear_failures(self.home):
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._prepare()
@@ -146,6 +163,10 @@ class Database:
                             db.execute("ALTER TABLE tasks ADD COLUMN phase_began REAL")
                         if "tuning" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
+                        if "measure" not in columns_of(db, "plans"):
+                            db.execute("ALTER TABLE plans ADD COLUMN measure TEXT NOT NULL DEFAULT ''")
+                        if "scope" not in columns_of(db, "tokens"):
+                            db.execute("ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'write'")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
                     version = SCHEMA
                 break

@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, Unknown
 from peftbook.core.records import Record, Store
-from peftbook.decision import COSTS, Comparison, compare
+from peftbook.decision import COSTS, Comparison, compare, measures_with
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.decision.own_metrics import Metric, read_metrics
-from peftbook.studio import artefacts, report
+from peftbook.studio import report
+from peftbook.studio.data_checks import examined
 from peftbook.studio.jobs import Job
+from peftbook.studio.model_card import command_line
 from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
+from peftbook.tasks.cautions import cautions, leakage
 
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
 
 def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str, list[Job]]:
-    """The finished jobs that may be compared, by how they were scored; what was queued last comes first.
+    """The finished jobs that may be compared, by how they were scored; those on most test rows come first, of as many
+    those that were queued last.
 
     plan_id: only those of a plan, which must be the project's.
     """
@@ -36,12 +40,21 @@ def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str,
         name: [job for job in jobs if studio.records(project_id).get(job.run) is not None]
         for name, jobs in reversed(found.items())
     }
-    return {name: jobs for name, jobs in ended.items() if jobs}
+    sets = [(name, jobs) for name, jobs in ended.items() if jobs]
+    return dict(sorted(sets, key=lambda one: -one[1][0].run.evaluation.n_generate))
+
+
+def first_measure(studio: Studio, project_id: str) -> str:
+    """The measure that was declared with the plan queued last, if the project still has it."""
+    declared = [plan.measure for plan in studio.plans(project_id) if plan.measure]
+    known = measures_with(metrics_of(studio, project_id))
+    return declared[-1] if declared and declared[-1] in known else FIRST_MEASURE
 
 
 def name_of(job: Job) -> str:
+    """How a job was scored, in words."""
     scoring = job.run.evaluation
-    return f"{scoring.n_generate:,} texts of at most {scoring.max_new_tokens} tokens"
+    return f"judged on {scoring.n_generate:,} test rows, by answers of at most {scoring.max_new_tokens} tokens"
 
 
 def project_comparison(
@@ -64,7 +77,11 @@ def project_comparison(
     are_tuned = None if len(raced) == 2 else raced == {True}
     own = metrics_of(studio, project_id) if metrics is None else metrics
     said, runs = tuple(one.text() for one in own), tuple(job.run for job in jobs)
-    return _project_comparison(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said)
+    apart = [
+        other for other in evaluations(studio, project_id).values() if other[0].run.evaluation != runs[0].evaluation
+    ]
+    others = tuple(f"{len(other)} more runs were {name_of(other[0])}: they are not in this table." for other in apart)
+    return _project_comparison(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, others)
 
 
 @functools.lru_cache(32)
@@ -77,17 +94,24 @@ def _project_comparison(
     margin: float | None,
     tuned: bool | None,
     metrics: tuple[str, ...],
+    others: tuple[str, ...],
 ) -> Comparison:
-    """Compare the recorded runs; cached, since a record never changes."""
+    """Compare the recorded runs, knowing what leaks; cached, since a record never changes."""
     studio = Studio(home)
+    project = studio.project(project_id)
+    seen = examined(studio.table(project_id), project.columns, project.split)
+    warnings = [
+        words for words, kind in cautions(seen, project.instruction) if kind == "warn" and words != leakage(seen)
+    ]
     store = studio.records(project_id)
     records = [record for record in map(store.get, runs) if record is not None]
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
     return compare(
-        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose
-    )
+        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose,
+        leaked=frozenset(seen.leaked), warnings=(*warnings, *others),
+    )  # fmt: skip
 
 
 def prose_of(store: Store, records: Sequence[Record]) -> dict[str, Record]:
@@ -104,5 +128,5 @@ def whole_report(
     store = studio.records(project_id)
     records = [record for job in jobs if (record := store.get(job.run)) is not None]
     splits = {name: len(rows) for name, rows in studio.task(project_id).splits.items()}
-    commands = commands or [artefacts.command_line(studio, job) for job in jobs]
+    commands = commands or [command_line(studio, job) for job in jobs]
     return report.to_html(found, studio.project(project_id), records=records, splits=splits, commands=commands)

@@ -24,9 +24,8 @@ from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.core.progress import Phase, describe_step
 from peftbook.core.records import Record, Store
-from peftbook.evidence.results import describe
 from peftbook.studio.tasks import Tasks, TaskState
-from peftbook.studio.tuning import Tuning, left_behind
+from peftbook.studio.tuning import Tuning, labels_of, left_behind
 
 ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)  # the API says every field
 AtHand = Mapping[str, tuple[specs.Run, Record | None]]
@@ -103,13 +102,16 @@ JOB_COLUMNS = [one.name for one in fields(Job) if one.name not in ("plan", "run"
 
 @dataclass(frozen=True)
 class Plan:
-    """What was submitted together: ids of its jobs, in the order given. tuning: the text of one, by which it grows."""
+    """What was submitted together: ids of its jobs, in the order given. tuning: the text of one, by which it grows.
+    measure: what was declared to decide, or nothing.
+    """
 
     id: str
     project: str
     name: str
     created: float
     tuning: str = ""
+    measure: str = ""
     jobs: tuple[str, ...] = field(default=())
 
 
@@ -136,14 +138,14 @@ class Jobs(Tasks):
         project_id: str,
         runs: Sequence[specs.Run],
         name: str = "",
-        labels: Mapping[str, str] | None = None,
         tuning: Tuning | None = None,
+        measure: str = "",
     ) -> str:
         """Queue runs and return the id of their plan. One whose record is at hand is done at once; one that the project
         has already is shared, and queued again if it failed or was cancelled. Where a plan of just these runs is under
         way, as when two tabs queue what both checked, that is the plan.
 
-        labels: what to call a run, by its key; a line that describes it otherwise.  tuning: whose runs these are, as
+        measure: what was declared to decide, by its name.  tuning: whose runs these are, as
         far as they were known; `advance` adds the others.
         """
         if not runs:
@@ -154,9 +156,9 @@ class Jobs(Tasks):
             self._check_project(db, project_id)
             if (equal := self._under_way(db, project_id, at_hand, text)) is not None:
                 return equal
-            db.execute("INSERT INTO plans VALUES (?, ?, ?, ?, ?)", (plan, project_id, name, time.time(), text))
-            called = {} if tuning is None else {run.key: tuning.label(run) for run in runs}
-            self._add(db, project_id, plan, at_hand, called | dict(labels or {}))
+            row = (plan, project_id, name, time.time(), text, measure)
+            db.execute("INSERT INTO plans VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._add(db, project_id, plan, at_hand)
         if tuning is not None:
             self.advance(project_id)  # the last of these runs may have been recorded since they were looked up
         return plan
@@ -176,7 +178,7 @@ class Jobs(Tasks):
             if new := [run for run in tuning.runs(lookup) if run.key not in known]:
                 at_hand = self._at_hand(project_id, new)
                 with self._write() as db:
-                    self._add(db, project_id, plan, at_hand, {run.key: tuning.label(run) for run in new})
+                    self._add(db, project_id, plan, at_hand)
         if left := left_behind([*plans.values()], lookup):
             waiting = [job for job in self.jobs(project_id) if job.state != "done" and lookup(job.run) is None]
             for checkpoint in {run.checkpoint for run in left} - {job.run.checkpoint for job in waiting}:
@@ -188,8 +190,10 @@ class Jobs(Tasks):
         return {run.key: (run, store.get(run)) for run in runs}
 
     @staticmethod
-    def _add(db: sqlite3.Connection, project_id: str, plan: str, at_hand: AtHand, labels: Mapping[str, str]) -> None:
-        """Queue runs as a plan's next ones; those that it has already stay where they are."""
+    def _add(db: sqlite3.Connection, project_id: str, plan: str, at_hand: AtHand) -> None:
+        """Queue runs as a plan's next ones; those that it has already stay where they are. All of the project's are
+        called what sets them apart now.
+        """
         now = time.time()
         taken = db.execute("SELECT count(*) FROM plan_jobs WHERE plan = ?", (plan,)).fetchone()[0]
         for position, (key, (run, record)) in enumerate(at_hand.items(), start=taken):
@@ -207,7 +211,7 @@ class Jobs(Tasks):
                         project_id,
                         key,
                         run.canonical(),
-                        labels.get(key) or describe(run),
+                        "",
                         state,
                         now,
                         now,
@@ -221,6 +225,21 @@ class Jobs(Tasks):
                     db.execute(f"UPDATE tasks SET state = 'queued', queued = ?, {CLEAN} WHERE id = ?", (now, job))
             cached = record is not None
             db.execute("INSERT OR IGNORE INTO plan_jobs VALUES (?, ?, ?, ?)", (plan, position, job, cached))
+        Jobs._name_runs(db, project_id)
+
+    @staticmethod
+    def _name_runs(db: sqlite3.Connection, project_id: str) -> None:
+        rows = db.execute("SELECT id, payload FROM tasks WHERE project = ? AND kind = 'run'", (project_id,)).fetchall()
+        runs = [parse_run(row["payload"]) for row in rows]
+        labels = labels_of(runs)
+        named = [(labels[run.key], row["id"]) for run, row in zip(runs, rows, strict=True)]
+        db.executemany("UPDATE tasks SET label = ? WHERE id = ?", named)
+
+    def name_runs(self) -> None:
+        """Call all runs what sets them apart, also those that an earlier version named."""
+        with self._write() as db:
+            for row in db.execute("SELECT id FROM projects WHERE NOT removed").fetchall():
+                self._name_runs(db, row["id"])
 
     @staticmethod
     def _under_way(db: sqlite3.Connection, project_id: str, keys: Collection[str], tuning: str) -> str | None:

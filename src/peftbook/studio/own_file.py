@@ -9,7 +9,6 @@ from pathlib import Path
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words, sights_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.foreground import TRAIN, note, wait_for, worker_ahead
@@ -134,7 +133,7 @@ def compute(
     if project is None:
         project = studio.create_project(file.path.stem, file.content, file.path.name, file.reading)
     wanted = runs if tuning is None else tuning.runs(studio.records(project.id).get)
-    submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning)
+    submitted = studio.submit(project.id, wanted, name=plan, tuning=tuning, measure=measure)
     if new:
         names = dict.fromkeys(run.model.name for run in new)
         note(f"Loading {', '.join(names)}: a large model takes minutes, which no estimate here includes.")
@@ -181,7 +180,7 @@ def refuse_misfits(
     from peftbook.core.quiet import quieten_libraries
     from peftbook.runtime.doctor import gib
     from peftbook.studio.assistant import memory_for
-    from peftbook.studio.preflight import coverage_words, plan_seconds, preflight
+    from peftbook.studio.preflight import coverage_words, preflight, time_words
 
     quieten_libraries()
     checks = preflight(task, new, memory_for(new), measure=anew)  # it can take longer than the runs
@@ -196,8 +195,7 @@ def refuse_misfits(
     runs, new = ([run for run in part if run.key not in too_long] for part in (runs, new))
     if not new:
         return too_long
-    unknown = ", for how long is not known: `peftbook doctor` measures this machine while it is idle"
-    about = f", about {duration(seconds)}" if (seconds := plan_seconds(checks)) else unknown
+    about = f", {time_words(checks)}"
     peak = max((check.peak_bytes for check in checks if check.peak_bytes is not None), default=None)
     about += f", each in at most {gib(peak)} of memory" if peak is not None else ""
     cached = f", {len(runs) - len(new)} are at hand" if len(new) < len(runs) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from peftbook.core import specs
@@ -17,6 +16,7 @@ from peftbook.tasks import TaskData
 
 MOST_RUNS = 200
 MOST_LOSS = 1000  # test examples
+MOST_RATE = 1000  # prompts are trained at 30 and more
 SIZES = ("rank", "prompt_length", "prefix_length")  # settings that not every method has
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 16  # of a text before its tokenizer is at hand, and of the turns around it
 
@@ -67,8 +67,8 @@ def check_settings(settings: Settings) -> None:
     check_bounds(settings, leave_out=("epochs",) if settings.tokens else ())
     for name, rate in settings.learning_rates.items():
         preset(name)
-        if not (math.isfinite(rate) and rate > 0):
-            raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above zero.")
+        if not 0 < rate <= MOST_RATE:
+            raise InputError(f"The learning rate of {name} is {rate!r}: choose a number above 0, at most {MOST_RATE}.")
 
 
 def computed_in(settings: Settings) -> str:

@@ -21,6 +21,7 @@ from peftbook.studio.tasks import Task
 from peftbook.studio.tuning import Tuning, chosen_words, is_trial, likely_runs
 from peftbook.tasks import TaskData
 
+NAMED = 3  # methods in the name of a plan
 CHANGED = "The settings were changed after the check: check the plan again."
 
 
@@ -73,22 +74,36 @@ def sights_of_check(studio: Studio, request_id: str, measure: str = FIRST_MEASUR
     return sights_of(runs_of_check(studio, project_id, request_id), studio.task(project_id), measure)
 
 
-def queue_checked(studio: Studio, project_id: str, request_id: str) -> tuple[str, int]:
-    """Queue the runs that a check found to fit: the plan's id and how many they are. Raises Conflict for none."""
+def queue_checked(studio: Studio, project_id: str, request_id: str, measure: str = FIRST_MEASURE) -> tuple[str, int]:
+    """Queue the runs that a check found to fit: the plan's id and how many they are. Raises Conflict for none.
+
+    measure: what is declared to decide, by its name. Raises InputError for one that the project does not have.
+    """
+    check_choices(measure, metrics=metrics_of(studio, project_id))
     runs = runs_of_check(studio, project_id, request_id)
     task = studio.get_task(request_id)
     text = task.payload.get("tuning", "")
-    fitting = {check.key: check.label for check in checks_of(task) if check.fits}
+    fitting = {check.key for check in checks_of(task) if check.fits}
     if not fitting:
         raise Conflict("No run of this plan can be run here; the check says why.")
     chosen = [run for run in runs if run.key in fitting]
-    name = f"Plan {len(studio.plans(project_id)) + 1}"
+    name = plan_name(chosen)
     if not text:
-        return studio.submit(project_id, chosen, name, labels=fitting), len(chosen)
+        return studio.submit(project_id, chosen, name, measure=measure), len(chosen)
     unfit = {(run.model, run.method) for run in runs if is_trial(run) and run.key not in fitting}
     finals = tuple(run for run in chosen if not is_trial(run) and (run.model, run.method) not in unfit)
     if not finals:
         raise Conflict("No run of this plan can be run here; the check says why.")
     tuning = replace(Tuning.read(text), finals=finals)
     first = tuning.runs(studio.records(project_id).get)
-    return studio.submit(project_id, first, name, labels=fitting, tuning=tuning), len(chosen)
+    return studio.submit(project_id, first, name, tuning=tuning, measure=measure), len(chosen)
+
+
+def plan_name(runs: Sequence[specs.Run]) -> str:
+    """What a plan is called: its methods, tokens and seeds."""
+    trained = [run for run in runs if not is_trial(run) and run.budget is not None]
+    methods = list(dict.fromkeys(run.method.label for run in trained or runs))
+    parts = [", ".join(methods[:NAMED]) + f" and {len(methods) - NAMED} more" * (len(methods) > NAMED)]
+    parts += [f"{tokens:,} tokens" for tokens in sorted({run.budget.tokens for run in trained if run.budget})[:1]]
+    seeds = len({run.seed for run in trained})
+    return " · ".join([*parts, *[f"{seeds} seeds"] * (seeds > 1)])

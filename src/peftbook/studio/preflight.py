@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
+from peftbook.core.progress import duration
 from peftbook.evidence.sweep import CUT
 from peftbook.memory.fit import Fit
 from peftbook.memory.time_model import Rates
@@ -16,11 +17,14 @@ from peftbook.runtime.doctor import gib
 from peftbook.runtime.resources import side_by_side
 from peftbook.scratch.schedule import makespan
 from peftbook.studio.jobs import ALL_REQUIRED
-from peftbook.studio.tuning import is_trial, label_of
+from peftbook.studio.tuning import is_trial, labels_of
 from peftbook.tasks import TaskData
 
 if TYPE_CHECKING:
     from peftbook.training.preflight import TokenizedTask
+
+
+ROUGH = 3.0  # by so much another machine may be faster, or slower
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Check:
 
     rows, tokens: of one pass over the training split; epochs: how often the budget passes over it; truncated: rows
     whose input is cut at `max_length`; all of them estimates where the split is large.  beside: how many runs of the
-    plan are computed at once.  seconds: of training and evaluation, beside so many, None where they cannot be
-    predicted; training_seconds, generation_seconds: parts of them.
+    plan are computed at once.  rough: this machine's speed is not known, so that another's stands for it.
+    seconds: of training and evaluation, beside so many, None where they cannot be predicted; training_seconds,
+    generation_seconds: parts of them.
     peak_bytes: of its memory, the process included, None where the model's shape is not known.  fits: whether it can be
     run; words: why not, and what would help; or a remark.
     """
@@ -50,6 +55,7 @@ class Check:
     training_seconds: float = 0.0
     generation_seconds: float = 0.0
     beside: int = 1
+    rough: bool = False
 
 
 def preflight(
@@ -57,7 +63,7 @@ def preflight(
 ) -> tuple[Check, ...]:
     """A check of every run, in their order. It loads tokenizers, and torch with them, but no weights.
 
-    measure: this machine's rates where they are not known; else seconds are unknown.
+    measure: this machine's rates where they are not known; else seconds are rough.
     """
     return tuple(check for check in preflight_steps(task, runs, memory_bytes, measure=measure) if check is not None)
 
@@ -69,12 +75,12 @@ def preflight_steps(
 
     Whoever asks for the next may do something else before, or ask no more.
     """
-    from peftbook.training.preflight import TokenizedTask, rates_beside
+    from peftbook.training.preflight import TokenizedTask, rates_beside, shipped_rates
 
     models: dict[specs.Model, TokenizedTask | str] = {}
     rates: dict[str, Rates | None] = {}
     known: dict[str, Check] = {}
-    beside = side_by_side(runs, memory_bytes) if runs else 1
+    beside, labels = side_by_side(runs, memory_bytes) if runs else 1, labels_of(runs)
     for run in runs:
         yield None
         if run.model not in models:
@@ -90,8 +96,11 @@ def preflight_steps(
             else:
                 if subject.shape is not None and run.platform not in rates:
                     rates[run.platform] = rates_beside(run.platform, beside, measure=measure)
-                known[alike] = yield from check_steps(subject, run, memory_bytes, rates.get(run.platform))
-        yield replace(known[alike], key=run.key, label=label_of(run, runs), beside=beside)
+                own = rates.get(run.platform)
+                others = shipped_rates() if own is None and run.platform == "cpu" and subject.shape is not None else own
+                known[alike] = yield from check_steps(subject, run, memory_bytes, others)
+                known[alike] = replace(known[alike], rough=own is not others)
+        yield replace(known[alike], key=run.key, label=labels[run.key], beside=beside)
 
 
 def plan_seconds(checks: Sequence[Check]) -> float:
@@ -101,6 +110,16 @@ def plan_seconds(checks: Sequence[Check]) -> float:
     fitting = [check for check in checks if check.fits]
     known = [check.seconds for check in fitting if check.seconds is not None]
     return makespan([[known]], max(check.beside for check in fitting)) if len(known) == len(fitting) > 0 else 0.0
+
+
+def time_words(checks: Sequence[Check]) -> str:
+    """How long a plan takes on this machine, in words; a range where its speed is not known."""
+    if not (seconds := plan_seconds(checks)):
+        return "for how long cannot be predicted for a model of this family"
+    if any(check.rough for check in checks):
+        ends = duration(seconds / ROUGH), duration(seconds * ROUGH)
+        return f"roughly {ends[0]} to {ends[1]}, as this machine's speed is measured when it is idle"
+    return f"about {duration(seconds)}"
 
 
 def coverage_words(checks: Sequence[Check]) -> str:

@@ -16,24 +16,21 @@ from peftbook import __version__
 from peftbook.core import specs
 from peftbook.core.base_models import pinned
 from peftbook.core.records import Record
-from peftbook.decision import COSTS, Comparison, Row
+from peftbook.decision import COSTS, Comparison
 from peftbook.evidence.results import describe
 from peftbook.studio.formats import clipped
 from peftbook.studio.html import fill
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.tabular import (
     FORGOTTEN,
-    digits,
-    ends,
     forgotten,
-    halves,
-    marks,
     short,
 )
 
 if TYPE_CHECKING:
     from peftbook.studio.store import Project
 
+NEAR_COPIES = {"together": "stay in one split", "out": "all but the first are left out"}
 EXAMPLES, TEXT_CHARS = 8, 2000  # of the report
 
 
@@ -53,7 +50,6 @@ def to_html(
     page = fill(
         "report.html",
         found=found,
-        told=found.recommendation,
         short=short(found),
         legend=FORGOTTEN,
         title=project.name if project is not None else "Comparison",
@@ -63,16 +59,11 @@ def to_html(
         plots=list(plots(found)),
         examples=found.differences(EXAMPLES),
         text_chars=TEXT_CHARS,
-        data=[] if project is None else data(project, splits or {}),
-        settings=settings(found, records, runs),
+        data=[] if project is None else [pair for pair in data(project, splits or {}) if pair[1]],
+        settings=[pair for pair in settings(found, records, runs) if pair[1]],
         runs=[(run.key[:12], describe(run)) for run in runs],
         commands=commands,
-        digits=digits,
-        ends=ends,
         forgotten=forgotten,
-        halves=halves,
-        marks=marks,
-        seeds=seeds,
     )
     return str(page)
 
@@ -82,10 +73,6 @@ def when(records: Sequence[Record]) -> str:
     days = [str(one.provenance["finished"])[:10] for one in records if one.provenance.get("finished")]
     day = datetime.date.fromisoformat(max(days)) if days else datetime.date.today()
     return f"{day.day} {day:%B %Y}"
-
-
-def seeds(row: Row) -> str:
-    return f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else "one seed" if row.seeds else "no training"
 
 
 def plots(found: Comparison) -> Iterator[tuple[str, Markup, Markup]]:
@@ -111,6 +98,7 @@ def data(project: Project, splits: Mapping[str, int]) -> list[tuple[str, str | N
         ("Instruction", project.instruction if project.instruction != "{input}" else ""),
         ("Split", f"training, validation, test: {shares}, by seed {split.seed}"),
         ("Later rows", later if split.first else ""),
+        ("Near copies", NEAR_COPIES.get(split.near_copies)),
         ("Rows", ", ".join(f"{name} {count:,}" for name, count in splits.items())),
     ]
 

@@ -11,15 +11,18 @@ import hmac
 import http.cookies
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import parse_qsl, urlencode
 
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.database import Database, clear_failures
 
 OWNER = "owner"  # whose cookies and tokens these are; older homes have others, of passwords, which open nothing
-COOKIE, SESSION_SECONDS = "peftbook-session", 12 * 3600.0
-LABEL_CHARS = 100
+SESSION_SECONDS = 12 * 3600.0
+NAME_CHARS = 100
+Access = Literal["read", "write"]  # what a token may do: look, or everything
 
 
 def owner_token(home: Path) -> str:
@@ -33,22 +36,41 @@ def owner_token(home: Path) -> str:
         return path.read_text().strip()
 
 
+@dataclass(frozen=True)
+class Token:
+    """A token that was created. scope: what it may do.  created: seconds since 1970."""
+
+    name: str
+    scope: Access
+    created: float
+
+
 class SessionStore(Database):
-    """Cookies, valid for SESSION_SECONDS, and tokens. A cookie ends with the token by which its session began; all end
-    when the owner's token changes.
+    """Cookies, valid for SESSION_SECONDS, and tokens. A cookie may do what the token may by which its session began,
+    and ends with it; all end when the owner's token changes.
     """
 
     def __init__(self, home: Path):
         super().__init__(home)
         self.owner = owner_token(home)
+        self.cookie = f"peftbook-{digest(str(self.home))[:8]}"  # browsers do not tell one port from another
 
-    def admits(self, headers: dict[str, str]) -> bool:
-        """Whether a request may go on: by the token in `Authorization` if there is that header, else by the cookie."""
+    def access_of(self, headers: dict[str, str]) -> Access | None:
+        """What a request may do, by the token in `Authorization` if there is that header, else by the cookie; None for
+        nothing.
+        """
         if "authorization" in headers:
-            return self.is_valid(bearer(headers["authorization"]))
+            return self._access_by(digest(bearer(headers["authorization"])))
         query = "SELECT password FROM sessions WHERE token = ? AND until > ?"
-        row = self._row(query, digest(cookie(headers)), time.time())
-        return row is not None and (row["password"] == digest(self.owner) or self._is_made(row["password"]))
+        row = self._row(query, digest(cookie(headers, self.cookie)), time.time())
+        return None if row is None else self._access_by(row["password"])
+
+    def _access_by(self, hashed: str) -> Access | None:
+        """What the token with this hash may do: the owner's all, one that was created under it what it was given."""
+        if hmac.compare_digest(hashed, digest(self.owner)):
+            return "write"
+        row = self._row("SELECT scope FROM tokens WHERE token = ? AND password = ?", hashed, digest(self.owner))
+        return None if row is None else row["scope"]
 
     def begin(self, token: str, *, secure: bool = False) -> str:
         """Begin a session by a valid token; the value of its `Set-Cookie` header. secure: for https alone."""
@@ -57,48 +79,42 @@ class SessionStore(Database):
             db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
             row = (digest(value), OWNER, digest(token), now + SESSION_SECONDS)
             db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
-        words = f"{COOKIE}={value}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
+        words = f"{self.cookie}={value}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
         return words + "; Secure" * secure
-
-    def is_valid(self, token: str) -> bool:
-        """Whether a token is the owner's, or one that was made and not revoked."""
-        return hmac.compare_digest(token.encode(), self.owner.encode()) or self._is_made(digest(token))
-
-    def _is_made(self, hashed: str) -> bool:
-        """Whether there is a token with this hash that was made under the owner's present one."""
-        query = "SELECT 1 FROM tokens WHERE token = ? AND password = ?"
-        return self._row(query, hashed, digest(self.owner)) is not None
 
     def log_in_by_query(self, path: str, query: bytes, *, secure: bool = False) -> dict[str, str] | None:
         """Headers that log in whoever has a token in the address, and redirect to the address without it."""
         fields = parse_qsl(query.decode("latin-1"))
-        if not self.is_valid(token := dict(fields).get("token", "")):
+        if self._access_by(digest(token := dict(fields).get("token", ""))) is None:
             return None
         rest = urlencode([field for field in fields if field[0] != "token"])
         page = path.rpartition("/")[2] or "./"
         return {"location": f"{page}?{rest}" if rest else page, "set-cookie": self.begin(token, secure=secure)}
 
-    def make(self, label: str) -> tuple[str, str]:
-        """The id of a new token, and its secret, which is not stored."""
-        label = " ".join(label.split())[:LABEL_CHARS]
-        if not label:
-            raise InputError("A token needs a label: say what it is for.")
-        token, secret = secrets.token_hex(8), secrets.token_hex(32)
-        row = (token, digest(secret), label, OWNER, digest(self.owner), time.time())
+    def create(self, name: str, scope: Access = "write") -> str:
+        """Create a token; its secret, which is not stored. Raises InputError for a name that another token has."""
+        name = " ".join(name.split())[:NAME_CHARS]
+        if not name:
+            raise InputError("A token needs a name: say whom or what it is for.")
+        secret = secrets.token_hex(32)
+        row = (secrets.token_hex(8), digest(secret), name, OWNER, digest(self.owner), time.time(), scope)
         with self._write() as db:
-            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
-        return token, secret
+            if name in self.tokens():
+                raise InputError(f"There is a token {name!r} already: revoke it, or give another name.")
+            names = "id, token, label, name, password, created, scope"
+            db.execute(f"INSERT INTO tokens ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        return secret
 
-    def tokens(self) -> dict[str, str]:
-        """The labels of the tokens that were made and open something, oldest first, by their ids."""
-        rows = self._rows("SELECT id, label FROM tokens WHERE password = ? ORDER BY created, rowid", digest(self.owner))
-        return {row["id"]: row["label"] for row in rows}
+    def tokens(self) -> dict[str, Token]:
+        """The tokens that were created and open something, oldest first, by their names."""
+        query = "SELECT label, scope, created FROM tokens WHERE password = ? ORDER BY created, rowid"
+        return {row["label"]: Token(*row) for row in self._rows(query, digest(self.owner))}
 
-    def revoke(self, token_id: str) -> None:
-        """Revoke a token. Raises Unknown for another id."""
+    def revoke(self, name: str) -> None:
+        """Revoke a token, and the sessions that began by it. Raises Unknown for another name."""
         with self._write() as db:
-            if not db.execute("DELETE FROM tokens WHERE id = ?", (token_id,)).rowcount:
-                raise Unknown(f"There is no token {token_id!r}: see `peftbook studio --tokens`.")
+            if not db.execute("DELETE FROM tokens WHERE label = ?", (name,)).rowcount:
+                raise Unknown(f"There is no token {name!r}: see `peftbook studio token list`.")
 
 
 def digest(token: str) -> str:
@@ -111,10 +127,10 @@ def bearer(value: str) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
-def cookie(headers: dict[str, str]) -> str:
-    """The session cookie of a request, or nothing."""
+def cookie(headers: dict[str, str], name: str) -> str:
+    """The cookie of this name in a request, or nothing."""
     try:
-        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        morsel = http.cookies.SimpleCookie(headers.get("cookie", "")).get(name)
     except http.cookies.CookieError:
         return ""
     return morsel.value if morsel else ""

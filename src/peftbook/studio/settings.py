@@ -14,7 +14,7 @@ from peftbook.decision.own_metrics import Metric, read_metrics
 from peftbook.evidence.stats import FEWEST_SEEDS
 from peftbook.methods import presets
 from peftbook.tasks.columns import Columns, guess_columns
-from peftbook.tasks.files import Split
+from peftbook.tasks.files import NEAR_COPIES, NearCopies, Split
 from peftbook.tasks.table import TextTable
 
 NAMES = ", ".join(preset.name for preset in presets())
@@ -40,6 +40,10 @@ class Reading:
         "usable rows that are split; the others came later and are for training alone; 0: all are split", type=int,
     )] = 0  # fmt: skip
     left_out: Annotated[str, Option("rows that are not used, by their numbers with commas")] = ""
+    near_copies: Annotated[NearCopies, Option(
+        "rows whose inputs nearly repeat each other: any split may have each, they stay together in one, or all but "
+        "the first are left out", choices=NEAR_COPIES,
+    )] = "any"  # fmt: skip
 
     @classmethod
     def of(cls, columns: Columns, split: Split, instruction: str) -> Reading:
@@ -53,6 +57,7 @@ class Reading:
             split.fractions,
             split.first,
             split.left_out,
+            split.near_copies,
         )
 
     @property
@@ -61,7 +66,7 @@ class Reading:
 
     @property
     def split(self) -> Split:
-        return Split(self.split_seed, self.fractions, self.first_rows, self.left_out)
+        return Split(self.split_seed, self.fractions, self.first_rows, self.left_out, self.near_copies)
 
 
 @dataclass(frozen=True)

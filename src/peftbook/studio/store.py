@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING
 from peftbook.core import specs
 from peftbook.core.errors import InputError, TooLarge, Unknown
 from peftbook.core.exchange import files_of, receive_record
-from peftbook.core.records import Store, write_atomically
+from peftbook.core.records import write_atomically
+from peftbook.core.stamp import file_hash
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.settings import Reading
@@ -32,6 +34,7 @@ from peftbook.studio.tuning import is_trial
 from peftbook.studio.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
+    from peftbook.methods import Method
     from peftbook.tasks import TaskData
     from peftbook.tasks.columns import Columns
     from peftbook.tasks.files import Split
@@ -41,6 +44,12 @@ ORPHAN_SECONDS = 3600.0  # after which a project folder without a row was left b
 KEPT_SECONDS = 24 * 3600.0  # downloads
 NAME_CHARS = 200
 LOG_BYTES = 1_000_000
+TRAINED_FILES = {  # by how a method is saved
+    "peft": re.compile(r"adapter_config\.json|adapter_model\.safetensors"),
+    "tensors": re.compile(r"trainable\.safetensors"),
+    "model": re.compile(r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"),
+}
+AGAIN = "restore a backup, or train it again in a new project"
 OPEN_SECONDS = 30.0  # a studio that is open says so more often
 STARTED: list[subprocess.Popen] = []  # the workers that this process started; the home is their last argument
 
@@ -110,7 +119,9 @@ class Studio(WorkerQueue):
     def _name(name: str) -> str:
         if not name.strip():
             raise InputError("A project needs a name: give one.")
-        return " ".join(name.split())[:NAME_CHARS]
+        if control := re.search(r"[\x00-\x1f\x7f]", name := " ".join(name.split())[:NAME_CHARS]):
+            raise InputError(f"The name {name!r} holds a control character, {control[0]!r}: leave it out.")
+        return name
 
     def projects(self) -> list[Project]:
         """All projects, oldest first."""
@@ -132,12 +143,20 @@ class Studio(WorkerQueue):
         """Delete a project with its jobs, records, adapters and files. It is gone from every list at once; if one of
         its jobs runs, the files go when the worker has stopped it, in about a second.
         """
+        self.project(project_id)
+        try:
+            self._remove(project_id)
+        except InputError:  # the disk is full: its files go first
+            shutil.rmtree(self.home / "projects" / project_id, ignore_errors=True)
+            self._remove(project_id)
+        self.release()
+        self.purge()
+
+    def _remove(self, project_id: str) -> None:
         with self._write() as db:
             self._check_project(db, project_id)
             db.execute("UPDATE projects SET removed = 1 WHERE id = ?", (project_id,))
             self._cancel(db, "project", project_id)
-        self.release()
-        self.purge()
 
     def purge(self) -> list[str]:
         """Delete files and rows of removed projects without running tasks; returns their ids."""
@@ -171,13 +190,27 @@ class Studio(WorkerQueue):
                 if now - path.stat().st_mtime > limit:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
+    def content(self, project_id: str) -> bytes:
+        """The project's upload, as it was sent. Raises InputError as `table` does."""
+        return self._upload(project_id)[0].read_bytes()
+
     def table(self, project_id: str) -> TextTable:
-        """The project's upload as rows and columns."""
-        return table_of(self.folder(project_id), self.project(project_id))
+        """The project's upload as rows and columns. Raises InputError if its bytes are not those that were uploaded."""
+        return table_of(*self._upload(project_id))
 
     def task(self, project_id: str) -> TaskData:
-        """The project's upload as a task, with its splits."""
-        return task_of(self.folder(project_id), self.project(project_id))
+        """The project's upload as a task, with its splits. Raises InputError as `table` does."""
+        return task_of(*self._upload(project_id))
+
+    def _upload(self, project_id: str) -> tuple[Path, Project]:
+        """The project's file, whose bytes are those that were uploaded."""
+        project, file = self.project(project_id), self.folder(project_id) / "data.bin"
+        if file_hash(file) != project.sha256:
+            raise InputError(
+                f"{str(file.relative_to(self.home))!r} of project {project.name!r} is not the file that was uploaded: "
+                "restore a backup, or make a new project of the file."
+            )
+        return file, project
 
     def _at_hand(self, project_id: str, runs: Sequence[specs.Run]) -> AtHand:
         """As in Jobs; results that another project of this home has for the same runs are copied first."""
@@ -189,11 +222,11 @@ class Studio(WorkerQueue):
         return super()._at_hand(project_id, runs)
 
     def _borrow(self, project_id: str, run: specs.Run) -> None:
-        """Copy a run's adapter, then its record, from another project that has both."""
+        """Copy a run's adapter, then its record, from another project that has both as they were written."""
         from peftbook.decision.forgetting import prose_probe
 
         row = self._row(
-            "SELECT project FROM tasks JOIN projects ON projects.id = project AND NOT removed "
+            "SELECT tasks.id FROM tasks JOIN projects ON projects.id = project AND NOT removed "
             "WHERE key = ? AND state = 'done' AND project != ?",
             run.key,
             project_id,
@@ -201,22 +234,21 @@ class Studio(WorkerQueue):
         store = self.records(project_id)
         if row is None or run in store:
             return
-        theirs = self.home / "projects" / row["project"]
-        trained, target = (folder / "adapters" / run.key[:12] for folder in (theirs, self.folder(project_id)))
-        if keeps_trained(run) and not trained.is_dir():
-            return
-        with clear_failures(self.home):
-            if keeps_trained(run) and not target.exists():
+        target = self.folder(project_id) / "adapters" / run.key[:12]
+        with clear_failures(self.home), contextlib.suppress(InputError):  # something is damaged: computed again
+            lender = self.job(row["id"])
+            theirs = self.records(lender.project)
+            if keeps_trained(run):
                 work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
                 try:
-                    shutil.copytree(trained, work, copy_function=link)
+                    shutil.copytree(self.adapter(lender), work, copy_function=link)
+                    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed before its record
                     work.replace(target)
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
-            with contextlib.suppress(InputError):  # its record is damaged: computed again
-                if files := files_of(Store(theirs / "records"), prose_probe(run).key):
-                    receive_record(store, prose_probe(run).key, files)
-                receive_record(store, run.key, files_of(Store(theirs / "records"), run.key))
+            if files := files_of(theirs, prose_probe(run).key):
+                receive_record(store, prose_probe(run).key, files)
+            receive_record(store, run.key, files_of(theirs, run.key))
 
     def downloads(self, project_id: str) -> Path:
         """The project's folder of downloads."""
@@ -225,9 +257,37 @@ class Studio(WorkerQueue):
             folder.mkdir(exist_ok=True)
         return folder
 
-    def adapter(self, job: Job) -> Path | None:
-        folder = self.folder(job.project) / "adapters" / job.key[:12]
-        return folder if folder.is_dir() else None
+    def has_adapter(self, job: Job) -> bool:
+        """Whether there is a folder with what a job trained."""
+        return (self.folder(job.project) / "adapters" / job.key[:12]).is_dir()
+
+    def adapter(self, job: Job) -> Path:
+        """The folder with what a finished job trained, by the hashes in its record; the records of earlier versions
+        have none, and their files need only be of the right kinds.
+
+        Raises InputError where there is none, where a file was changed or is missing, and for files of other kinds.
+        """
+        folder, record = self.folder(job.project) / "adapters" / job.key[:12], self.records(job.project).get(job.run)
+        if job.state != "done" or record is None or not folder.is_dir():
+            raise InputError(f"Job {job.id!r} is {job.state} and has no trained weights here: run it, or {AGAIN}.")
+        files = trained_files(folder, job.run.method)
+        if record.provenance.get("trained_sha256", files) != files:
+            raise InputError(f"The files in 'adapters/{folder.name}' are not those that job {job.id!r} wrote: {AGAIN}.")
+        return folder
+
+
+def trained_files(folder: Path, method: Method) -> dict[str, str | None]:
+    """SHA-256 of the files of what a method trained, by their names. Raises InputError for other files than
+    `save_trained` writes: with a tokenizer, a chat template or code beside them, loaders would do other things.
+    """
+    files = sorted(folder.iterdir())
+    for file in files:
+        if not TRAINED_FILES[method.saved].fullmatch(file.name) or file.is_symlink() or not file.is_file():
+            raise InputError(
+                f"{file.name!r} in 'adapters/{folder.name}' is neither weights nor configuration of {method.label}: "
+                "remove it."
+            )
+    return {file.name: file_hash(file) for file in files}
 
 
 def keeps_trained(run: specs.Run) -> bool:
@@ -259,19 +319,19 @@ def project_of(row) -> Project:
 
 
 @functools.lru_cache(4)
-def table_of(folder: Path, project: Project) -> TextTable:
-    """A project's upload in its folder as rows and columns."""
+def table_of(file: Path, project: Project) -> TextTable:
+    """A project's upload as rows and columns."""
     from peftbook.tasks.table import read_table
 
-    return read_table((folder / "data.bin").read_bytes(), project.filename, project.caps)
+    return read_table(file.read_bytes(), project.filename, project.caps)
 
 
 @functools.lru_cache(4)
-def task_of(folder: Path, project: Project) -> TaskData:
-    """A project's upload in its folder as a task, with its splits."""
+def task_of(file: Path, project: Project) -> TaskData:
+    """A project's upload as a task, with its splits."""
     from peftbook.tasks.files import task_from_table
 
-    return task_from_table(table_of(folder, project), project.columns, project.split, project.instruction)
+    return task_from_table(table_of(file, project), project.columns, project.split, project.instruction)
 
 
 def say_open(home: Path) -> None:

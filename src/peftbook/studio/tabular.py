@@ -23,12 +23,14 @@ def table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """
     deciding = found.measure
     others = [one for one in found.measures if one != deciding]
-    headers = ["", "method", deciding.label, "95 %", f"{short(found)} − untuned", f"{short(found)} − best"]
+    headers = ["", "method", deciding.label, "95 %", *["without near copies"] * bool(found.unseen)]
+    headers += [f"{short(found)} − untuned", f"{short(found)} − best"]
     headers += [*(one.label for one in others), "forgotten", "trained", "to store", "training", "peak memory", "seeds"]
     rows = []
     for row in found.rows:
         score = row.scores.get(deciding.name)
         cells = [marks(row), row.label, digits(score, deciding.name), ends(score, deciding.name)]
+        cells += [digits(found.without_leaks(row), deciding.name)] * bool(found.unseen)
         cells += [difference(one.get(deciding.name)) for one in (row.against_untuned, row.against_leader)]
         cells += [digits(row.scores.get(one.name), one.name) for one in others]
         cells += [
@@ -97,6 +99,7 @@ def to_csv(found: Comparison) -> str:
         headers += [one.name, f"{one.name}_low", f"{one.name}_high"]
         ends_ = ("", "_low", "_high")
         headers += [f"{one.name}{unit}_minus_{other}{end}" for other in ("untuned", "best") for end in ends_]
+    headers += [f"{found.measure.name}_without_near_copies{end}" for end in ("", "_low", "_high")]
     headers += [f"forgotten_nats_per_token{end}" for end in ("", "_low", "_high")]
     headers += [*COSTS, "test_examples", "encoder", "hardware", "runs"]
     stream = io.StringIO()
@@ -109,7 +112,8 @@ def to_csv(found: Comparison) -> str:
             for which in (row.scores, row.against_untuned, row.against_leader):
                 value = which.get(one.name)
                 cells += ["", "", ""] if value is None else [value.mean, value.low, value.high]
-        cells += ["", "", ""] if (lost := row.forgotten) is None else [lost.mean, lost.low, lost.high]
+        for value in (found.without_leaks(row), row.forgotten):
+            cells += ["", "", ""] if value is None else [value.mean, value.low, value.high]
         cells += [row.cost(name) for name in COSTS]
         cells += [found.test_examples, found.encoder, "; ".join(found.hardware), " ".join(row.runs)]
         writer.writerow([escape_cell(one) if isinstance(one, str) else one for one in cells])

@@ -65,9 +65,11 @@ def show(found: Comparison, columns: int | None = None) -> str:
     """What to take, the table in two parts, and what it cannot tell. columns: of the terminal, if not of this one."""
     width = min(WIDEST, columns or shutil.get_terminal_size().columns)
     headers, rows = table(found)
-    first = 6  # mark, method, the deciding score and its differences
+    first = 6 + bool(found.unseen)  # mark, method, the deciding score and its differences
+    told = found.recommendation
+    words = (told.headline, found.leakage, " ".join(told.lacks), " ".join(told.method))
     parts = [
-        filled(found.recommendation.words, width),
+        *(filled(one, width) for one in words if one),
         aligned(headers[:first], [row[:first] for row in rows]),
         aligned(["", *headers[1:2], *headers[first:]], [["", *row[1:2], *row[first:]] for row in rows]),
         filled(legend(found), width),
@@ -115,11 +117,14 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "margin": found.margin,
         "family_wise_level": found.level,
         "test_examples": found.test_examples,
+        "test_rows": found.test_rows,
+        "leakage": leakage_of(found),
         "seeds": found.seeds,
         "encoder": found.encoder,
         "hardware": list(found.hardware),
         "recommendation": {
             "kind": told.kind,
+            "headline": told.headline,
             "words": told.words,
             "take": told.row.label if told.row else None,
             "equals": list(told.equals),
@@ -159,6 +164,14 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
     }
+
+
+def leakage_of(found: Comparison) -> dict[str, Any] | None:
+    """What leaks, and each row's score in the deciding measure without that; None where nothing does."""
+    if not found.leaked:
+        return None
+    clean = {row.label: one for row in found.contest if (one := found.without_leaks(row)) is not None}
+    return {"test_inputs": found.leaked, "words": found.leakage, "scores_without": intervals(clean)}
 
 
 def intervals(known: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

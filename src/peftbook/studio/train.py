@@ -14,8 +14,8 @@ from peftbook.core.options import read_options
 from peftbook.core.progress import duration
 from peftbook.decision import Comparison
 from peftbook.methods.untuned import Untuned
-from peftbook.studio.artefacts import fill_folder
 from peftbook.studio.decisions import FIRST_MEASURE, project_comparison
+from peftbook.studio.downloads import fill_folder
 from peftbook.studio.foreground import TRAIN
 from peftbook.studio.formats import number, size
 from peftbook.studio.own_file import OwnFile, compute, dry_run

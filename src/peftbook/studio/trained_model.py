@@ -18,9 +18,10 @@ from peftbook.studio.store import Job, Studio
 from peftbook.tasks import TaskData, TaskExample
 from peftbook.training.encode import encode_prompt
 from peftbook.training.execute import few_shots
+from peftbook.training.forward import apply_method
 from peftbook.training.generate import continuation, sampler
 from peftbook.training.models import Loaded, load_model
-from peftbook.training.restored import load_run, share_weights
+from peftbook.training.restored import load_run, restore, share_weights
 
 MAX_PROMPT_TOKENS = 4096
 MODELS = 4  # cached; models on one base share its tensors
@@ -28,13 +29,9 @@ SPARE = 0.15  # of the memory: with less available no second model is cached
 
 
 def load_trained(studio: Studio, job: Job) -> Loaded:
-    """The model of a finished job as it was evaluated, ready to generate. Raises InputError where nothing was kept."""
-    run, folder = job.run, None
-    if run.budget is not None:
-        folder = studio.adapter(job)
-        if job.state != "done" or folder is None:
-            raise InputError(f"Job {job.id!r} is {job.state} and has nothing to try: run it, or retry it, first.")
-    return load_run(run, folder, platform_here(run.platform))
+    """The model of a finished job as it was evaluated, ready to generate. Raises what `Studio.adapter` does."""
+    folder = None if job.run.budget is None else studio.adapter(job)
+    return load_run(job.run, folder, platform_here(job.run.platform))
 
 
 def merge(studio: Studio, job: Job) -> Loaded:
@@ -54,16 +51,13 @@ def merge(studio: Studio, job: Job) -> Loaded:
                 f"peft cannot merge {run.method.label} ({error}): download the adapter instead."
             ) from error
         return Loaded(merged, loaded.tokenizer)
-    from peft import PeftModel
-
     folder = studio.adapter(job)
-    if job.state != "done" or folder is None:
-        raise InputError(f"Job {job.id!r} is {job.state} and has nothing to merge: run it, or retry it, first.")
     check_model(run.model)
     loaded = load_model(run.model, None, platform_here(run.platform), run.dtype, run.weights)
     method: Any = run.method
     quantise_dense(loaded.model.float(), method.quant, double_quant=method.double_quant)
-    tuned: Any = PeftModel.from_pretrained(loaded.model, str(folder))
+    tuned: Any = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
+    restore(tuned, run.method, folder)
     return Loaded(tuned.eval().merge_and_unload(), loaded.tokenizer)
 
 

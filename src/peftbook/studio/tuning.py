@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from peftbook.core.records import Missing
 from peftbook.evidence.sweep import CUT, HIGHEST_RATE, LOWEST_RATE, Lookup, Sweep, better_half, extended, grid
 
 if TYPE_CHECKING:
+    from peftbook.methods import Method
     from peftbook.tasks import TaskData
 
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
@@ -75,22 +77,37 @@ class Tuning:
         untuned = [run for run in self.finals if run.budget is None]
         return [*untuned, *(run for race in races.values() for run in race.runs(lookup)), *finals]
 
-    def label(self, run: specs.Run) -> str:
-        return label_of(run, self.finals, rated=True)
+
+def labels_of(runs: Sequence[specs.Run]) -> dict[str, str]:
+    """What each run is called among these, by its key: its method, and of model, tokens, rate, test rows and seed what
+    sets it apart; of a trial its rate; the beginning of its key where nothing else tells two apart.
+    """
+    models, seeds = {run.model for run in runs}, {run.seed for run in runs if run.budget and not is_trial(run)}
+    alike: dict[tuple[specs.Model, Method], list[specs.Run]] = defaultdict(list)
+    for run in runs:
+        if not is_trial(run):
+            alike[run.model, run.method].append(run)
+    said = {key: [settings_of(run) for run in those] for key, those in alike.items()}
+    labels = {}
+    for run in runs:
+        parts = [run.method.label, *[short_name(run.model)] * (len(models) > 1)]
+        if run.budget is not None and is_trial(run):
+            parts += [f"trial of rate {run.budget.learning_rate:g}", *["its first quarter"] * bool(run.budget.stop)]
+        else:
+            others = zip(*said[run.model, run.method], strict=True)
+            parts += [own for own, all_ in zip(settings_of(run), others, strict=True) if own and len({*all_}) > 1]
+            parts += [f"seed {run.seed}"] * (run.budget is not None and len(seeds) > 1)
+        labels[run.key] = ", ".join(parts)
+    often = Counter(labels.values())
+    return {key: label if often[label] == 1 else f"{label}, {key[:6]}" for key, label in labels.items()}
 
 
-def label_of(run: specs.Run, runs: Sequence[specs.Run], *, rated: bool = False) -> str:
-    """Method, and what of model and seed differs among the runs; of a trial its rate. rated: of all rate and seed."""
-    parts, budget = [run.method.label], run.budget
-    if len({one.model for one in runs}) > 1:
-        parts.append(short_name(run.model))
-    if budget is not None and is_trial(run):
-        parts.append(f"trial of rate {budget.learning_rate:g}" + ", its first quarter" * bool(budget.stop))
-    elif budget is not None:
-        parts += [f"rate {budget.learning_rate:g}"] * rated
-        if rated or len({one.seed for one in runs if not is_trial(one)}) > 1:
-            parts.append(f"seed {run.seed}")
-    return ", ".join(parts)
+def settings_of(run: specs.Run) -> tuple[str, str, str]:
+    """Tokens, rate and test rows of a run in words; of one without training the last alone."""
+    rows = f"{run.evaluation.n_generate} test rows"
+    if run.budget is None:
+        return "", "", rows
+    return f"{run.budget.tokens:,} tokens", f"rate {run.budget.learning_rate:g}", rows
 
 
 def name_of(run: specs.Run) -> str:

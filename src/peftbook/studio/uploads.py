@@ -26,7 +26,7 @@ from peftbook.studio.database import clear_failures
 if TYPE_CHECKING:
     from peftbook.tasks.table import Caps, TextTable
 
-KEPT = 12
+KEPT, FRESH_SECONDS = 12, 600.0
 KEPT_SECONDS = 24 * 3600.0
 CUT_SECONDS = 3600.0
 ID = re.compile(r"[0-9a-f]{16}")
@@ -74,11 +74,15 @@ class UploadStore:
         self.sweep()
 
     def new(self, filename: str, size: int | None = None) -> Upload:
-        """Create an upload; of too many the oldest is deleted. Raises TooLarge beyond the cap."""
+        """Create an upload; of too many the oldest is deleted, unless that came just now. Raises TooLarge beyond the
+        cap, Conflict where so many came just now.
+        """
         if size is not None and size > self.caps.bytes:
             raise self.too_large()
         self.sweep()
         for oldest in self.all()[: 1 - KEPT]:
+            if time.time() - oldest.created < FRESH_SECONDS:
+                raise Conflict(f"There are {KEPT} uploads of the last minutes already: make projects of them first.")
             self.drop(oldest.id)
         upload = Upload(name := secrets.token_hex(8), filename[:200], self.folder / name, time.time(), size)
         with clear_failures(self.home):
@@ -120,7 +124,7 @@ class UploadStore:
         bytes than announced.
         """
         upload = self.get(upload_id)
-        with self._alone(upload.id), clear_failures(self.home), upload.path.open("r+b", buffering=0) as stream:
+        with self.alone(upload.id), clear_failures(self.home), upload.path.open("r+b", buffering=0) as stream:
             if offset != (here := upload.offset):
                 raise Conflict(f"Of this upload {here:,} bytes are here, not {offset:,}: go on with offset={here}.")
             stream.seek(here)
@@ -136,10 +140,11 @@ class UploadStore:
             yield write
 
     @contextlib.contextmanager
-    def _alone(self, upload_id: str) -> Iterator[None]:
+    def alone(self, upload_id: str) -> Iterator[None]:
+        """A context for one request at a time. Raises Conflict for another."""
         lock = self._locks.setdefault(upload_id, threading.Lock())
         if not lock.acquire(blocking=False):
-            raise Conflict("Another request sends bytes of this upload: wait until it has ended.")
+            raise Conflict("Another request is at work on this upload: wait until it has ended.")
         try:
             yield
         finally:

@@ -30,7 +30,7 @@ from peftbook.core.records import Record, Store
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
 from peftbook.runtime.processes import die_with_parent, fast_exit
 from peftbook.runtime.resources import free_micro_batch
-from peftbook.studio.store import Job, Studio, keeps_trained
+from peftbook.studio.store import Job, Studio, keeps_trained, trained_files
 from peftbook.studio.tuning import is_trial
 
 if TYPE_CHECKING:
@@ -100,17 +100,17 @@ def compute(studio: Studio, job: Job, *, anew: bool = False, threads: int = 0) -
     os.environ["PEFTBOOK_CHECKPOINTS"] = str(folder / "checkpoints")
     reporter = Reporter(lambda **fields: studio.progress(job.id, job.attempt, **fields))
 
-    def keep(trainee: Trainee) -> None:
-        keep_trained(folder, trainee)
+    def keep(trainee: Trainee) -> dict[str, Any]:
+        kept = keep_trained(folder, trainee)
         if prose_is_measured(run) and not is_trial(run):
             reporter.phase(Phase("scoring prose"))
             record_prose_loss(store, trainee)
+        return kept
 
     watch = Watch(reporter.phase, reporter.step, keep)
-    start = folder / "starts" / run.start[:12] if run.start else None
     task, micro_batch = studio.task(job.project), free_micro_batch(run)
     try:
-        execute(run, store, task=task, quiet=True, micro_batch=micro_batch, watch=watch, start=start)
+        execute(run, store, task=task, quiet=True, micro_batch=micro_batch, watch=watch)
     except BaseException:
         tidy(folder, run)
         raise
@@ -191,17 +191,20 @@ class Reporter:
             self.points = []
 
 
-def keep_trained(folder: Path, trainee: Trainee) -> None:
-    """Save the trained weights to the project's `adapters/<key>`: temporary folder, fsync, rename."""
+def keep_trained(folder: Path, trainee: Trainee) -> dict[str, Any]:
+    """Save the trained weights to the project's `adapters/<key>`: temporary folder, fsync, rename. Returns the SHA-256
+    of its files for the record's provenance.
+    """
     from peftbook.training.restored import save_trained
 
     if not keeps_trained(trainee.run):
-        return
+        return {}
     target = folder / "adapters" / trainee.run.key[:12]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
         save_trained(trainee.model, trainee.run.method, Path(work))
         place_whole(Path(work), target)
+    return {"trained_sha256": trained_files(target, trainee.run.method)}
 
 
 def place_whole(work: Path, target: Path) -> None:

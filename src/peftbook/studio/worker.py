@@ -54,6 +54,14 @@ def start(module: str, *arguments: str, threads: int = 0, by: Callable[..., Any]
     return Child(*words, threads=threads or best_threads(), variables=VARIABLES, start=by)
 
 
+def memory_of(child: Child) -> int:
+    """Bytes of memory that a process has now; 0 of one that has ended."""
+    try:
+        return psutil.Process(child.process.pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
 def sentence_of(child: Child) -> str:
     """Why the process of a job failed, in a sentence."""
     if child.status < 0:
@@ -151,6 +159,7 @@ class Worker:
             self.log(f"task {task} goes on: its worker had died")
         self.studio.purge()
         self.studio.sweep()
+        self.studio.name_runs()
 
     def tick(self) -> None:
         """Beat, look after the processes of jobs and assistants, and start what is queued."""
@@ -362,6 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--several", action="store_true", help="several jobs follow: load their libraries at once")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.umask(0o077)
     try:
         serve(args.home or default_home(), several=args.several)
     except InputError as error:

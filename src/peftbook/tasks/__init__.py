@@ -19,6 +19,7 @@ from pathlib import Path
 from peftbook.core import specs
 from peftbook.core.errors import InputError, need
 from peftbook.core.folders import DATA
+from peftbook.tasks.similarity import connected, duplicate_clusters
 
 GROUPS = DATA / "groups.json"
 SPLITS = ("train", "validation", "test")
@@ -170,13 +171,25 @@ def get_task(name: str) -> TaskData:
     return task
 
 
-def groups_of(examples: Sequence[TaskExample]) -> list[str]:
-    """What each example shares with others: its group, without one an input that comes again, else "".
+def compared_texts(rows: Sequence[TaskExample], among: Sequence[TaskExample]) -> list[str]:
+    """The texts by which rows resemble each other: what the system says too, unless it is the same in all examples."""
+    systems = {text for example in among for role, text in example.turns if role == "system"}
+    return [row.input if len(systems) < 2 else row.asked for row in rows]
 
-    A split divides neither; an error over the rows of an input that comes again would be as if they were unrelated.
+
+def groups_of(examples: Sequence[TaskExample]) -> list[str]:
+    """What each example shares with others: a group, an input that comes again, or nearly the same input; else "".
+
+    An interval over the rows of one such cluster would be as if they were unrelated.
     """
-    often = Counter(example.asked for example in examples if not example.group)
-    return [example.group or example.asked * (often[example.asked] > 1) for example in examples]
+    near = duplicate_clusters(compared_texts(examples, examples))
+    keys = [
+        [f"input {example.asked}", f"near {cluster}", *[f"group {example.group}"] * bool(example.group)]
+        for example, cluster in zip(examples, near, strict=True)
+    ]
+    found = connected(keys)
+    often = Counter(found)
+    return [name * (often[name] > 1) for name in found]
 
 
 @functools.cache

@@ -12,9 +12,6 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
     if not seen.splits:
         return []
     compared, test, train = seen.compared, seen.splits["test"], seen.splits["train"]
-    remedy = ": name what they share as the group (--group), or "
-    if seen.grouped:
-        remedy = ", although rows that share a group stay together: "
     said = [
         (instruction == "{input}" and not seen.told,
          "The model is told nothing but the input, so that a tuned model is compared with one that does not know the "
@@ -29,8 +26,8 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
         (seen.duplicates, "{:,} rows repeat another's input and target; they always share a split.", "warn"),
         (seen.conflicting,
          "{:,} rows have an input that occurs with another target too: no model can answer both rightly.", "warn"),
-        (seen.near_duplicates, f"Leakage: {{:,}} of {compared:,} test inputs are nearly those of a training row, so "
-         f"scores will flatter every method{remedy}remove near copies.", "warn"),
+        (seen.near_duplicates, leakage(seen), "warn"),
+        (seen.copies, "{:,} rows nearly repeat the input of another and are left out.", "info"),
         (compared if not seen.near_duplicates else 0,
          "No leakage found: none of {:,} test inputs nearly repeats a training row.", "good"),
         (seen.shared_targets,
@@ -38,3 +35,12 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
          "info"),
     ]  # fmt: skip
     return [(sentence.format(count), kind) for count, sentence, kind in said if count]
+
+
+def leakage(seen: TableFindings) -> str:
+    """How many test rows are nearly training rows, and what to do, in a sentence."""
+    return (
+        f"Leakage: {seen.near_duplicates:,} of {seen.compared:,} test inputs are nearly those of a training row, so "
+        "scores will flatter every method: keep near copies together in one split, or leave them out (--near-copies "
+        "together or out; in the studio under Near copies)."
+    )

@@ -11,22 +11,25 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from peftbook.core.errors import InputError
 from peftbook.core.specs import OWN_ROWS
-from peftbook.tasks import SPLITS, TaskData, TaskExample
+from peftbook.tasks import SPLITS, TaskData, TaskExample, compared_texts
 from peftbook.tasks.chats import MADE, Turn
 from peftbook.tasks.columns import SYSTEM_NAMES, Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
-from peftbook.tasks.similarity import count_near_duplicates
+from peftbook.tasks.similarity import duplicate_clusters, near_duplicates
 from peftbook.tasks.splitting import check_fractions, split_examples
 from peftbook.tasks.table import TextTable, read_table
 
 FAULTS_SHOWN = 3
 SHOWN_COLUMNS, SHOWN_CHARS = 12, 40  # in a sentence
 METRICS = ("rouge", "bertscore", "exact_match")
+NearCopies = Literal["any", "together", "out"]
+NEAR_COPIES = get_args(NearCopies)
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,29 @@ class Split:
     first: so many usable rows are split, as if the others were not there; those are training rows that came later, but
     for the ones whose input or group is in validation or test. 0: all rows are split.
     left_out: numbers of rows that are in no split, with commas.
+    near_copies: of rows whose inputs nearly repeat each other: "any" split may have each, they stay "together" in one,
+    or the first is kept and the others are left "out".
     """
 
     seed: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     first: int = 0
     left_out: str = ""
+    near_copies: NearCopies = "any"
 
     def kept(self, examples: Sequence[TaskExample]) -> list[TaskExample]:
         """The examples that are not left out. Raises InputError for what is no list of numbers."""
+        if self.near_copies not in NEAR_COPIES:
+            raise InputError(f"Near copies {self.near_copies!r}: choose one of {', '.join(NEAR_COPIES)}.")
         if not re.fullmatch(r"(\d+(, *\d+)*)?", self.left_out):
             raise InputError(f"{self.left_out!r} are no rows to leave out: give their numbers with commas.")
         names = {f"row-{int(number):06d}" for number in self.left_out.split(",") if number}
-        return [example for example in examples if example.id not in names]
+        rows = [example for example in examples if example.id not in names]
+        if self.near_copies == "out":
+            clusters = duplicate_clusters(compared_texts(rows, rows))
+            first = dict(zip(reversed(clusters), reversed([row.id for row in rows]), strict=True))
+            rows = [row for row, cluster in zip(rows, clusters, strict=True) if row.id == first[cluster]]
+        return rows
 
 
 @dataclass(frozen=True)
@@ -57,10 +70,11 @@ class TableFindings:
 
     rows: of the file.  usable: without those in `faults`.  duplicates: rows that repeat the input and the target of one
     before.  conflicting: rows whose input occurs with another target too.  splits: rows of each.  told: whether rows
-    themselves say what to do, as chats and instructions do.  grouped: whether rows share a group.  several, cut: chats
+    themselves say what to do, as chats and instructions do.  several, cut: chats
     of several turns, and those that go on after their last answer.  unused: column of answers that are not trained on.
-    shared_targets: test rows whose target is that of a training row.  near_duplicates: of the `compared` test rows,
-    those whose input is nearly that of a training row; that is leakage.  obstacle: why it is no task yet, or nothing.
+    shared_targets: test rows whose target is that of a training row.  leaked: ids of those of the `compared` test rows
+    whose input is nearly that of a training row.  copies: near copies that are left out.  obstacle: why it is no task
+    yet, or nothing.
     """
 
     rows: int
@@ -70,14 +84,19 @@ class TableFindings:
     conflicting: int
     splits: dict[str, int]
     shared_targets: int
-    near_duplicates: int
+    leaked: tuple[str, ...] = ()
     compared: int = 0
+    copies: int = 0
     obstacle: str = ""
     told: bool = False
-    grouped: bool = False
     several: int = 0
     cut: int = 0
     unused: str = ""
+
+    @property
+    def near_duplicates(self) -> int:
+        """How many test rows leak."""
+        return len(self.leaked)
 
 
 # --- a table as a task -----------------------------------------------------------------------------------------
@@ -156,7 +175,7 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
     """Count what is wrong, repeated or leaking. Raises InputError for columns or fractions that cannot be."""
     check_fractions(split.fractions)
     examples, faults = usable_rows(table, columns)
-    examples = split.kept(examples)
+    every, examples = examples, split.kept(examples)
     targets: dict[str, set[str]] = defaultdict(set)
     for example in examples:
         targets[example.asked].add(example.target)
@@ -167,31 +186,25 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
         "duplicates": len(examples) - len({(example.asked, example.target) for example in examples}),
         "conflicting": sum(len(targets[example.asked]) > 1 for example in examples),
         "told": columns.instruction is not None or any(example.turns for example in examples) or bool(table.turns),
-        "grouped": columns.group is not None,
         "several": sum(len(example.turns) > 1 for example in examples),
         "cut": table.cut,
         "unused": rejected_column(table, columns),
+        "copies": len(replace(split, near_copies="any").kept(every)) - len(examples),
     }
     try:
         check_enough(examples, faults)
         splits = split_rows(examples, split)
     except InputError as error:
-        return TableFindings(**counts, splits={}, shared_targets=0, near_duplicates=0, obstacle=str(error))  # type: ignore[arg-type]
+        return TableFindings(**counts, splits={}, shared_targets=0, obstacle=str(error))  # type: ignore[arg-type]
     learned = {example.target for example in splits["train"]}
-    near, compared = count_near_duplicates(*(compared_texts(splits[name], examples) for name in ("test", "train")))
+    near = near_duplicates(*(compared_texts(splits[name], examples) for name in ("test", "train")))
     return TableFindings(
         **counts,  # type: ignore[arg-type]
         splits={name: len(splits[name]) for name in SPLITS},
         shared_targets=sum(example.target in learned for example in splits["test"]),
-        near_duplicates=near,
-        compared=compared,
+        leaked=tuple(row.id for row, leaks in zip(splits["test"], near, strict=False) if leaks),
+        compared=len(near),
     )
-
-
-def compared_texts(rows: Sequence[TaskExample], examples: Sequence[TaskExample]) -> list[str]:
-    """The texts by which rows resemble each other: what the system says too, unless it is the same in all examples."""
-    systems = {text for example in examples for role, text in example.turns if role == "system"}
-    return [row.input if len(systems) < 2 else row.asked for row in rows]
 
 
 def check_enough(examples: Sequence[TaskExample], faults: Sequence[Fault]) -> None:
@@ -217,6 +230,8 @@ def task_from_table(
     digest.update(json.dumps([*settings, split.seed, *map(float, split.fractions), instruction]).encode())
     if split.first:
         digest.update(json.dumps({"first": split.first}).encode())
+    if split.near_copies == "together":
+        digest.update(json.dumps({"near_copies": split.near_copies}).encode())
     for example in examples:
         turns = [example.turns] if example.turns else []
         digest.update(json.dumps([example.id, example.input, example.target, example.group, *turns]).encode())
@@ -232,12 +247,20 @@ def split_rows(examples: Sequence[TaskExample], split: Split) -> dict[str, tuple
         raise InputError(
             f"The first {split.first:,} of {len(examples):,} usable rows are to be split: choose 0 for all."
         )
-    first, later = (examples[: split.first], examples[split.first :]) if split.first else (examples, ())
-    splits = split_examples(first, seed=split.seed, fractions=split.fractions)
-    held = (*splits["validation"], *splits["test"])
-    known = {one.asked for one in held} | {(one.group,) for one in held if one.group}
-    more = (one for one in later if one.asked not in known and (one.group,) not in known)
-    return splits | {"train": (*splits["train"], *more)}
+    near = duplicate_clusters(compared_texts(examples, examples)) if split.near_copies == "together" else []
+    count = split.first or len(examples)
+    splits = split_examples(examples[:count], seed=split.seed, fractions=split.fractions, near=near[:count])
+    if count == len(examples):
+        return splits
+    clusters = dict(zip((one.id for one in examples), near, strict=False))
+
+    def shared(row: TaskExample) -> set[tuple[str, str]]:
+        kinds = ("input", row.asked), ("group", row.group), ("near", clusters.get(row.id, ""))
+        return {(kind, name) for kind, name in kinds if name or kind == "input"}
+
+    held = {key for row in (*splits["validation"], *splits["test"]) for key in shared(row)}
+    later = (row for row in examples[count:] if held.isdisjoint(shared(row)))
+    return splits | {"train": (*splits["train"], *later)}
 
 
 def check_instruction(instruction: str) -> None:

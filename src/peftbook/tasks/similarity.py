@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 NEAR_DUPLICATE = 0.8
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # scripts without spaces between words: each letter is a token
@@ -54,39 +54,86 @@ class SimilarSets:
             for token in self.prefix(tokens):
                 self.by_token[token].append(tokens)
 
-    def has_similar(self, tokens: frozenset[str]) -> bool:
-        """Whether a set that was added has at least the threshold's similarity with this one."""
+    def similar(self, tokens: frozenset[str]) -> Iterator[frozenset[str]]:
+        """The sets that were added and have at least the threshold's similarity with this one; an equal one first."""
         if tokens in self.known:
-            return bool(tokens)
-        seen: set[frozenset[str]] = set()
+            yield tokens
+        seen = {tokens}
         for token in self.prefix(tokens):
             for other in self.by_token.get(token, ()):
                 self.effort += 1
                 if min(len(tokens), len(other)) < self.threshold * max(len(tokens), len(other)) or other in seen:
                     continue
                 self.effort += len(tokens)
-                if jaccard(tokens, other) >= self.threshold:
-                    return True
                 seen.add(other)
-        return False
+                if jaccard(tokens, other) >= self.threshold:
+                    yield other
+
+    def has_similar(self, tokens: frozenset[str]) -> bool:
+        """Whether a set that was added is similar to this one; an empty set is similar to none."""
+        return bool(tokens) and next(self.similar(tokens), None) is not None
 
 
-def count_near_duplicates(texts: Sequence[str], against: Sequence[str]) -> tuple[int, int]:
-    """(how many texts have a near duplicate among others, how many texts were compared).
+def near_duplicates(texts: Sequence[str], against: Sequence[str]) -> list[bool]:
+    """For each text, whether others have a near duplicate of it.
 
-    All are compared unless that would take more than some seconds. Of very many long texts only the beginnings count.
+    All are compared unless that would take more than some seconds: then the list is shorter than the texts. Of very
+    many long texts only the beginnings count.
     """
-    each = max(LEAST_EACH, MOST_CHARS // max(1, len(texts) + len(against)))
+    each = chars_each(len(texts) + len(against))
     mine, others = token_sets(texts, each), token_sets(against, each)
-    frequency = Counter(token for tokens in (*mine, *others) for token in tokens)
-    index, similar = SimilarSets(frequency), 0
+    index = SimilarSets(Counter(token for tokens in (*mine, *others) for token in tokens))
     for tokens in others:
         index.add(tokens)
-    for compared, tokens in enumerate(mine, start=1):
-        similar += index.has_similar(tokens)
+    found: list[bool] = []
+    for tokens in mine:
+        found.append(index.has_similar(tokens))
         if index.effort > EFFORT:
-            return similar, compared
-    return similar, len(mine)
+            break
+    return found
+
+
+def duplicate_clusters(texts: Sequence[str]) -> list[str]:
+    """For each text the name of its cluster: texts that a chain of near duplicates connects share one.
+
+    As far as some seconds find them; a text without words stands for itself.
+    """
+    sets = token_sets(texts, chars_each(len(texts)))
+    index = SimilarSets(Counter(token for tokens in sets for token in tokens))
+    names: dict[frozenset[str], str] = {}
+    keys = []
+    for place, tokens in enumerate(sets):
+        own = names.setdefault(tokens, f"{place:09d}") if tokens else f"{place:09d}"
+        near = index.similar(tokens) if tokens and index.effort <= EFFORT else ()
+        keys.append([own, *(names[other] for other in near)])
+        if tokens:
+            index.add(tokens)
+    return connected(keys)
+
+
+def connected(keys: Sequence[Sequence[str]]) -> list[str]:
+    """For each item, by its keys, the alphabetically first key of all items that a chain of shared keys connects with
+    it (union-find).
+    """
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for first, *others in keys:
+        for other in others:
+            one, two = root(first), root(other)
+            parent[max(one, two)] = min(one, two)
+    return [root(first) for first, *_ in keys]
+
+
+def chars_each(count: int) -> int:
+    """Characters that are compared of each of so many texts."""
+    return max(LEAST_EACH, MOST_CHARS // max(1, count))
 
 
 def token_sets(texts: Iterable[str], chars: int) -> list[frozenset[str]]:

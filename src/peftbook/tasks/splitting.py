@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from peftbook.core.errors import InputError
 from peftbook.tasks import SPLITS, TaskExample
+from peftbook.tasks.similarity import connected
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
@@ -19,19 +20,24 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 
 def split_examples(
-    examples: Sequence[TaskExample], *, seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
+    examples: Sequence[TaskExample],
+    *,
+    seed: int = 0,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    near: Sequence[str] = (),
 ) -> dict[str, tuple[TaskExample, ...]]:
     """Splits that divide neither a group nor a set of rows with the same input.
 
+    near: the cluster of near copies of each example, which is not divided either; empty if it may be.
     Units (groups joined by shared inputs) are visited in an order that depends on the seed and on their text alone;
     each goes to the split that lacks most rows, after every split has got one. Within a split the order is by hash.
     Raises InputError if there are fewer than three units.
     """
-    units = _units(examples)
+    units = _units(examples, near)
     if len(units) < len(SPLITS):
         raise InputError(
-            f"The rows form only {len(units)} groups that no split may divide (same group or same input), and three "
-            "splits need at least 3: choose a finer group column or add rows."
+            f"The rows form only {len(units)} groups that no split may divide (same group, same input, or near copies "
+            "that stay together), and three splits need at least 3: choose a finer group column or add rows."
         )
     wanted = {split: fraction * len(examples) for split, fraction in zip(SPLITS, fractions, strict=True)}
     splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
@@ -49,22 +55,12 @@ def _rank(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}\n{text}".encode()).hexdigest()
 
 
-def _units(examples: Sequence[TaskExample]) -> dict[str, list[TaskExample]]:
-    """Examples joined by group or by input (union-find), each unit under its alphabetically first key."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for example in examples:
-        by_input = root(f"input {example.asked}")
-        by_group = root(f"group {example.group}") if example.group else by_input
-        parent[max(by_input, by_group)] = min(by_input, by_group)
+def _units(examples: Sequence[TaskExample], near: Sequence[str]) -> dict[str, list[TaskExample]]:
+    """Examples joined by group, by input or by cluster of near copies, each unit under its alphabetically first key."""
+    keys = [[f"input {one.asked}", *[f"group {one.group}"] * bool(one.group)] for one in examples]
+    for own, cluster in zip(keys, near, strict=False):
+        own.append(f"near {cluster}")
     units: dict[str, list[TaskExample]] = defaultdict(list)
-    for example in examples:
-        units[root(f"input {example.asked}")].append(example)
+    for key, example in zip(connected(keys), examples, strict=True):
+        units[key].append(example)
     return dict(units)

@@ -149,12 +149,12 @@ class Watch:
     """Who follows a run as it is computed; nothing here changes a result.
 
     phase: whenever there is something new about the phase that is under way.  step: after each step of training.
-    keep: has what was trained, before the record says that it is done.
+    keep: has what was trained, before the record says that it is done; what it returns belongs to its provenance.
     """
 
     phase: Callable[[Phase], None] = lambda phase: None
     step: Callable[[Progress], None] = lambda progress: None
-    keep: Callable[[Trainee], None] = lambda trainee: None
+    keep: Callable[[Trainee], dict[str, Any]] = lambda trainee: {}
 
 
 NOBODY = Watch()
@@ -232,6 +232,7 @@ def execute(
         trainee.spread()
         texts: list[str] | None = None
         resumed: dict[str, int] = {}
+        kept: dict[str, Any] = {}
         failure = ""
         try:
             result = train_in_steps(trainee, checkpoint, phases, micro_batch, out, watch)
@@ -242,7 +243,7 @@ def execute(
             phases("saving")
             if adapter is not None:
                 save_trained(trainee, adapter)
-            watch.keep(trainee)
+            kept = watch.keep(trainee)
             score_as_lora(trainee, out["measurements"])
         except Diverged as error:
             failure = str(error)
@@ -254,7 +255,8 @@ def execute(
             spec=run,
             provenance=provenance(started, micro_batch or at_once, processes)
             | seconds_of(predicted, out["measurements"])
-            | resumed,
+            | resumed
+            | kept,
             failure=failure,
             **out,
         )

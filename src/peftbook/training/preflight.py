@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -170,6 +171,17 @@ def rates_beside(platform: str, jobs: int, *, measure: bool = True) -> Rates | N
     if known is None and measure and is_idle(LOOK_SECONDS):
         known = measure_rates_in_child(platform)
     return known if known is None or jobs == 1 else known.slowed(slower_with(threads_beside(jobs)))
+
+
+@functools.cache
+def shipped_rates() -> Rates | None:
+    """The rates of the machine that timed the book's steps, as its records have them; None where there are none."""
+    from peftbook.core.records import default_store
+    from peftbook.studies.activations import GRID, halves_at_hand
+    from peftbook.studies.step_seconds import probe
+
+    found = [record for *_, records in halves_at_hand(probe, default_store()) for record in records] if GRID else []
+    return Rates.from_json(found[0].metrics_info["rates"]) if found else None
 
 
 def measure_rates_in_child(platform: str) -> Rates | None:

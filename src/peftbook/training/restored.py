@@ -29,7 +29,7 @@ def save_trained(model: Any, method: Method, folder: Path) -> None:
         save_file(state, folder / TENSORS)
     else:
         model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card: artefacts writes one that says something
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card: `model_card` writes one that says something
 
 
 def load_run(run: specs.Run, folder: Path | None, platform: str) -> Loaded:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from peftbook.studio.access import PROBES
 from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects
 from peftbook.studio.api.context import Context, FiniteJsonResponse
 from peftbook.studio.api.problems import PROBLEM, add_problems
@@ -53,4 +54,6 @@ class Api(FastAPI):
             said = super().openapi()
             said["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             said["security"] = [{"token": []}]
+            for path in PROBES:
+                said["paths"][path.removeprefix("/api/v1")]["get"]["security"] = []
         return self.openapi_schema or {}

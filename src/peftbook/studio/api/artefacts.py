@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from peftbook.studio import artefacts, downloads
+from peftbook.studio import downloads
 from peftbook.studio.api.context import Download, Here
 from peftbook.studio.api.shapes import AskedShape
+from peftbook.studio.model_card import command_line
 
 routes = APIRouter(tags=["artefacts"])
 
@@ -37,7 +38,11 @@ def make_artefact(job: str, name: str, here: Here) -> AskedShape:
     return AskedShape.about(here.studio.get_task(task))
 
 
-@routes.get("/jobs/{job}/artefacts/{name}", response_class=Download)
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+KINDS = dict.fromkeys(("application/zip", "text/csv", "application/octet-stream"), BINARY)
+
+
+@routes.get("/jobs/{job}/artefacts/{name}", response_class=Download, responses={200: {"content": KINDS}})
 def fetch_artefact(job: str, name: str, here: Here) -> Download:
     """Fetch a file of a job."""
     found = here.studio.job(job)
@@ -48,4 +53,4 @@ def fetch_artefact(job: str, name: str, here: Here) -> Download:
 @routes.get("/jobs/{job}/command")
 def show_command(job: str, here: Here) -> dict[str, str]:
     """The command line that repeats a job on the same file, to the same key."""
-    return {"command": artefacts.command_line(here.studio, here.studio.job(job))}
+    return {"command": command_line(here.studio, here.studio.job(job))}

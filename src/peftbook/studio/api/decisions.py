@@ -15,7 +15,7 @@ from peftbook.decision import COSTS, MEASURES, Comparison
 from peftbook.decision.own_metrics import Metric
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, Shape
-from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, evaluations, name_of, project_comparison, whole_report
+from peftbook.studio.decisions import FIRST_COST, evaluations, first_measure, name_of, project_comparison, whole_report
 from peftbook.studio.jobs import Job
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.tabular import to_csv
@@ -47,8 +47,11 @@ def chosen(
     plan: Annotated[str, Query(description="only the runs of this plan")] = "",
     runs: Annotated[int, Query(ge=0, description="which of the comparable sets; 0 is the one queued last")] = 0,
     measure: Annotated[
-        str, Query(description=f"what decides: {', '.join(MEASURES)}, or the name of a metric of the project's own")
-    ] = FIRST_MEASURE,
+        str,
+        Query(
+            description=f"what decides: {', '.join(MEASURES)}, or a metric of the project; else as its last plan says"
+        ),
+    ] = "",
     cost: Annotated[str, Query(description=f"what is cheap: {', '.join(COSTS)}")] = FIRST_COST,
     margin: Annotated[float | None, Query(description="differences below it do not matter")] = None,
     metric: Annotated[
@@ -60,6 +63,7 @@ def chosen(
     sets = [*evaluations(here.studio, project, plan).values()]
     jobs = sets[runs] if runs < len(sets) else []
     metrics = metrics_of(here.studio, project, metric or ())
+    measure = measure or first_measure(here.studio, project)
     return Choice(jobs, project_comparison(here.studio, project, jobs, measure, cost, margin, metrics))
 
 
@@ -121,10 +125,14 @@ def decide_in_text(choice: Chosen, columns: Annotated[int, Query(ge=20, le=1000)
     return PlainTextResponse(show(choice.found, columns) + "\n")
 
 
-@routes.get("/decision.csv", response_class=PlainTextResponse)
+class Csv(Response):
+    media_type = "text/csv; charset=utf-8"
+
+
+@routes.get("/decision.csv", response_class=Csv)
 def decide_in_csv(choice: Chosen) -> Response:
     """The table for a spreadsheet: every number in full, and no cell that it would take for a formula."""
-    return Response(to_csv(choice.found).encode("utf-8-sig"), media_type="text/csv; charset=utf-8")
+    return Csv(to_csv(choice.found).encode("utf-8-sig"))
 
 
 @routes.get("/decision.html", response_class=HTMLResponse)

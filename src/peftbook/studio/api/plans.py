@@ -22,6 +22,7 @@ routes = APIRouter(tags=["plans"])
 
 class QueueBody(Body):
     check: str = Field(description="id of a check of this project that is done")
+    measure: str = Field(FIRST_MEASURE, description="what will decide; the decision opens with it")
 
 
 def shape_of(here: Context, found: Plan) -> PlanShape:
@@ -58,7 +59,7 @@ def show_check(
 @routes.post("/projects/{project}/plans", status_code=201)
 def queue_plan(project: str, body: QueueBody, here: Here) -> PlanShape:
     """Queue the runs of a check that fit. An equal plan that is under way is answered with, not queued twice."""
-    plan_id, _ = queue_checked(here.studio, project, body.check)
+    plan_id, _ = queue_checked(here.studio, project, body.check, body.measure)
     return shape_of(here, here.studio.plan(plan_id))
 
 

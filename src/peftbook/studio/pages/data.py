@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from peftbook.core.errors import InputError
 from peftbook.studio import report
-from peftbook.studio.data_checks import examined, notes_of, project_of_upload, split_of
+from peftbook.studio.data_checks import examined, notes_of, project_of_upload, split_of, upload_again
 from peftbook.studio.formats import number, size
 from peftbook.studio.html import fill, part
-from peftbook.studio.pages.site import Live, View, Visit, frame, typed_number
+from peftbook.studio.pages.site import Live, View, Visit, address, frame, typed_number
 from peftbook.studio.settings import Reading
 from peftbook.studio.uploads import Upload
 from peftbook.tasks.columns import Columns, guess_columns
@@ -69,6 +69,7 @@ PARTS = {  # column → what its field is called, and what it is for
 NEEDED = ("input", "target")
 SHARES = {"validation": ("Validation, %", "10"), "test": ("Test, %", "10"), "split_seed": ("Split seed", "0")}
 PROMPT = "{input}"
+NEAR = {"any": "in any split", "together": "together in one split", "out": "left out, but for the first"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Form:
         usual = {
             "name": upload.filename.rpartition(".")[0][:NAME_CHARS] or "Pasted data", "instruction": PROMPT,
             "input": guess.input, "target": guess.target, "instruction_column": guess.instruction or "",
-            "group": guess.group or "", **{name: value for name, (_, value) in SHARES.items()},
+            "group": guess.group or "", "near_copies": "any", **{name: value for name, (_, value) in SHARES.items()},
         }  # fmt: skip
         return cls(upload, whole, {name: typed.get(name, value) for name, value in usual.items()}, why)
 
@@ -109,7 +110,8 @@ class Form:
 
     @property
     def split(self) -> Split:
-        return split_of(*(typed_number(self.fields[name]) for name in SHARES))
+        validation, test, seed = (typed_number(self.fields[name]) for name in SHARES)
+        return split_of(validation, test, seed, self.fields["near_copies"])
 
 
 def show_reading(visit: Visit) -> dict[str, Any]:
@@ -131,6 +133,7 @@ def show_reading(visit: Visit) -> dict[str, Any]:
         "fields": form.fields,
         "parts": parts_of(form.table),
         "shares": SHARES,
+        "near": NEAR,
         "live": Live(body),
         "address": visit.path,
     }
@@ -169,13 +172,24 @@ def show_data(visit: Visit) -> dict[str, Any]:
         "about": about(whole, project.filename),
         "settings": part("facts", [pair for pair in report.data(project, {}) if pair[1]]),
         "findings": findings(seen, project.instruction),
+        "leaks": seen.near_duplicates,
         "preview": preview(whole, project.columns),
     }
 
 
-def rename_or_delete(visit: Visit) -> str:
-    """What is done with a project as a whole."""
+def fields_of(reading: Reading) -> dict[str, str]:
+    """The fields of the form for an upload that is read in this way."""
+    _, validation, test = (f"{100 * share:g}" for share in reading.fractions)
+    fields = {name: getattr(reading, name) or "" for name in (*PARTS, "instruction", "near_copies")}
+    return fields | {"validation": validation, "test": test, "split_seed": str(reading.split_seed)}
+
+
+def act(visit: Visit) -> str:
+    """What is done with a project as a whole; its file is read again as another one."""
     project, form = visit.names["project"], visit.typed
+    if near := form.get("again"):
+        upload = upload_again(visit.studio, visit.context.uploads, project)
+        return address(f"/new/{upload.id}", **fields_of(visit.project.reading) | {"near_copies": near})
     if "delete" in form:
         visit.studio.delete_project(project)
         return "/"
@@ -183,4 +197,4 @@ def rename_or_delete(visit: Visit) -> str:
     return f"/projects/{project}/data"
 
 
-DATA = View("data.html", show_data, rename_or_delete)
+DATA = View("data.html", show_data, act)

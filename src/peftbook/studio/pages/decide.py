@@ -1,4 +1,4 @@
-"""Decision: what to take, in words, then the table behind it, the costs, and the examples."""
+"""Decision: the answer in one line, what leaks or lacks, one picture, the table, examples; the method behind a fold."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from markupsafe import Markup
 from peftbook.core.errors import InputError, Unknown
 from peftbook.decision import COSTS, Comparison, measures_with
 from peftbook.decision.own_metrics import read_metrics
-from peftbook.studio.decisions import FIRST_COST, FIRST_MEASURE, evaluations, name_of, project_comparison
+from peftbook.studio.decisions import FIRST_COST, evaluations, first_measure, name_of, project_comparison
 from peftbook.studio.downloads import slug
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.site import Live, View, Visit, frame, lines
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.store import Studio
-from peftbook.studio.tabular import FORGOTTEN, forgotten
+from peftbook.studio.tabular import FORGOTTEN, forgotten, short
 
-CONTRASTS = 6
+EXAMPLES = 2
 NOTHING = (
     "No run has finished yet",
     "As soon as one has, its scores stand here; with the untuned model and one method there is something to compare.",
@@ -31,18 +31,18 @@ def render_decision(visit: Visit, found: Comparison, asked: dict[str, str], sift
     """The whole decision. sifted: words that the label of a row must have to be shown."""
     words = sifted.lower().split()
     rows = [row for row in found.rows if all(word in row.label.lower() for word in words)]
-    contrasts = [(one, max(one.scores, key=one.scores.__getitem__)) for one in found.differences(CONTRASTS)]
     at = f"/api/v1/projects/{visit.project.id}/decision"
     return fill(
         "decision_live.html",
         found=found,
-        told=found.recommendation,
         rows=rows,
-        contrasts=contrasts,
+        short=short(found),
+        examples=found.differences(EXAMPLES),
         kinds=KINDS,
         csv=visit.to(f"{at}.csv", **asked),
         report=visit.to(f"{at}.html", **asked),
         name=slug(visit.project.name),
+        again=visit.to(f"/projects/{visit.project.id}/data"),
         wide=Markup(pareto_svg(found)),
         narrow=Markup(pareto_svg(found, width=360)),
         cost=COSTS[found.cost],
@@ -55,11 +55,12 @@ def show(visit: Visit) -> dict[str, Any]:
     """What decides, what "cheap" means, and between which runs, as the address says."""
     project, query = visit.project, visit.query
     sets = {str(at): jobs for at, jobs in enumerate(evaluations(visit.studio, project.id).values())}
-    asked = {"runs": query.get("runs", "0"), "measure": query.get("measure", FIRST_MEASURE)}
+    asked = {"runs": query.get("runs", "0"), "measure": query.get("measure") or first_measure(visit.studio, project.id)}
     asked |= {"cost": query.get("cost", FIRST_COST)}
     metrics = metrics_of(visit.studio, project.id)
     filled = {
         **frame(visit), "asked": asked, "filter": query.get("filter", ""),
+        "chosen": any(query.get(name) for name in ("runs", "measure", "cost", "filter")),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
         "measures": measures_of(visit.studio, project.id),
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),

@@ -7,10 +7,10 @@ from typing import Any
 from markupsafe import Markup
 
 from peftbook.core.errors import InputError, Unknown
-from peftbook.studio import artefacts
 from peftbook.studio.downloads import ARTEFACTS, ask_for, offered, title_of
 from peftbook.studio.html import fill, part
 from peftbook.studio.jobs import Job
+from peftbook.studio.model_card import command_line
 from peftbook.studio.pages.site import Live, View, Visit, address, frame
 
 EVERY_SECONDS = 1.0
@@ -41,7 +41,7 @@ def asked_for(visit: Visit) -> tuple[Markup, bool]:
         return part("loading", f"{title} of {job.label}: it is being made…", timed=True), True
     if task.state != "done":
         return part("trouble", task.error or "It was stopped."), False
-    words, file = f"Download {title.lower()} of {job.label}", title_of(visit.studio, job, name)
+    words, file = f"Download {ARTEFACTS[name].noun} of {job.label}", title_of(visit.studio, job, name)
     return part("note", part("link", words, address_of(visit, job, name), file=file), "good"), False
 
 
@@ -66,7 +66,7 @@ def offer(visit: Visit, job: Job) -> dict[str, Any]:
         for one in offered(studio, job)
     ]
     try:
-        command = artefacts.command_line(studio, job)
+        command = command_line(studio, job)
     except InputError:
         command = ""
     return {"job": job, "files": files, "command": command}

@@ -144,6 +144,5 @@ def shown_fields(fields: Fields) -> Mapping[str, Any]:
         "asked": ASKED,
         "choices": {"platform": devices(), "dtype": DTYPES, "weights": weights},
         "usual_rates": usual_rates(),
-        "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart)
-        or (fields["seeds"], fields["tokens"]) not in [one[3:] for one in PLANS.values()],
+        "advanced": any(fields[name] != value for name, value in usual.items() if name not in apart),
     }

@@ -14,14 +14,13 @@ from markupsafe import Markup
 
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError, Unknown
-from peftbook.core.progress import duration
 from peftbook.decision.power import sight_words
 from peftbook.studio import plan_checks
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.decide import measures_of
 from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.site import Live, View, Visit, frame
-from peftbook.studio.preflight import Check, coverage_words, plan_seconds
+from peftbook.studio.preflight import Check, coverage_words, plan_seconds, time_words
 from peftbook.studio.tuning import Tuning
 
 EVERY_SECONDS, LONG_SECONDS = 0.7, 3600.0  # of a plan that is long
@@ -70,15 +69,12 @@ def check_progress(visit: Visit, request: str, fields: Fields) -> Live:
 
 def preflight_table(found: Sequence[Check]) -> Markup:
     """What each run will read, take and need."""
-    total = "time unknown until this machine is idle during a check, which then measures how fast it is"
-    if seconds := plan_seconds([one for one in found if one.seconds is not None]):
-        beside = min(len(found), max(one.beside for one in found))
-        at_once = f", {beside} at once" if beside > 1 else ""
-        total = f"about {duration(seconds)} in all on this machine{at_once}"
+    beside = min(len(found), max((one.beside for one in found), default=1))
+    at_once = f", {beside} at once" if beside > 1 else ""
     return fill(
         "checks.html",
         checks=found,
-        caption=f"{len(found)} runs, {total}",
+        caption=f"{len(found)} runs{at_once}: {time_words(found)}",
         short=coverage_words(found),
         refused=sum(not one.fits for one in found),
         cut=max((one.truncated for one in found), default=0),
@@ -100,7 +96,7 @@ def act(visit: Visit) -> str:
         asked = {run.key for run in runs_asked(visit, fields)[0]}
         if asked != {run.key for run in plan_checks.runs_of_check(visit.studio, project, request)}:
             raise Conflict(plan_checks.CHANGED)
-        plan, _ = plan_checks.queue_checked(visit.studio, project, request)
+        plan, _ = plan_checks.queue_checked(visit.studio, project, request, fields["measure"])
         return f"/projects/{project}/runs?plan={plan}"
     cancel_check(visit, visit.query.get("check", ""))  # nobody waits for the one before
     runs, tuning = runs_asked(visit, fields)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 from typing import Any
 
 from markupsafe import Markup
@@ -20,6 +22,7 @@ from peftbook.studio.store import Studio
 ACTS = ("cancel", "resume", "retry")
 BUSY_SECONDS, IDLE_SECONDS = 1.0, 4.0
 CACHED = 1024  # cards of ended jobs, some kilobytes each
+LAST_SHARE = 10  # of the steps, one in so many at the end
 LISTED = 12  # points of a curve in numbers
 
 
@@ -32,7 +35,7 @@ def show(visit: Visit) -> dict[str, Any]:
     jobs = {job.id: job for job in visit.studio.jobs(project)}
     busy = any(job.state in ("queued", "running") for job in jobs.values())
     live = Live(queue(visit, plans, jobs, wanted), BUSY_SECONDS if busy else IDLE_SECONDS)
-    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans)}
+    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans), "done": jobs and not busy}
 
 
 def act(visit: Visit) -> str:
@@ -87,7 +90,7 @@ def ended_card(studio: Studio, job: Job, plan: str) -> Markup:
     words = "Its record was at hand"
     if job.finished and job.started and not job.cached:
         words = f"{'Took' if job.state == 'done' else 'After'} {duration(job.finished - job.started)}"
-    return card(studio, job, plan, words + (f", last loss {job.loss:.3f}" if job.loss is not None else ""))
+    return card(studio, job, plan, words)
 
 
 def card(studio: Studio, job: Job, plan: str, words: str) -> Markup:
@@ -96,6 +99,11 @@ def card(studio: Studio, job: Job, plan: str, words: str) -> Markup:
     if job.state != "queued" and job.run.budget is not None:
         losses = studio.curve(job.id)
         drawn = curve(losses, job.steps, label)
+    finite = [loss for _, loss in losses if math.isfinite(loss)]
+    if finite and job.state in ("done", "cancelled"):  # a single batch is noisy
+        last = finite[-max(1, len(finite) // LAST_SHARE) :]
+        steps = f"{len(last)} steps" if len(last) > 1 else "step"
+        words += f", {'mean ' * (len(last) > 1)}loss of the last {steps} {statistics.fmean(last):.3f}"
     listed = [(number(step), format_value(loss, 3)) for step, loss in thinned(losses, LISTED)]
     return fill("job.html", job=job, plan=plan, words=words, curve=drawn, points=listed, label=label)
 

@@ -35,13 +35,16 @@ STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision",
 
 @dataclass(frozen=True)
 class Visit:
-    """One request for a page. names: ids in its path.  form: what was sent, None where somebody only looks."""
+    """One request for a page. names: ids in its path.  form: what was sent, None where somebody only looks.
+    read_only: whether its token may only look.
+    """
 
     context: Context
     path: str
     names: Mapping[str, str] = field(default_factory=dict)
     query: QueryParams = field(default_factory=QueryParams)
     form: QueryParams | None = None
+    read_only: bool = False
 
     @property
     def studio(self) -> Studio:
@@ -96,7 +99,8 @@ def add_view(app: FastAPI, context: Context, path: str, view: View) -> None:
             form = await form_of(request) if request.method == "POST" else None
         except InputError as error:
             return problem_page(Visit(context, request.scope["path"]), error)
-        visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form)
+        looks = request.scope.get("access") == "read"
+        visit = Visit(context, request.scope["path"], request.path_params, request.query_params, form, looks)
         return await run_in_threadpool(answer, view, visit, request.headers.get("if-none-match", ""))
 
     app.add_route(path, endpoint, methods=["GET", "POST"] if view.act else ["GET"])
@@ -139,6 +143,7 @@ def render(visit: Visit, template: str, **shown: Any) -> str:
     usual: dict[str, Any] = {"live": None, "refused": None}
     usual["file"] = lambda name: relative(visit.path, own_file(name)[1])
     usual |= {"to": visit.to, "status": lambda: worker_line(visit.studio), "trouble": partial(part, "trouble")}
+    usual["read_only"] = visit.read_only
     return str(fill(template, **usual | shown))
 
 

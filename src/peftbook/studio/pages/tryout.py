@@ -37,7 +37,8 @@ def show(visit: Visit) -> dict[str, Any]:
     if asked:
         usual |= what_was_asked(visit, asked)
         answers = [answer_of(visit, request) for request in asked]
-        live = answered(answers, asked)
+        names = {value: words for words, value in models}
+        live = answered(answers, asked, [names.get(usual[side], "") for side in SIDES])
     if visit.form is not None:
         usual |= {name: visit.form.get(name, value) for name, value in usual.items()}
     if example is not None and usual["text"] != example.input[:TYPED_CHARS]:
@@ -72,10 +73,10 @@ def what_was_asked(visit: Visit, asked: list[str]) -> dict[str, str]:
     return said
 
 
-def answered(answers: list[Task], asked: list[str]) -> Live:
-    """Both texts, and a button while they grow."""
+def answered(answers: list[Task], asked: list[str], names: list[str]) -> Live:
+    """Both texts under the names of their models, and a button while they grow."""
     goes_on = not all(one.ended for one in answers)
-    sides = list(zip(SIDES, answers, strict=False))
+    sides = list(zip(SIDES, names, answers, strict=False))
     body = fill("try_live.html", sides=sides, stop=" ".join(asked) if goes_on else "")
     return Live(body, EVERY_SECONDS if goes_on else 0.0)
 

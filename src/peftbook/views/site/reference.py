@@ -47,6 +47,8 @@ def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[t
     if not groups:
         yield before, parser
     for group in groups:
+        if not group.required:
+            yield before, parser
         for name, command in group.choices.items():
             yield from subcommands(command, f"{before} {name}".strip())
 
