@@ -267,7 +267,7 @@ def test_what_is_found_appears_and_goes_with_a_change(planning):
     """In the page that waits; a reload shows it again, with what was typed; a change takes it away."""
     page, studio = planning.page, planning.studio
     page.evaluate("document.querySelector('#advanced').open = true")
-    planning.fields.get_by_label("Training tokens").fill("20000")
+    page.get_by_label("Training tokens").fill("20000")
     page.click("#check")
     page.wait_for_selector("button[name=cancel]")
     task = studio.take("w", 1)
@@ -277,8 +277,8 @@ def test_what_is_found_appears_and_goes_with_a_change(planning):
     page.wait_for_selector("button[name=queue]")
     page.reload()
     assert page.locator("button[name=queue]").count() == 1
-    assert planning.fields.get_by_label("Training tokens").input_value() == "20000"
-    planning.fields.get_by_label("Training tokens").fill("2000")
+    assert page.get_by_label("Training tokens").input_value() == "20000"
+    page.get_by_label("Training tokens").fill("2000")
     page.wait_for_selector("button[name=queue]", state="detached")
     assert planning.troubles == []
 

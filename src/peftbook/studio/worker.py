@@ -325,7 +325,7 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
         worker = Worker(studio_home)
         if several:
             worker.load(threads_beside(cores_gained()))
-        begun, said = False, ""
+        begun, trouble = False, ""
         try:
             while deadline is None or time.monotonic() < deadline:
                 try:
@@ -333,13 +333,13 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
                         worker.begin()
                         begun = True
                     worker.tick()
-                    said = ""
+                    trouble = ""
                     if worker.idle_seconds > idle_seconds:
                         worker.log("ends: nothing to do")
                         return
                 except (sqlite3.Error, OSError, InputError) as error:
-                    if said != (said := f"{type(error).__name__}: {error}"):
-                        worker.log(f"trying again: {said}")
+                    if trouble != (trouble := f"{type(error).__name__}: {error}"):
+                        worker.log(f"trying again: {trouble}")
                     time.sleep(1.0)
                 time.sleep(TICK_SECONDS)
         finally:
