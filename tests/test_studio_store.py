@@ -155,14 +155,14 @@ ALTER TABLE tasks DROP COLUMN kind;
 ALTER TABLE tasks RENAME COLUMN payload TO run;
 ALTER TABLE tasks RENAME TO jobs;
 CREATE INDEX jobs_by_state ON jobs (state, queued);
-CREATE TABLE requests (id TEXT, project TEXT REFERENCES projects ON DELETE CASCADE)"""  # of version 5 and before
+CREATE TABLE requests (id TEXT, project TEXT REFERENCES projects ON DELETE CASCADE)"""  # of version 6 and before
 SESSIONS, TUNING = "DROP TABLE sessions", "ALTER TABLE plans DROP COLUMN tuning"
 BEGAN = "ALTER TABLE jobs DROP COLUMN phase_began"
 
 
-@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING)), (2, (BEGAN,)), (5, ())])
+@pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING)), (2, (BEGAN,)), (6, ())])
 def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project, version, lacks):
-    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 5 jobs and requests apart. Jobs,
+    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 6 jobs and requests apart. Jobs,
     their curves and their plans stay; what waited for an answer goes.
     """
     plan = studio.submit(project.id, runs(2))

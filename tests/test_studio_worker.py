@@ -828,7 +828,7 @@ def test_a_killed_assistant_costs_other_tasks_nothing(tmp_path, monkeypatch, cau
     assert served.child.ended() and not worker.assistants
     state = {"cancel": "cancelled", "death": "queued"}.get(cause, "failed")
     assert (studio.get_task(faulty).state, studio.get_task(other).state) == (state, "queued")
-    words = {"deadline": "ended after 0.0 s, its limit", "memory": "of memory, its limit is"}.get(cause, "")
+    words = {"deadline": "ended after 0.0 s, its limit", "memory": "of memory, its limit"}.get(cause, "")
     assert words in studio.get_task(faulty).error
     assert studio._row("SELECT deaths FROM tasks WHERE id = ?", other)["deaths"] == (cause == "death")
     worker.end()

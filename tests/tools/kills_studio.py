@@ -49,7 +49,7 @@ class Web:
 
     def keep(self) -> None:
         if self.process is None or self.process.poll() is not None:
-            given = f"Path({str(self.home)!r}), port={self.port}"
+            given = f"Path({str(self.home)!r}), port={self.port}, token=False"
             serve = f"from peftbook.studio.app import serve; serve({given})"
             command = [sys.executable, "-c", f"from pathlib import Path; {serve}"]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

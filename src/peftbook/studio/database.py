@@ -15,7 +15,7 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = 6  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 tables of jobs and of requests
+SCHEMA = 7  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scopes, 6 jobs and requests apart
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -72,7 +72,7 @@ ALTER TABLE tasks ADD COLUMN text TEXT NOT NULL DEFAULT '';
 ALTER TABLE tasks ADD COLUMN result TEXT NOT NULL DEFAULT 'null';
 DROP INDEX jobs_by_state;
 DROP TABLE requests
-"""  # of schema 5 and before; what was asked then nobody waits for
+"""  # of schema 6 and before; what was asked then nobody waits for
 
 
 def default_home() -> Path:

@@ -25,16 +25,16 @@ TaskState = Literal["queued", "running", "done", "failed", "cancelled"]
 PAYLOAD_CHARS = 2_000_000
 RETENTION_SECONDS = 24 * 3600.0  # of answers
 GIB = 1 << 30
+MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a task of a kind may take before its process is killed; 0 where there is no limit.
+    """What a task of a kind may take before its process is killed; a run has no deadline, and memory by admission.
 
     processes: at once, each with so many `streams` (tasks in turn).  seconds: for a task, and `unit_seconds` more for
-    each token that it may generate or each GiB of the model that it loads.  memory_bytes: resident, of a process.
-    reserve_bytes: the same, as what must be left of the machine's memory.  tries: how many processes may die of a task.
-    remedy: what to do when it has failed.
+    each token that it may generate or each GiB of the model that it loads.  memory_bytes: resident, of a process; 0 for
+    MEMORY_SHARE of the machine's.  tries: how many processes may die of a task.  remedy: what to do when it has failed.
     """
 
     noun: str
@@ -45,7 +45,6 @@ class Limit:
     seconds: float = 0.0
     unit_seconds: float = 0.0
     memory_bytes: int = 0
-    reserve_bytes: int = 0
 
 
 LIMITS = {
@@ -57,12 +56,8 @@ LIMITS = {
         seconds=180.0,  # a file of 55 MB and two models take one minute beside a training
         memory_bytes=4 * GIB,
     ),
-    "generate": Limit(
-        "text", "ask again, with a shorter text", streams=4, seconds=600.0, unit_seconds=5.0, reserve_bytes=GIB
-    ),
-    "make": Limit(
-        "file", "ask again when this machine does less", seconds=600.0, unit_seconds=300.0, reserve_bytes=GIB
-    ),
+    "generate": Limit("text", "ask again, with a shorter text", streams=4, seconds=600.0, unit_seconds=5.0),
+    "make": Limit("file", "ask again when this machine does less", seconds=600.0, unit_seconds=300.0),
 }
 TASKS_HERE = "tasks JOIN projects ON projects.id = project WHERE NOT removed"  # not those of deleted projects
 ASSISTED = ("check", "generate", "make")  # kinds that an assistant computes

@@ -37,7 +37,7 @@ from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
 from peftbook.studio.playground import Sampling
 from peftbook.studio.store import Job, Studio, is_open
-from peftbook.studio.tasks import ASSISTED, GIB, LIMITS, Task
+from peftbook.studio.tasks import ASSISTED, GIB, LIMITS, MEMORY_SHARE, Limit, Task
 from peftbook.studio.work import NOT_MINE, tidy
 
 TICK_SECONDS = 0.2
@@ -99,22 +99,13 @@ def seconds_for(studio: Studio, task: Task) -> float:
     return limit.seconds + units * limit.unit_seconds
 
 
-def after(seconds: float, kind: str) -> str:
-    """Why a task was ended that took longer than its deadline allows."""
-    limit = LIMITS[kind]
-    return f"The {limit.noun} was ended after {duration(seconds)}, its limit: {limit.remedy}."
-
-
-def excess_memory(pid: int, kind: str) -> str:
-    """Why a task is ended whose process holds more memory than its kind may; empty where it does not."""
-    limit = LIMITS[kind]
-    most = limit.memory_bytes or psutil.virtual_memory().total - limit.reserve_bytes
-    try:
-        resident = psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return ""
-    words = f"The {limit.noun} was ended at {gib(resident)} of memory, its limit is {gib(most)}: {limit.remedy}."
-    return words if resident > most else ""
+def excess_memory(child: Child, limit: Limit) -> float:
+    """The most bytes that a process may hold, if it holds more; else 0."""
+    most = limit.memory_bytes or MEMORY_SHARE * psutil.virtual_memory().total
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        if psutil.Process(child.process.pid).memory_info().rss > most:
+            return most
+    return 0.0
 
 
 class Worker:
@@ -269,7 +260,7 @@ class Worker:
         """End an assistant at the limits of a task, which fails then, and when it does not stop a cancelled one. What
         else it computed is queued again.
         """
-        studio, child, now = self.studio, assistant.child, time.monotonic()
+        studio, child, limit, now = self.studio, assistant.child, LIMITS[assistant.kind], time.monotonic()
         tasks, ends = studio.running(assistant.name), {}
         for task in tasks:
             key = task.id, task.attempt
@@ -285,15 +276,15 @@ class Worker:
                 for task in tasks:
                     studio.died(task.id, task.attempt, how)
         elif late := [task for task in tasks if ends[task.id, task.attempt] <= now]:
-            failed = [(task, after(seconds_for(studio, task), task.kind)) for task in late if not task.cancelling]
-        elif tasks and (why := excess_memory(child.process.pid, assistant.kind)):
-            failed = [(tasks[-1], why)]
+            failed = [(task, f"after {duration(seconds_for(studio, task))}") for task in late if not task.cancelling]
+        elif tasks and (size := excess_memory(child, limit)):
+            failed = [(tasks[-1], f"at {gib(size)} of memory")]
         else:
             return
         child.end()  # before its task fails, so that nobody sees it ended and its process at work
-        for task, why in failed:
-            studio.fail(task.id, task.attempt, why)
-            self.log(f"{task.kind} {task.id} attempt {task.attempt} failed: {why}")
+        for task, where in failed:
+            studio.fail(task.id, task.attempt, f"The {limit.noun} was ended {where}, its limit: {limit.remedy}.")
+            self.log(f"{task.kind} {task.id} attempt {task.attempt} was ended {where}")
         self.dismiss(assistant)
         self.release()
 
@@ -334,7 +325,7 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
         worker = Worker(studio_home)
         if several:
             worker.load(threads_beside(cores_gained()))
-        begun, said = False, ""
+        begun, trouble = False, ""
         try:
             while deadline is None or time.monotonic() < deadline:
                 try:
@@ -342,13 +333,13 @@ def serve(home: Path, seconds: float | None = None, idle_seconds: float = IDLE_S
                         worker.begin()
                         begun = True
                     worker.tick()
-                    said = ""
+                    trouble = ""
                     if worker.idle_seconds > idle_seconds:
                         worker.log("ends: nothing to do")
                         return
                 except (sqlite3.Error, OSError, InputError) as error:
-                    if said != (said := f"{type(error).__name__}: {error}"):
-                        worker.log(f"trying again: {said}")
+                    if trouble != (trouble := f"{type(error).__name__}: {error}"):
+                        worker.log(f"trying again: {trouble}")
                     time.sleep(1.0)
                 time.sleep(TICK_SECONDS)
         finally:

@@ -67,7 +67,6 @@ class WorkerQueue(Jobs):
 
         A worker has one job at a time: one that it claimed before and never started is queued again.
         """
-        self._requeue_unstarted(worker)
         found = self._claim(worker, pid, ("run",), job_id)
         return None if found is None else self.job(found["id"])
 
@@ -76,24 +75,20 @@ class WorkerQueue(Jobs):
         row = self._claim(worker, pid, kinds, child=pid)
         return None if row is None else Task.of(row)
 
-    def _requeue_unstarted(self, worker: str) -> None:
-        unstarted = "state = 'running' AND worker = ? AND child = 0"
-        if self._row(f"SELECT 1 FROM tasks WHERE {unstarted}", worker) is not None:
-            with self._write() as db:
-                db.execute(f"UPDATE tasks SET {REQUEUED} WHERE {unstarted}", (worker,))
-
     def _claim(
         self, worker: str, pid: int, kinds: Collection[str], task_id: str = "", child: int = 0
     ) -> sqlite3.Row | None:
+        unstarted = "state = 'running' AND worker = ? AND child = 0"
         first = (
             f"SELECT tasks.id FROM {TASKS_HERE} AND state = 'queued' AND ? IN ('', tasks.id) "
             f"AND kind IN ({', '.join('?' * len(kinds))}) ORDER BY queued, number LIMIT 1"
         )
-        if self._row(first, task_id, *kinds) is None:
+        if not self._rows(first, task_id, *kinds) and not self._rows(f"SELECT 1 FROM tasks WHERE {unstarted}", worker):
             return None
         self.beat(worker, pid)
         now = time.time()
         with self._write() as db:
+            db.execute(f"UPDATE tasks SET {REQUEUED} WHERE {unstarted}", (worker,))
             return db.execute(
                 "UPDATE tasks SET state = 'running', attempt = attempt + 1, started = ?, finished = NULL, worker = ?, "
                 "child = ?, child_identity = ?, phase = 'loading', phase_done = 0, phase_total = 0, phase_began = ?, "

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from peftbook.core.errors import InputError
 from peftbook.studio.api.context import Here
-from peftbook.studio.api.shapes import AskedShape, Body, Number
+from peftbook.studio.api.shapes import AnswerShape, Body, Number
 from peftbook.studio.playground import Sampling, ask_model, available_models, sampling_of
 
 routes = APIRouter(tags=["answers"])
@@ -40,7 +40,7 @@ def list_models(project: str, here: Here) -> list[ModelShape]:
 
 
 @routes.post("/projects/{project}/answers", status_code=202)
-def ask_models(project: str, body: TextBody, here: Here) -> list[AskedShape]:
+def ask_models(project: str, body: TextBody, here: Here) -> list[AnswerShape]:
     """Ask one or two models for an answer; each grows under its own id."""
     here.studio.project(project)
     if not 1 <= len(body.models) <= MOST_MODELS:
@@ -48,13 +48,13 @@ def ask_models(project: str, body: TextBody, here: Here) -> list[AskedShape]:
     how: dict[str, Any] = body.model_dump(exclude={"text", "models"})
     sampling_of(how)
     tasks = [ask_model(here.studio, project, model, body.text, how) for model in body.models]
-    return [AskedShape.about(here.studio.get_task(task)) for task in tasks]
+    return [AnswerShape.about(here.studio.get_task(task)) for task in tasks]
 
 
 @routes.get("/answers/{answer}")
-def show_answer(answer: str, here: Here) -> AskedShape:
+def show_answer(answer: str, here: Here) -> AnswerShape:
     """What there is of an answer by now."""
-    return AskedShape.about(here.studio.get_task(answer))
+    return AnswerShape.about(here.studio.get_task(answer))
 
 
 @routes.delete("/answers/{answer}", status_code=204)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from peftbook.studio import downloads
 from peftbook.studio.api.context import Download, Here
-from peftbook.studio.api.shapes import AskedShape
+from peftbook.studio.api.shapes import AnswerShape
 from peftbook.studio.model_card import command_line
 
 routes = APIRouter(tags=["artefacts"])
@@ -32,10 +32,10 @@ def list_artefacts(job: str, here: Here) -> list[ArtefactShape]:
 
 
 @routes.post("/jobs/{job}/artefacts/{name}", status_code=202)
-def make_artefact(job: str, name: str, here: Here) -> AskedShape:
+def make_artefact(job: str, name: str, here: Here) -> AnswerShape:
     """Have a merged model or a GGUF file made; when its answer is done it can be fetched."""
     task = downloads.ask_for(here.studio, here.studio.job(job), name)
-    return AskedShape.about(here.studio.get_task(task))
+    return AnswerShape.about(here.studio.get_task(task))
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -11,7 +11,7 @@ from pydantic import Field
 from peftbook.core.errors import InputError
 from peftbook.decision.power import sight_words
 from peftbook.studio.api.context import Context, Here
-from peftbook.studio.api.shapes import AskedShape, Body, CheckedShape, PlanShape, SettingsBody, settings_of
+from peftbook.studio.api.shapes import AnswerShape, Body, CheckedShape, PlanShape, SettingsBody, settings_of
 from peftbook.studio.decisions import FIRST_MEASURE
 from peftbook.studio.jobs import Plan
 from peftbook.studio.plan_checks import ask_check, checks_of, chosen_rates, planned, queue_checked, sights_of_check
@@ -31,10 +31,10 @@ def shape_of(here: Context, found: Plan) -> PlanShape:
 
 
 @routes.post("/projects/{project}/checks", status_code=202)
-def check_plan(project: str, body: SettingsBody, here: Here) -> AskedShape:  # type: ignore[valid-type]
+def check_plan(project: str, body: SettingsBody, here: Here) -> AnswerShape:  # type: ignore[valid-type]
     """Have a plan checked: rows, tokens, time and memory of every run, before anything is loaded."""
     runs, tuning = planned(here.studio.task(project), settings_of(body))
-    return AskedShape.about(here.studio.get_task(ask_check(here.studio, project, runs, tuning)))
+    return AnswerShape.about(here.studio.get_task(ask_check(here.studio, project, runs, tuning)))
 
 
 @routes.get("/checks/{check}")

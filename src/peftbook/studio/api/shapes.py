@@ -162,7 +162,7 @@ class FindingsShape(Shape):
         return cls.about(seen, left_out=len(seen.faults), faults=seen.faults[:FAULTS], notes=notes)
 
 
-class AskedShape(Shape):
+class AnswerShape(Shape):
     """What an assistant computes. state: queued, running, done, failed or cancelled.  text: what has been written so
     far.  error: why it failed, in a sentence.
     """
@@ -173,7 +173,7 @@ class AskedShape(Shape):
     error: str = ""
 
 
-class CheckedShape(AskedShape):
+class CheckedShape(AnswerShape):
     """A check of a plan. seconds: until the last of its runs would end, None where that is unknown.  words: what should
     be known before the plan is queued.  sights: what its test rows can see with its seeds, and with more.
     """

@@ -1,6 +1,6 @@
 """Plan: models times methods, what each run will take, and off to the queue.
 
-The address says what is asked for and, where it was checked, the question whose answer is the table.
+The address says what is asked for and, where it was checked, the task whose result is the table.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_progress(visit: Visit, request: str, fields: Fields) -> Live:
         if task.state == "cancelled":
             return Live(part("note", "The check was cancelled.", "info"))
         checks = plan_checks.checks_of(task)
-        if {run.key for run in runs_asked(visit, fields)[0]} != {check.key for check in checks}:
+        if {run.key for run in runs_of_form(visit, fields)[0]} != {check.key for check in checks}:
             raise InputError(plan_checks.CHANGED)
         sights = sight_words(plan_checks.sights_of_check(visit.studio, request, fields["measure"]), fields["measure"])
     except InputError as error:
@@ -81,7 +81,7 @@ def preflight_table(found: Sequence[Check]) -> Markup:
     )
 
 
-def runs_asked(visit: Visit, fields: Fields) -> tuple[list[specs.Run], Tuning | None]:
+def runs_of_form(visit: Visit, fields: Fields) -> tuple[list[specs.Run], Tuning | None]:
     """The runs that the form asks for."""
     return plan_checks.planned(visit.studio.task(visit.project.id), settings_of(fields))
 
@@ -93,13 +93,13 @@ def act(visit: Visit) -> str:
         cancel_check(visit, request)
         return form_at(project, fields)
     if request := form.get("queue"):
-        asked = {run.key for run in runs_asked(visit, fields)[0]}
-        if asked != {run.key for run in plan_checks.runs_of_check(visit.studio, project, request)}:
+        keys = {run.key for run in runs_of_form(visit, fields)[0]}
+        if keys != {run.key for run in plan_checks.runs_of_check(visit.studio, project, request)}:
             raise Conflict(plan_checks.CHANGED)
         plan, _ = plan_checks.queue_checked(visit.studio, project, request, fields["measure"])
         return f"/projects/{project}/runs?plan={plan}"
     cancel_check(visit, visit.query.get("check", ""))  # nobody waits for the one before
-    runs, tuning = runs_asked(visit, fields)
+    runs, tuning = runs_of_form(visit, fields)
     return form_at(project, fields, check=plan_checks.ask_check(visit.studio, project, runs, tuning))
 
 

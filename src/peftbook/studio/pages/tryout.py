@@ -1,6 +1,6 @@
 """Try it: two models side by side on one input. An assistant generates; this page shows what there is.
 
-The address names the tasks; what the form said is read from them.
+The address names the tasks; the values of the form are read from them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ WAITS = "Nothing generated yet", "Type an input or take a test row, then generat
 
 
 def show(visit: Visit) -> dict[str, Any]:
-    """The form with what was asked, the target of a test row, and both answers as far as they are."""
+    """The form as it was sent, the target of a test row, and both answers as far as they are."""
     models = available_models(visit.studio, visit.project.id)
-    asked = visit.query.getlist("answer")[:2]
+    task_ids = visit.query.getlist("answer")[:2]
     usual = {"left": models[0][1], "right": models[-1][1], "text": "", **{name: one[1] for name, one in HOW.items()}}
     usual |= {name: value for name, value in visit.query.items() if name in usual}
     row = visit.query.get("row", "")
@@ -34,11 +34,11 @@ def show(visit: Visit) -> dict[str, Any]:
     if example is not None:
         usual["text"] = example.input[:TYPED_CHARS]
     live = Live(part("empty", *WAITS))
-    if asked:
-        usual |= what_was_asked(visit, asked)
-        answers = [answer_of(visit, request) for request in asked]
+    if task_ids:
+        usual |= form_values(visit, task_ids)
+        answers = [answer_of(visit, task_id) for task_id in task_ids]
         names = {value: words for words, value in models}
-        live = answered(answers, asked, [names.get(usual[side], "") for side in SIDES])
+        live = side_by_side(answers, task_ids, [names.get(usual[side], "") for side in SIDES])
     if visit.form is not None:
         usual |= {name: visit.form.get(name, value) for name, value in usual.items()}
     if example is not None and usual["text"] != example.input[:TYPED_CHARS]:
@@ -52,32 +52,32 @@ def show(visit: Visit) -> dict[str, Any]:
         "live": live,
         "most": TYPED_CHARS,
         "row": row,
-        "answers": asked,
+        "answers": task_ids,
         "changed": any(usual[name] != one[1] for name, one in HOW.items()),
     }
 
 
-def what_was_asked(visit: Visit, asked: list[str]) -> dict[str, str]:
-    """What the form said when these questions were put; nothing of one that is gone."""
-    said: dict[str, str] = {}
-    for side, request in zip(SIDES, asked, strict=False):
+def form_values(visit: Visit, task_ids: list[str]) -> dict[str, str]:
+    """The values of the form from which these answers come; nothing of one that is gone."""
+    values: dict[str, str] = {}
+    for side, task_id in zip(SIDES, task_ids, strict=False):
         try:
-            task = visit.studio.get_task(request)
+            task = visit.studio.get_task(task_id)
         except InputError:
             continue
         payload = task.payload
         if task.kind != "generate" or task.project != visit.project.id:
-            raise Unknown(f"There is no answer {request!r} in this project: ask for one.")
-        said[side] = f"job:{payload['job']}" if "job" in payload else f"model:{payload['model']['name']}"
-        said |= {"text": payload["text"], **{name: f"{payload[name]:g}" for name in HOW}}
-    return said
+            raise Unknown(f"There is no answer {task_id!r} in this project: ask for one.")
+        values[side] = f"job:{payload['job']}" if "job" in payload else f"model:{payload['model']['name']}"
+        values |= {"text": payload["text"], **{name: f"{payload[name]:g}" for name in HOW}}
+    return values
 
 
-def answered(answers: list[Task], asked: list[str], names: list[str]) -> Live:
+def side_by_side(answers: list[Task], task_ids: list[str], names: list[str]) -> Live:
     """Both texts under the names of their models, and a button while they grow."""
     goes_on = not all(one.ended for one in answers)
     sides = list(zip(SIDES, names, answers, strict=False))
-    body = fill("try_live.html", sides=sides, stop=" ".join(asked) if goes_on else "")
+    body = fill("try_live.html", sides=sides, stop=" ".join(task_ids) if goes_on else "")
     return Live(body, EVERY_SECONDS if goes_on else 0.0)
 
 
@@ -87,17 +87,17 @@ def act(visit: Visit) -> str:
     at = f"/projects/{project}/try"
     chosen = {name: form.get(name, "") for name in (*SIDES, *HOW)}
     if stopped := form.get("stop"):
-        for request in stopped.split():
-            if not answer_of(visit, request).ended:
-                visit.studio.cancel(request)
+        for task_id in stopped.split():
+            if not answer_of(visit, task_id).ended:
+                visit.studio.cancel(task_id)
         return address(at, row=visit.query.get("row"), answer=stopped.split())
     if "row" in form:
         return address(at, **chosen, row=row_after(visit.studio, project, typed_text(form.get("text", ""))).id)
     sampling = {name: typed_number(chosen[name]) for name in HOW}
     sampling_of(sampling)
     text = typed_text(form.get("text", ""))
-    asked = [ask_model(visit.studio, project, chosen[side], text, sampling) for side in SIDES]
-    return address(at, row=visit.query.get("row"), answer=asked)
+    task_ids = [ask_model(visit.studio, project, chosen[side], text, sampling) for side in SIDES]
+    return address(at, row=visit.query.get("row"), answer=task_ids)
 
 
 def typed_text(text: str) -> str:
@@ -105,12 +105,12 @@ def typed_text(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def answer_of(visit: Visit, request_id: str) -> Task:
+def answer_of(visit: Visit, task_id: str) -> Task:
     """An answer, or that it is gone."""
     try:
-        return visit.studio.get_task(request_id)
+        return visit.studio.get_task(task_id)
     except InputError as error:
-        return Task(request_id, "generate", visit.project.id, {}, "failed", error=str(error))
+        return Task(task_id, "generate", visit.project.id, {}, "failed", error=str(error))
 
 
 TRY = View("try.html", show, act)
