@@ -570,3 +570,30 @@ def test_the_answer_is_one_line_and_the_examples_are_those_of_its_contenders():
     assert {*shown[0].texts} == {"LoRA", "QLoRA"} and len({one.example.input for one in shown}) == len(shown) < n
     spreads = [one.spread for one in shown]
     assert spreads == sorted(spreads, reverse=True) and spreads[0] == np.abs(same - same[::-1]).max()
+
+
+def test_a_method_must_beat_the_same_answer_to_everything():
+    """Of labels the commonest is a floor, as repeating the input is; free text has none."""
+    n = 60
+    rows = [replace(row, target="shipping" if at % 3 else "sales") for at, row in enumerate(examples(n))]
+    right = np.arange(n) % 3
+    for share, kind in ((0.4, "nothing usable"), (1.0, "clear")):
+        found = compare(
+            [record_of("untuned", 0, 0.1 * right), record_of("lora", 0, np.where(np.arange(n) < share * n, 1.0, 0.0))],
+            {}, rows,
+        )  # fmt: skip
+        assert found.recommendation.kind == kind and found.commonest == "shipping"
+        assert found.constant.mean == pytest.approx(2 / 3)
+    floor = "always answering “shipping” would have 0.667"
+    few = compare([record_of("untuned", 0, 0.1 * right), record_of("lora", 0, 0.2 * right)], {}, rows)
+    assert floor in few.recommendation.headline
+    assert compare(invented({"untuned": 0.3, "lora": 0.5}, n=n), {}, examples(n)).constant is None
+
+
+def test_it_is_said_whether_the_row_to_take_beats_the_untuned_model():
+    """In the words of the same rule as the badge; of the untuned model itself nothing."""
+    found = compare(invented({"untuned": 0.3, "lora": 0.5, "qlora": 0.5}), {}, ())
+    assert found.over_untuned == f"{found.recommendation.row.label} beats the untuned model on these rows."
+    few = compare(invented({"untuned": 0.4, "lora": 0.5}, n=24, spread=0.4), {}, ())
+    assert "is not shown to beat" in few.over_untuned and few.over_untuned in plain(report.to_html(few))
+    assert compare(invented({"untuned": 0.5, "lora": 0.3}), {}, ()).over_untuned == ""

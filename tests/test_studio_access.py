@@ -289,7 +289,8 @@ def test_a_port_in_use_is_a_sentence(tmp_path, capsys):
 def test_a_token_for_reading_changes_nothing(locked, store):
     """Its page says so, and a form is refused with the sentence, in a page."""
     log_in(locked, store.create("Ada", "read"))
-    assert "may only look" in locked.get("/").text
+    shown = locked.get("/").text
+    assert "may only look" in shown and 'class="read-only"' in shown
     answer = locked.post("/new", headers={"origin": HOST})
     assert answer.status_code == 403 and 'id="refused"' in answer.text and access.READ_ONLY in answer.text
     assert "may only look" not in start(store).get("/", headers={"authorization": f"Bearer {store.owner}"}).text

@@ -645,13 +645,17 @@ def test_each_page_says_what_is_next_and_how_long_it_takes(window, studio):
     """A new project leads to its plan by the one main button, a plan to its runs, and ended runs to the decision."""
     project = project_of(studio)
     assert main_buttons(window.open(f"/projects/{project}/data")) == ["Plan the runs"]
-    text = checked(window, studio, project).text
+    text = checked(window, studio, project, tokens="10,000").text
+    assert window.field("tokens") == "10,000"
     assert re.search(r"2 runs(, 2 at once)?: (about|roughly) [\d.]+ ", text)
     window.press("Queue the 2 runs")
     assert main_buttons(window.open()) == []
     work(studio)
     assert main_buttons(window.open()) == ["Read the decision"]
+    assert "Read the decision" in Plain(window.served).open(f"{window.path}&part=live").answer.text
     assert re.search(r"loss of the last (\d+ steps|step) \d", window.text)
+    window.open(f"/projects/{project}/plan")
+    assert window.soup.select_one("[name=models][checked]")["value"] == specs.SMALL_MODEL
 
 
 def main_buttons(window: Plain) -> list[str]:

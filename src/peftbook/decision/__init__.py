@@ -25,7 +25,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record
 from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
 from peftbook.decision.cautions import list_cautions
-from peftbook.decision.copying import copying_score
+from peftbook.decision.copying import commonest_target, constant_score, copying_score
 from peftbook.decision.forgetting import forgotten
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.own_metrics import Metric
@@ -84,6 +84,7 @@ def compare(
     if examples and len(examples) < most:
         raise InputError(f"{most} test examples were scored and {len(examples)} are given: give the whole split.")
     groups = groups_of(examples)
+    own = next((one for one in metrics if one.name == measure), None)
     labelled = dict(zip(label_candidates(candidates), candidates, strict=True))
     base = {one.run.model: 0 for one in candidates}
     for one in candidates:
@@ -108,9 +109,9 @@ def compare(
         cost=cost,
         encoder=encoder_in_words(records),
         hardware=tuple(sorted({record.hardware for record in records if record.hardware})),
-        copying=copying_score(
-            examples[:scored], deciding, groups[:scored], next((one for one in metrics if one.name == measure), None)
-        ),
+        copying=copying_score(examples[:scored], deciding, groups[:scored], own),
+        constant=constant_score(examples[:scored], deciding, groups[:scored], own),
+        commonest=commonest_target(examples[:scored]),
         metrics=tuple(metrics),
         test_rows=len(examples),
         leaked=sum(example.id in leaked for example in examples[:scored]),

@@ -1,7 +1,8 @@
-"""What an answer is worth that only repeats its input: what no training should lose to."""
+"""What an answer is worth that only repeats its input, or is always the same: what no training should lose to."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from peftbook.decision.own_metrics import Metric, own_scores
@@ -22,6 +23,28 @@ def copying_score(
     examples: those that were scored.  metric: if the measure is one of the user's own.
     """
     said = [" ".join(example.input.split()[:COPIED_WORDS]) for example in examples]
+    return score_of(said, examples, measure, groups, metric)
+
+
+def commonest_target(examples: Sequence[TaskExample]) -> str:
+    """The target that occurs most often, as a label does; nothing where each occurs once."""
+    found = Counter(example.target for example in examples).most_common(1)
+    return found[0][0] if found and found[0][1] > 1 else ""
+
+
+def constant_score(
+    examples: Sequence[TaskExample], measure: Measure, groups: Groups = (), metric: Metric | None = None
+) -> Interval | None:
+    """The score of the commonest target as the answer to every example; None as in `copying_score`, and where each
+    target occurs once.
+    """
+    answer = commonest_target(examples)
+    return score_of([answer] * len(examples), examples, measure, groups, metric) if answer else None
+
+
+def score_of(
+    said: Sequence[str], examples: Sequence[TaskExample], measure: Measure, groups: Groups, metric: Metric | None
+) -> Interval | None:
     wanted = [example.target for example in examples]
     if said and metric is not None:
         return score_interval(own_scores(metric, [said], wanted), None, groups)

@@ -11,6 +11,7 @@ from peftbook.evidence.results import format_value
 from peftbook.evidence.stats import FEWEST_EXAMPLES, FEWEST_GROUPS, Interval
 
 NAMED = 3  # rows in one line
+ANSWER_CHARS = 40  # of an answer in a sentence
 
 
 def recommend(found: Comparison) -> Recommendation:
@@ -55,12 +56,13 @@ def recommend(found: Comparison) -> Recommendation:
 
 def is_unusable(found: Comparison, leader: Row, few: bool) -> bool:
     """Whether even the best row is worth nothing: hardly a word of its texts is right, or repeating the input would do
-    as well, within the margin. The second is not said of a few examples.
+    as well within the margin, or the same answer to all. The second is not said of a few examples.
     """
     best = leader.scores[found.measure.name].mean
     if found.measure.sign < 0:
         return False
-    as_good = found.copying is not None and best - found.copying.mean <= found.margin
+    floors = [one.mean for one in (found.copying, found.constant) if one is not None]
+    as_good = bool(floors) and best - max(floors) <= found.margin
     return best < found.measure.usable or (as_good and not few)
 
 
@@ -151,6 +153,9 @@ def say_unusable(found: Comparison, leader: Row) -> Words:
     others = [] if plain is None else [f"the untuned model has {format_value(plain.scores[name].mean, 3)}"]
     if found.copying is not None:
         others.append(f"repeating the input unchanged would have {format_value(found.copying.mean, 3)}")
+    if found.constant is not None:
+        answer = found.commonest[:ANSWER_CHARS] + "…" * (len(found.commonest) > ANSWER_CHARS)
+        others.append(f"always answering “{answer}” would have {format_value(found.constant.mean, 3)}")
     best = f"No row is usable: the best, {leader.label}, has {amount(found, leader.scores[name].mean)}"
     remedy = "Read some of its texts. Train longer or on more rows, say in the prompt what to do, or choose a larger"
     return f"{best}{f'; {listed(others)}' if others else ''}.", (f"{remedy} model.",), ()

@@ -208,10 +208,10 @@ class Comparison:
     """All that is shown of a comparison. rows: best first, then those that are not compared.
 
     measure: what decides; measures: all at hand.  test_examples: behind the deciding measure.  seeds: of the row with
-    most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying: the score of repeating the input, or None
-    where it is not known.  cautions: what the table cannot tell.  metrics: those of the user's own.
-    test_rows: of the whole split.  leaked: how many of the examples are nearly training rows.  unseen: the comparison
-    on the others alone, None where none leaks or none is left.
+    most.  encoder: BERTScore's, in words.  hardware: of all runs.  copying, constant: the score of repeating the input,
+    and of always giving the `commonest` target, or None where it is not known.  cautions: what the table cannot tell.
+    metrics: those of the user's own.  test_rows: of the whole split.  leaked: how many of the examples are nearly
+    training rows.  unseen: the comparison on the others alone, None where none leaks or none is left.
     """
 
     rows: tuple[Row, ...]
@@ -228,6 +228,8 @@ class Comparison:
     contrasts: tuple[Contrast, ...] = field(default=(), repr=False)
     recommendation: Recommendation = Recommendation("nothing to compare", "")
     copying: Interval | None = None
+    constant: Interval | None = None
+    commonest: str = ""
     cautions: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     test_rows: int = 0
@@ -243,6 +245,15 @@ class Comparison:
         if self.unseen is None:
             return f"{words}, so no score here tells how a model does on new inputs."
         return f"{words}. On the other {self.unseen.test_examples:,}: {self.unseen.recommendation.headline}"
+
+    @property
+    def over_untuned(self) -> str:
+        """Whether the row to take is shown to beat the untuned model, in words; empty where that is not asked."""
+        row = self.recommendation.row
+        if row is None or row.untuned or self.baseline(row) is None:
+            return ""
+        shown = "beats" if row.beats_untuned else "is not shown to beat"
+        return f"{row.label} {shown} the untuned model on these rows."
 
     def without_leaks(self, row: Row) -> Interval | None:
         """A row's score in the deciding measure on the test inputs that do not leak; None where that is not known."""

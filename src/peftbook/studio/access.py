@@ -39,7 +39,7 @@ LOCKED = (
     "printed when it was started, whose token also stands in the file `token` of its folder. Who runs the studio makes "
     "you a link with `peftbook studio token create NAME`."
 )
-TITLES = {401: "This link opens nothing", 507: "The disk is full"}  # of pages
+TITLES = {401: "This link opens nothing", 403: "This is not allowed", 507: "The disk is full"}  # of pages
 READ_ONLY = "Your token may only look: ask who runs the studio for one that may also change things."
 BODY_BYTES = 1_000_000  # of any request but an upload
 HEADERS = {
@@ -185,7 +185,13 @@ async def answer(send: Send, path: str, status: int, words: str, more: dict[str,
         from peftbook.studio.html import fill, own_file  # which this module is imported before
 
         ways: dict[str, Any] = {"to": partial(relative, path), "file": lambda name: relative(path, own_file(name)[1])}
-        page = fill("refusal.html", words=words, title=TITLES.get(status, HTTPStatus(status).phrase), **ways)
+        page = fill(
+            "refusal.html",
+            words=words,
+            inside=status == 403,
+            title=TITLES.get(status, HTTPStatus(status).phrase),
+            **ways,
+        )
         kind, body = "text/html; charset=utf-8", page.encode()
     headers = [(name.encode(), value.encode()) for name, value in ({"content-type": kind} | (more or {})).items()]
     send_on = with_headers(send, cacheable=False)

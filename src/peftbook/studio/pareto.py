@@ -80,7 +80,7 @@ def ends(found: Comparison, row: Row) -> tuple[float, float, float]:
 def y_range(found: Comparison, rows: Sequence[Row]) -> tuple[float, float]:
     """Of all means and, as far as these do not drown them, of their intervals."""
     means = [row.scores[found.measure.name].mean for row in rows]
-    room = 3 * max(max(means) - min(means), 1e-3 * max(map(abs, means)), 1e-6)
+    room = 3 * max(max(means) - min(means), 1e-3 * max(map(abs, means)), found.measure.margin)
     low = max(min(ends(found, row)[0] for row in rows), min(means) - room)
     high = min(max(ends(found, row)[2] for row in rows), max(means) + room)
     around = 0.04 * (high - low) or 0.05

@@ -67,7 +67,7 @@ def show(found: Comparison, columns: int | None = None) -> str:
     headers, rows = table(found)
     first = 6 + bool(found.unseen)  # mark, method, the deciding score and its differences
     told = found.recommendation
-    words = (told.headline, found.leakage, " ".join(told.lacks), " ".join(told.method))
+    words = (told.headline, found.over_untuned, found.leakage, " ".join(told.lacks), " ".join(told.method))
     parts = [
         *(filled(one, width) for one in words if one),
         aligned(headers[:first], [row[:first] for row in rows]),
@@ -161,6 +161,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
             for one in found.pairs
         ],
         "metrics": [json.loads(one.text()) | {"words": one.words} for one in found.metrics],
+        "over_untuned": found.over_untuned,
+        "always_the_commonest": None if found.constant is None else intervals({"score": found.constant})["score"],
         "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),
     }

@@ -16,6 +16,7 @@ from peftbook.decision.own_metrics import Metric
 from peftbook.studio.api.context import Here
 from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.decisions import FIRST_COST, evaluations, first_measure, name_of, project_comparison, whole_report
+from peftbook.studio.downloads import slug
 from peftbook.studio.jobs import Job
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.tabular import to_csv
@@ -139,4 +140,5 @@ def decide_in_csv(choice: Chosen) -> Response:
 def decide_in_html(project: str, here: Here, choice: Chosen) -> Response:
     """The report as one file that can be mailed; it needs no script and loads nothing."""
     page = whole_report(here.studio, project, choice.jobs, choice.found)
-    return HTMLResponse(page, headers={"content-disposition": 'attachment; filename="report.html"'})
+    name = slug(here.studio.project(project).name)
+    return HTMLResponse(page, headers={"content-disposition": f'attachment; filename="{name}-report.html"'})

@@ -42,6 +42,8 @@ def render_decision(visit: Visit, found: Comparison, asked: dict[str, str], sift
         csv=visit.to(f"{at}.csv", **asked),
         report=visit.to(f"{at}.html", **asked),
         name=slug(visit.project.name),
+        files=visit.to(f"/projects/{visit.project.id}/files"),
+        tryout=visit.to(f"/projects/{visit.project.id}/try"),
         again=visit.to(f"/projects/{visit.project.id}/data"),
         wide=Markup(pareto_svg(found)),
         narrow=Markup(pareto_svg(found, width=360)),

@@ -16,9 +16,10 @@ from peftbook.core import specs
 from peftbook.core.errors import Conflict, InputError, Unknown
 from peftbook.decision.power import sight_words
 from peftbook.studio import plan_checks
+from peftbook.studio.decisions import first_measure
 from peftbook.studio.html import fill, part
 from peftbook.studio.pages.decide import measures_of
-from peftbook.studio.pages.form import Fields, fields_of, settings_of, shown_fields
+from peftbook.studio.pages.form import EMBEDDED, Fields, fields_of, settings_of, shown_fields
 from peftbook.studio.pages.site import Live, View, Visit, frame
 from peftbook.studio.preflight import Check, coverage_words, plan_seconds, time_words
 from peftbook.studio.tuning import Tuning
@@ -29,6 +30,10 @@ EVERY_SECONDS, LONG_SECONDS = 0.7, 3600.0  # of a plan that is long
 def show(visit: Visit) -> dict[str, Any]:
     """The form as it is typed, and what was found if that was checked."""
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
+    if "seeds" not in visit.typed and (jobs := visit.studio.jobs(visit.project.id)):  # the plan before has been queued
+        fields["measure"] = first_measure(visit.studio, visit.project.id)
+        fields["models"] = [name for name in EMBEDDED if name in {job.run.model.name for job in jobs}]
+        fields["other_models"] = "\n".join(sorted({job.run.model.name for job in jobs} - {*EMBEDDED}))
     live = Live(Markup("")) if visit.form is not None or not request else check_progress(visit, request, fields)
     return {
         **frame(visit),
@@ -111,7 +116,8 @@ def cancel_check(visit: Visit, request: str) -> None:
 
 def form_at(project: str, fields: Fields, **more: str) -> str:
     """Where the form stands as it is: a field that is empty is one too."""
-    return f"/projects/{project}/plan?{urlencode(fields | more, doseq=True)}"
+    found = "#live" if "check" in more else ""
+    return f"/projects/{project}/plan?{urlencode(fields | more, doseq=True)}{found}"
 
 
 PLAN = View("plan.html", show, act)

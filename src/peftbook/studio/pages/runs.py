@@ -35,7 +35,7 @@ def show(visit: Visit) -> dict[str, Any]:
     jobs = {job.id: job for job in visit.studio.jobs(project)}
     busy = any(job.state in ("queued", "running") for job in jobs.values())
     live = Live(queue(visit, plans, jobs, wanted), BUSY_SECONDS if busy else IDLE_SECONDS)
-    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans), "done": jobs and not busy}
+    return {**frame(visit), "live": live, "plan": wanted, "plans": len(plans)}
 
 
 def act(visit: Visit) -> str:
@@ -67,7 +67,9 @@ def queue(visit: Visit, plans: list[Plan], jobs: dict[str, Job], wanted: str | N
             cards = [card_of(visit.studio, job, plan.id, ahead) for job in mine]
             ended = sum(job.ended for job in mine)
             shown.append((place, plan, ended, cards, chosen_rates(visit.studio, plan)))
-    return fill("runs_live.html", plans=shown)
+    ended = bool(jobs) and all(job.ended for job in jobs.values())
+    decision = visit.to(f"/projects/{visit.names['project']}/decision") if ended else ""
+    return fill("runs_live.html", plans=shown, decision=decision)
 
 
 def card_of(studio: Studio, job: Job, plan: str, ahead: list[str]) -> Markup:

@@ -7,6 +7,7 @@ ends with another one to look at, or with the page as it was, what was typed in 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 MOST_FIELDS = 500
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
 STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
 
 
@@ -191,9 +193,11 @@ def worker_line(studio: Studio) -> Markup:
 
 
 def typed_number(text: str) -> Any:
-    """What a field says; a text that is no number comes back, to be refused by its bounds."""
+    """What a field says, also with commas between thousands; a text that is no number comes back, to be refused by its
+    bounds.
+    """
     try:
-        value = float(text)
+        value = float(text.replace(",", "") if THOUSANDS.fullmatch(text.strip()) else text)
     except ValueError:
         return text
     return int(value) if value.is_integer() else value
