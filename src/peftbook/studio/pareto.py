@@ -14,6 +14,7 @@ from peftbook.evidence.results import format_value
 from peftbook.evidence.svg import Frame, svg
 from peftbook.methods import look_of
 
+DECADE, ROOM = 10.0, 0.04  # ROOM: beside a plain axis, of its length
 MARKERS = {  # matplotlib's name of a marker → its outline
     "X": "M-5-5L5 5M5-5L-5 5",
     "s": "M-5.5-5.5H5.5V5.5H-5.5Z",
@@ -34,25 +35,30 @@ MARKERS = {  # matplotlib's name of a marker → its outline
 
 
 def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int = 360) -> str:
-    """The deciding measure with its 95 % intervals against a cost in logarithms; empty where nothing is compared.
+    """The deciding measure with its 95 % intervals against a cost; empty where nothing is compared.
 
-    cost: one of COSTS, the comparison's own without. Rows without that cost, as the untuned ones, stand left of the
-    axis at 0; the axis says so. Below a width of 500 the labels are shorter.
+    cost: one of COSTS, the comparison's own without; in logarithms where it spans a decade, with rows that lack it, as
+    the untuned ones, left of the axis at 0: the axis says so. Below a width of 500 the labels are shorter.
     """
     cost = cost or found.cost
     rows = [row for row in found.contest if all(map(math.isfinite, ends(found, row)))]
     if not rows:
         return ""
     front, measure = pareto(rows, cost, found.measure), found.measure
-    note = "Logarithmic scale" + "; 0 stands apart" * any(row.cost(cost) <= 0 for row in rows)
+    names = ", ".join(row.label for row in front)
+    costs = [row.cost(cost) for row in rows]
+    most, least = max(costs), min((one for one in costs if one > 0), default=1.0)
+    log = most >= DECADE * least  # within a decade the numbers of a logarithmic axis look like those of a plain one
+    note = ("Logarithmic scale" + "; 0 stands apart" * (min(costs) <= 0)) * log
     chart = Chart(
         [steps(found, front, cost), *(point(found, row, cost, row in front) for row in rows)],
         COSTS[cost].capitalize() + {"train_seconds": ", seconds", "gigabyte_seconds": ", GB·s"}.get(cost, ""),
         f"{measure.label}, {'higher' if measure.sign > 0 else 'lower'} is better",
-        log={"x": 10},
+        log={"x": 10} if log else {},
+        x_range=(None, None) if log else (-ROOM * most, (1 + ROOM) * most),
         y_range=y_range(found, rows),
         note=note,
-        alt=f"{measure.label} against {COSTS[cost]}. {note}. On the front: {', '.join(row.label for row in front)}.",
+        alt=". ".join(filter(None, (f"{measure.label} against {COSTS[cost]}", note, f"On the front: {names}."))),
     )
     frame = Frame(width, height, right=0, top=30, bottom=64, labels=190 if width >= 500 else 118)
     unit = "bytes" if cost.endswith("bytes") else ""
