@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -12,7 +13,7 @@ import hostile_studio
 import jsonschema
 import pytest
 from studio_api import Client, play, project_of, served, work
-from studio_examples import EXAMPLES, ROWS
+from studio_examples import EXAMPLES, ROWS, Example
 from studio_home import SMALL
 
 from peftbook import cli
@@ -76,6 +77,41 @@ def test_the_examples_are_one_session(tmp_path):
     client.headers["authorization"] = f"Bearer {sessions.owner}"
     play(client, studio)
     assert studio.projects() == []
+
+
+def test_every_answer_of_the_session_is_as_described(tmp_path, description):
+    """Status, content type and tree, so that a client that was generated from the description reads them; routes that
+    want no token say so, and only they.
+    """
+    studio, sessions = Studio(tmp_path), SessionStore(tmp_path)
+    client = served(studio, sessions)
+    client.headers["authorization"] = f"Bearer {sessions.owner}"
+    send = client.send
+
+    def check(example: Example, known: Mapping[str, str]) -> Any:
+        method, path = example.route.split(" ")
+        operation = description["paths"][path][method.lower()]
+        answer = send(example, known)
+        content = operation["responses"][str(answer.status_code)].get("content", {})
+        kind = answer.headers["content-type"].partition(";")[0] if answer.content else ""
+        assert kind in content or not (kind or content), (example, kind)
+        if kind == "application/json":
+            jsonschema.validate(answer.json(), content[kind]["schema"] | {"components": description["components"]})
+        stranger = Client(client.served).send(example, known).status_code
+        assert (stranger == 401) == (operation.get("security") != []), example
+        return answer
+
+    client.send = check
+    known = play(client, studio, DELETES)
+    for example in EXAMPLES:
+        if example.path.endswith("adapter.zip"):
+            csv = dataclasses.replace(example, path=example.path.replace("adapter.zip", "outputs.csv"))
+            assert check(csv, known).headers["content-type"].startswith("text/csv")
+    for bad, status in (("/projects/ab", 404), ("/projects/ab/decision?runs=-1", 422)):
+        refused = client("GET", f"/api/v1{bad}")
+        content = description["paths"]["/projects/{project}"]["get"]["responses"][str(status)]["content"]
+        jsonschema.validate(refused.json(), content[refused.headers["content-type"]]["schema"])
+        assert refused.status_code == status
 
 
 def test_the_page_shows_every_route_and_loads_nothing(ask, description):
