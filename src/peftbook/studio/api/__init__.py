@@ -53,6 +53,7 @@ class Api(FastAPI):
         if not self.openapi_schema:
             said = super().openapi()
             said["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            said["components"]["schemas"]["Method"]["additionalProperties"] = True  # of each its own
             said["security"] = [{"token": []}]
             for path in PROBES:
                 said["paths"][path.removeprefix("/api/v1")]["get"]["security"] = []
