@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from peftbook.studio.access import PROBES
 from peftbook.studio.api import answers, artefacts, decisions, files, health, jobs, page, plans, projects
 from peftbook.studio.api.context import Context, FiniteJsonResponse
-from peftbook.studio.api.problems import PROBLEM, add_problems
+from peftbook.studio.api.problems import PROBLEMS, SCHEMA, add_problems
 
 ROUTERS = (health, files, projects, plans, jobs, decisions, answers, artefacts)
 
@@ -29,7 +29,7 @@ def build_api(context: Context) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
         default_response_class=FiniteJsonResponse,
-        responses={"default": PROBLEM},
+        responses=PROBLEMS,
         generate_unique_id_function=name_of,
         redirect_slashes=False,
     )
@@ -53,6 +53,7 @@ class Api(FastAPI):
         if not self.openapi_schema:
             said = super().openapi()
             said["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            said["components"]["schemas"]["Problem"] = SCHEMA
             said["components"]["schemas"]["Method"]["additionalProperties"] = True  # of each its own
             said["security"] = [{"token": []}]
             for path in PROBES:

@@ -127,7 +127,7 @@ def decide_in_text(choice: Chosen, columns: Annotated[int, Query(ge=20, le=1000)
 
 
 class Csv(Response):
-    media_type = "text/csv; charset=utf-8"
+    media_type = "text/csv"
 
 
 @routes.get("/decision.csv", response_class=Csv)

@@ -27,7 +27,18 @@ SCHEMA = {
         "detail": {"type": "string", "description": "what went wrong and what to do, in one sentence"},
     },
 }
-PROBLEM: dict[str, Any] = {"description": "What went wrong.", "content": {TYPE: {"schema": SCHEMA}}}
+REFERENCE = {"$ref": "#/components/schemas/Problem"}
+PROBLEM: dict[str, Any] = {"description": "What went wrong.", "content": {TYPE: {"schema": REFERENCE}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: PROBLEM | {"description": "The token is missing, wrong or revoked."},
+    403: PROBLEM | {"description": "The token may only read, or the request comes from another site's page."},
+    404: PROBLEM | {"description": "There is nothing with this id."},
+    409: PROBLEM | {"description": "Its state does not allow it."},
+    413: PROBLEM | {"description": "The body or file is too large."},
+    422: PROBLEM | {"description": "A value is wrong."},
+    507: PROBLEM | {"description": "The disk is full."},
+    "default": PROBLEM,
+}
 
 
 class Problem(FiniteJsonResponse):
