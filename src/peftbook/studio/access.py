@@ -8,6 +8,8 @@ and API use exist.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import sys
@@ -41,7 +43,8 @@ LOCKED = (
 )
 TITLES = {401: "This link opens nothing", 403: "This is not allowed", 507: "The disk is full"}  # of pages
 READ_ONLY = "Your token may only look: ask who runs the studio for one that may also change things."
-BODY_BYTES = 1_000_000  # of any request but an upload
+BODY_BYTES = 200_000  # of any request but an upload
+DRAIN_SECONDS = 0.3
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -102,6 +105,7 @@ class AccessMiddleware:
         except InputError as error:  # a full disk, where a session cannot begin
             refusal = 507, str(error)
         if refusal is not None:
+            await drain(receive)
             await answer(send, path, *refusal)
             return
         most = sys.maxsize if CONTENT.fullmatch(path) else BODY_BYTES
@@ -113,6 +117,7 @@ class AccessMiddleware:
                 if body.fits:
                     raise
         if not body.fits and not body.answered:
+            await drain(receive)
             await answer(send, path, 413, f"That is more than {BODY_BYTES:,} bytes at once: send less.")
 
     def refusal(self, path: str, method: str, headers: dict[str, str], scope: Scope) -> tuple | None:
@@ -161,6 +166,16 @@ class Body:
         if self.answered or self.fits:
             self.answered = True
             await self.outer(message)
+
+
+async def drain(receive: Receive) -> None:
+    """Read a body that nobody wants, for a moment: a connection that is closed before is reset, and its answer lost."""
+    seen, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while more and seen < BODY_BYTES:
+                message = await receive()
+                seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
 
 
 def with_headers(send: Send, *, cacheable: bool) -> Send:
