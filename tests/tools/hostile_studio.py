@@ -578,7 +578,7 @@ def smuggled(known: Mapping[str, str]) -> Iterator[Request]:
     for part in (20, 60, -2):  # a client that goes in the middle
         yield Request("POST", files, kind, b'{"filename": "x.csv", "bytes": 100}', cut=part)
     yield Request("PUT", f"/api/v1/files/{known['left']}/content", body=b"x" * 1000, cut=-500)
-    yield Request("POST", files, kind | {"Content-Length": str(access.BODY_BYTES + 1)}, b"{}", (413,), cut=10_000)
+    yield Request("POST", files, kind | {"Content-Length": str(access.BODY_BYTES + 1)}, b"{}", (0, 413), cut=10_000)
     yield Request("POST", files, kind | {"Content-Length": None}, chunked(access.BODY_BYTES + 100_000), more=both)
 
 
