@@ -24,7 +24,7 @@ from peftbook.studio.store import Studio
 ACTS = ("cancel", "resume", "retry")
 BUSY_SECONDS, IDLE_SECONDS = 1.0, 4.0
 CACHED = 1024  # cards of ended jobs, some kilobytes each
-LAST_SHARE = 10  # of the steps, one in so many at the end
+LAST_STEPS, LAST_SHARE = 50, 4  # of a loss that is said: so many at the end, of few steps one in four
 LISTED = 12  # points of a curve in numbers
 
 
@@ -112,9 +112,9 @@ def card(studio: Studio, job: Job, plan: str, words: str = "") -> Markup:
 
 
 def mean_loss(losses: Sequence[tuple[int, float]]) -> str:
-    """The mean of the last tenth of the losses, in words: one batch is noisy. Empty where none is finite."""
+    """The mean of the last losses, in words: one batch is noisy. Empty where none is finite."""
     finite = [loss for _, loss in losses if math.isfinite(loss)]
-    last = finite[-max(1, len(finite) // LAST_SHARE) :]
+    last = finite[-min(LAST_STEPS, math.ceil(len(finite) / LAST_SHARE)) :]
     if not last:
         return ""
     steps = f"{len(last)} steps" if len(last) > 1 else "step"
