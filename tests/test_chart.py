@@ -47,6 +47,11 @@ def test_a_logarithmic_axis_has_numbers_and_no_more_than_there_is_room_for(low, 
     assert 1 <= len(found) <= 5 and found == sorted(found)
 
 
+def test_a_single_number_of_an_axis_has_no_decimals_to_spare():
+    """Where there is one number there is no step that says how many it needs."""
+    assert ">6</text>" in svg(Chart([Series("a", [4.1, 7.5], x=[1, 2])], "step", ""), Frame(320, 112), "curve")
+
+
 def test_equal_factors_are_equally_far_on_a_logarithmic_scale():
     """And what is 0 stands where it is told to."""
     scale = Scale(1, 1000, 100, 400, log=True, zero=60)

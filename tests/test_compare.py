@@ -469,6 +469,10 @@ def test_every_phase_of_a_job_has_count_elapsed_and_left(monkeypatch):
     words = ["computing BERTScore", "128 of 400", "20 s so far", "42 s left"]
     assert progress_line([job]) == f"0 of 1 runs done; {', '.join(words)}; LoRA [2J"
     assert " · ".join(words) in progress(job) and 'value="32"' in progress(job)
+    noisy = a_job("running", phase="training", phase_total=40, loss=9.0, tokens_per_second=7.0)
+    for steps, last in ((20, 5), (400, 50)):
+        told = progress(noisy, [(step, 2.0 * (step >= steps - last)) for step in range(steps)])
+        assert f"mean loss of the last {last} steps 2.000, 7 tokens/s" in told
 
 
 @pytest.mark.parametrize(

@@ -347,9 +347,9 @@ def test_labels_tell_rows_apart():
     spec = lora.spec.model_copy(update={"method": LoRA(rank=4, alpha=8)})
     other = lora.model_copy(update={"spec": spec, "key": spec.key})
     labels = {row.label for row in compare([lora, other], {}, ()).rows}
-    assert labels == {"LoRA (rank 16, alpha 32)", "LoRA (rank 4, alpha 8)"}
+    assert labels == {"LoRA, rank 16, alpha 32", "LoRA, rank 4, alpha 8"}
     far = record_of("lora", 0, np.full(30, 0.4), model="/home/someone/private/large")
-    assert {row.label for row in compare([lora, far], {}, ()).rows} == {"LoRA · small", "LoRA · large"}
+    assert {row.label for row in compare([lora, far], {}, ()).rows} == {"LoRA, small", "LoRA, large"}
     assert QLoRA(dora=True).label == "QLoRA + DoRA" and LoRA(dora=True).label == "DoRA"
 
 

@@ -33,6 +33,7 @@ from peftbook.runtime.resources import memory_bytes, shape_of, side_by_side, tra
 from peftbook.studies import get_study
 from peftbook.studio import preflight as preflighting
 from peftbook.studio.api.shapes import SettingsBody
+from peftbook.studio.formats import time_range
 from peftbook.studio.pages.form import PLANS
 from peftbook.studio.pages.plan import preflight_table
 from peftbook.studio.plan import check_settings, plan, training_tokens
@@ -43,8 +44,8 @@ from peftbook.tasks import TaskData, TaskExample, get_task
 from peftbook.tasks.columns import Columns
 from peftbook.tasks.files import task_from_table
 from peftbook.tasks.table import read_table
+from peftbook.training import calibration, scoring
 from peftbook.training import preflight as measuring
-from peftbook.training import scoring
 from peftbook.training.models import find_package_file
 
 SMALL = specs.SMALL_LLAMA
@@ -399,13 +400,31 @@ def test_a_model_out_of_reach_is_refused_and_the_others_are_not(tmp_path):
     assert [check.fits for check in checks] == [False, False, True, True] and "config.json" in checks[0].words
 
 
-def test_time_is_a_range_where_the_machine_is_busy(monkeypatch):
-    """Beside other work nothing is measured: the speed of the machine that timed the book's steps stands for it."""
+@pytest.mark.parametrize("busy", [0.0, 3.0, 100.0])
+def test_time_is_a_range_where_the_machine_is_busy(monkeypatch, busy):
+    """Beside other work rates are rough, and the range is the wider the more of it there is; a slower machine is
+    slower. It takes no second.
+    """
     monkeypatch.setattr(measuring, "is_idle", lambda seconds: False)
     monkeypatch.setattr(measuring, "known_rates", lambda platform: None)
-    check = preflight(TASK, plan(TASK, Settings(models=(SMALL,))), ROOMY)[0]
-    assert check.rough and check.seconds > 0 and check.fits
-    assert re.match(r"roughly \S+ \w+ to \S+ \w+, as this machine's speed is measured when", time_words([check]))
+    monkeypatch.setattr(calibration.psutil, "getloadavg", lambda: (busy * calibration.cores(), 0.0, 0.0))
+    began = time.thread_time()
+    calibration.rough_rates()
+    assert time.thread_time() - began < 1
+    runs, found = plan(TASK, Settings(models=(SMALL,)))[1:3], []
+    for slower in (1, 2):
+        rate = slower * 1e-11
+        monkeypatch.setattr(calibration, "product_seconds", lambda dtype, platform, rate=rate: 1e9 * rate)
+        found.append(preflight(TASK, runs, ROOMY))
+    one, twice = (checks[1] for checks in found)
+    assert 1.5 < twice.seconds / one.seconds <= 2 and one.spread == twice.spread
+    assert one.spread == pytest.approx(1.5 * math.sqrt(1 + min(busy, calibration.MOST_BESIDE)))
+    assert " to " in time_words(found[0]) and "too busy to be measured" in preflight_table(found[0])
+    assert [time_range(1500.0, spread) for spread in (1, 1.8, 6)] == [
+        "about 25 min",
+        "14 to 45 min",
+        "4.2 min to 2.5 h",
+    ]
 
 
 @pytest.mark.model

@@ -627,7 +627,7 @@ def test_a_run_is_named_by_what_sets_it_apart_wherever_it_stands(window, studio)
     more = [runs[1].model_copy(update={"budget": budget, "seed": seed}) for seed in (0, 1)]
     studio.submit(project, more)
     labels = [job.label for job in studio.jobs(project)]
-    assert labels[-1] == "LoRA, 300 tokens, rate 0.0002, seed 1" and len({*labels}) == len(labels)
+    assert labels[-1] == "LoRA, 300 tokens, rate 2e-4, max length 99, seed 1" and len({*labels}) == len(labels)
 
 
 def test_the_decision_opens_with_the_measure_that_the_plan_declared(window, studio):

@@ -178,7 +178,7 @@ def test_a_trial_is_called_by_its_rate():
     asked = tuning(LoRA())
     runs = likely_runs(asked)
     labels = labels_of(runs)
-    assert labels[runs[0].key] == "LoRA, trial of rate 0.00025, its first quarter"
+    assert labels[runs[0].key] == "LoRA, trial of rate 2.5e-4, its first quarter"
     assert labels[runs[-1].key] == "LoRA, seed 1" and len({*labels.values()}) == len(labels)
 
 

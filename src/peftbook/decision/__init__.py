@@ -23,10 +23,11 @@ from typing import Any
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record
-from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records, label_candidates
+from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records
 from peftbook.decision.cautions import list_cautions
 from peftbook.decision.copying import commonest_target, constant_score, copying_score
 from peftbook.decision.forgetting import forgotten
+from peftbook.decision.labels import label_runs
 from peftbook.decision.own import measures_with, with_own_scores
 from peftbook.decision.own_metrics import Metric
 from peftbook.decision.pairs import beats_baseline, contrast, detect, order, pair_up
@@ -85,7 +86,7 @@ def compare(
         raise InputError(f"{most} test examples were scored and {len(examples)} are given: give the whole split.")
     groups = groups_of(examples)
     own = next((one for one in metrics if one.name == measure), None)
-    labelled = dict(zip(label_candidates(candidates), candidates, strict=True))
+    labelled = dict(zip(label_runs([one.run for one in candidates]), candidates, strict=True))
     base = {one.run.model: 0 for one in candidates}
     for one in candidates:
         base[one.run.model] = max(base[one.run.model], one.base_parameters)

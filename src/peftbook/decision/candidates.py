@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Record
+from peftbook.decision.labels import model_label
 from peftbook.decision.shares import ends_of_share
 from peftbook.decision.terms import Measure, Row, Skewed
 from peftbook.evidence import comparison, metrics
@@ -119,41 +120,6 @@ def score(records: Sequence[Record], measure: Measure, groups: Groups = ()) -> I
     mean, low, high = (metrics.perplexity([nats], [1]) for nats in (one.mean, one.low, one.high))
     half = (high - low) / 2
     return Skewed(mean, half, math.nan, math.nan, math.nan, one.seeds, one.examples, one.groups, ends=(low, high))
-
-
-# --- names -----------------------------------------------------------------------------------------------------
-
-
-def model_label(name: str) -> str:
-    """A model's name; without the folders it lies in, where it is a path of this machine."""
-    is_path = name[:1] in ("/", "~", ".") or name[1:3] == ":\\"
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
-
-
-def label_candidates(candidates: Sequence[Candidate]) -> list[str]:
-    """A label for each, no two alike: method, model where there are several, and what tells equal ones apart."""
-    runs = [candidate.run for candidate in candidates]
-    several = len({run.model for run in runs}) > 1
-    plain = [run.method.label + (f" · {model_label(run.model.name)}" if several else "") for run in runs]
-    settings = [settings_of(run) for run in runs]
-    out = []
-    for label, own in zip(plain, settings, strict=True):
-        alike = [other for name, other in zip(plain, settings, strict=True) if name == label]
-        telling = [name for name in own if len({str(other.get(name)) for other in alike}) > 1]
-        said = ", ".join(
-            f"{name} {own[name]:g}" if isinstance(own[name], float) else f"{name} {own[name]}" for name in telling
-        )
-        out.append(f"{label} ({said})" if said else label)
-    return out
-
-
-def settings_of(run: specs.Run) -> dict[str, object]:
-    """What may tell two rows apart, by name in words."""
-    found: dict[str, object] = {}
-    for name, value in run.model_dump(mode="json", exclude={"seed", "task", "evaluation", "start"}).items():
-        parts = value if isinstance(value, dict) else {name: value}
-        found |= {(f"model {key}" if name == "model" else key).replace("_", " "): one for key, one in parts.items()}
-    return found
 
 
 def encoder_in_words(records: Sequence[Record]) -> str:

@@ -133,9 +133,9 @@ def x_scale(chart: Chart, xs: Sequence[float], frame: Frame) -> Scale:
 def y_axis(chart: Chart, down: Scale, frame: Frame) -> Iterator[str]:
     """Grid, numbers, and what is measured."""
     at = down.round_numbers(max(3, round((frame.base - frame.top) / 48)))
-    digits = max(0, -math.floor(math.log10(at[1] - at[0]) + 1e-9)) if len(at) > 1 else 3
+    digits = max(0, -math.floor(math.log10(at[1] - at[0]) + 1e-9)) if len(at) > 1 else None
     for tick in at:
-        y, number = down(tick), f"{tick:,.{digits}f}".replace("-", "−")
+        y, number = down(tick), (f"{tick:g}" if digits is None else f"{tick:,.{digits}f}").replace("-", "−")
         yield f'<line class="grid" x1="{frame.left:g}" x2="{frame.end:g}" y1="{y}" y2="{y}"/>'
         yield f'<text class="quiet" x="{frame.left - 8:g}" y="{y + 4:.1f}" text-anchor="end">{number}</text>'
     if chart.y_title:

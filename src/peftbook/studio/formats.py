@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 
+from peftbook.core.progress import duration
 from peftbook.evidence.results import format_value
 
 SHOWN_CHARS = 280
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def clipped(text: str, chars: int = SHOWN_CHARS) -> str:
@@ -23,6 +25,22 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
 def size(value: float | None) -> str:
     """A number of bytes."""
     return number(value, unit="bytes")
+
+
+def time_range(seconds: float | None, spread: float = 1.0) -> str:
+    """A time, or the range that it may take: `about 12 min`, `12 to 40 min`. spread: the factor up and down."""
+    if seconds is None:
+        return "–"
+    if spread == 1:
+        return f"about {duration(seconds)}"
+    (low, small), (high, large) = map(rounded, (seconds / spread, seconds * spread))
+    return f"{low}{f' {small}' * (small != large)} to {high} {large}"
+
+
+def rounded(seconds: float) -> tuple[str, str]:
+    """A time to two digits, and its unit."""
+    unit, length = next((one for one in UNITS if seconds >= 1.5 * one[1]), UNITS[-1])
+    return f"{float(f'{seconds / length:.2g}'):g}", unit
 
 
 def ago(when: float) -> str:

@@ -15,11 +15,12 @@ from peftbook.core.progress import duration
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.results import format_value
 from peftbook.evidence.svg import Frame, svg
-from peftbook.studio.formats import ago, clipped, number, size, typeset
+from peftbook.studio.formats import ago, clipped, number, size, time_range, typeset
 
 HERE = Path(__file__).parent
 MOST_POINTS = 160  # of a curve that is drawn
-FILTERS = {"ago": ago, "clipped": clipped, "number": number, "size": size, "duration": duration, "typeset": typeset,
+FILTERS = {"ago": ago, "clipped": clipped, "number": number, "size": size, "duration": duration,
+           "time_range": time_range, "typeset": typeset,
            "value": format_value}  # fmt: skip
 
 

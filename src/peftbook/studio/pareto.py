@@ -60,7 +60,7 @@ def pareto_svg(found: Comparison, cost: str = "", width: int = 720, height: int 
         note=note,
         alt=". ".join(filter(None, (f"{measure.label} against {COSTS[cost]}", note, f"On the front: {names}."))),
     )
-    frame = Frame(width, height, right=0, top=30, bottom=64, labels=190 if width >= 500 else 118)
+    frame = Frame(width, height, right=0, top=30, bottom=64, labels=230 if width >= 500 else 118)
     unit = "bytes" if cost.endswith("bytes") else ""
     return svg(chart, frame, "pareto-svg", shapes=MARKERS, words=lambda value: words(value, unit))
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
-from peftbook.core.progress import duration
 from peftbook.evidence.sweep import CUT
 from peftbook.memory.fit import Fit
 from peftbook.memory.time_model import Rates
 from peftbook.runtime.doctor import gib
 from peftbook.runtime.resources import side_by_side
 from peftbook.scratch.schedule import makespan
+from peftbook.studio.formats import time_range
 from peftbook.studio.jobs import ALL_REQUIRED
 from peftbook.studio.tuning import is_trial, labels_of
 from peftbook.tasks import TaskData
@@ -24,18 +24,14 @@ if TYPE_CHECKING:
     from peftbook.training.preflight import TokenizedTask
 
 
-ROUGH = 3.0  # by so much another machine may be faster, or slower
-
-
 @dataclass(frozen=True)
 class Check:
     """What is known of a run before it starts.
 
     rows, tokens: of one pass over the training split; epochs: how often the budget passes over it; truncated: rows
     whose input is cut at `max_length`; all of them estimates where the split is large.  beside: how many runs of the
-    plan are computed at once.  rough: this machine's speed is not known, so that another's stands for it.
-    seconds: of training and evaluation, beside so many, None where they cannot be predicted; training_seconds,
-    generation_seconds: parts of them.
+    plan are computed at once.  seconds: of training and evaluation, beside so many, None where they cannot be
+    predicted; training_seconds, generation_seconds: parts of them.  spread: by what factor they may be fewer or more.
     peak_bytes: of its memory, the process included, None where the model's shape is not known.  fits: whether it can be
     run; words: why not, and what would help; or a remark.
     """
@@ -55,7 +51,7 @@ class Check:
     training_seconds: float = 0.0
     generation_seconds: float = 0.0
     beside: int = 1
-    rough: bool = False
+    spread: float = 1.0
 
 
 def preflight(
@@ -75,10 +71,10 @@ def preflight_steps(
 
     Whoever asks for the next may do something else before, or ask no more.
     """
-    from peftbook.training.preflight import TokenizedTask, rates_beside, shipped_rates
+    from peftbook.training.preflight import TokenizedTask, rates_beside
 
     models: dict[specs.Model, TokenizedTask | str] = {}
-    rates: dict[str, Rates | None] = {}
+    rates: dict[str, tuple[Rates, float]] = {}
     known: dict[str, Check] = {}
     beside, labels = side_by_side(runs, memory_bytes) if runs else 1, labels_of(runs)
     for run in runs:
@@ -96,10 +92,7 @@ def preflight_steps(
             else:
                 if subject.shape is not None and run.platform not in rates:
                     rates[run.platform] = rates_beside(run.platform, beside, measure=measure)
-                own = rates.get(run.platform)
-                others = shipped_rates() if own is None and run.platform == "cpu" and subject.shape is not None else own
-                known[alike] = yield from check_steps(subject, run, memory_bytes, others)
-                known[alike] = replace(known[alike], rough=own is not others)
+                known[alike] = yield from check_steps(subject, run, memory_bytes, rates.get(run.platform))
         yield replace(known[alike], key=run.key, label=labels[run.key], beside=beside)
 
 
@@ -116,10 +109,8 @@ def time_words(checks: Sequence[Check]) -> str:
     """How long a plan takes on this machine, in words; a range where its speed is not known."""
     if not (seconds := plan_seconds(checks)):
         return "for how long cannot be predicted for a model of this family"
-    if any(check.rough for check in checks):
-        ends = duration(seconds / ROUGH), duration(seconds * ROUGH)
-        return f"roughly {ends[0]} to {ends[1]}, as this machine's speed is measured when it is idle"
-    return f"about {duration(seconds)}"
+    spread = max(check.spread for check in checks)
+    return time_range(seconds, spread) + ", as this machine is too busy to be measured" * (spread > 1)
 
 
 def coverage_words(checks: Sequence[Check]) -> str:
@@ -138,9 +129,9 @@ def coverage_words(checks: Sequence[Check]) -> str:
 
 
 def check_steps(
-    subject: TokenizedTask, run: specs.Run, memory_bytes: float, rates: Rates | None
+    subject: TokenizedTask, run: specs.Run, memory_bytes: float, rates: tuple[Rates, float] | None
 ) -> Generator[None, None, Check]:
-    """The check of one run, after small pieces of work."""
+    """The check of one run, after small pieces of work. rates: with the factor by which times may differ."""
     rows = len(subject.task.splits["train"])
     plain = Check(run.key, "", rows, 0, 0, None, None, False)
     max_length = run.budget.max_length if run.budget else specs.MOST_LENGTH
@@ -151,7 +142,7 @@ def check_steps(
         data = subject.encoded[max_length]
         peak, found = subject.memory(run, data, memory_bytes)
         yield
-        parts = subject.seconds(run, data, rates)
+        parts = subject.seconds(run, data, rates and rates[0])
     except InputError as error:
         return replace(plain, words=str(error))
     if parts and is_trial(run) and run.whole is run:
@@ -179,6 +170,7 @@ def check_steps(
         fits=peak is None or peak <= memory_bytes,
         words=words,
         epochs=run.budget.tokens / max(1, tokens) if run.budget else 0.0,
+        spread=rates[1] if rates else 1.0,
     )
 
 

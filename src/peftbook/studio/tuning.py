@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from typing import TYPE_CHECKING
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.records import Missing
+from peftbook.decision.labels import label_runs, model_label, rate_words
 from peftbook.evidence.sweep import CUT, HIGHEST_RATE, LOWEST_RATE, Lookup, Sweep, better_half, extended, grid
 
 if TYPE_CHECKING:
-    from peftbook.methods import Method
     from peftbook.tasks import TaskData
 
 FACTOR, RATES, MOST_RATES = 2.0, 5, 8  # between neighbours; of a grid at first, and at most
@@ -79,35 +78,15 @@ class Tuning:
 
 
 def labels_of(runs: Sequence[specs.Run]) -> dict[str, str]:
-    """What each run is called among these, by its key: its method, and of model, tokens, rate, test rows and seed what
-    sets it apart; of a trial its rate; the beginning of its key where nothing else tells two apart.
-    """
-    models, seeds = {run.model for run in runs}, {run.seed for run in runs if run.budget and not is_trial(run)}
-    alike: dict[tuple[specs.Model, Method], list[specs.Run]] = defaultdict(list)
-    for run in runs:
-        if not is_trial(run):
-            alike[run.model, run.method].append(run)
-    said = {key: [settings_of(run) for run in those] for key, those in alike.items()}
-    labels = {}
-    for run in runs:
-        parts = [run.method.label, *[short_name(run.model)] * (len(models) > 1)]
-        if run.budget is not None and is_trial(run):
-            parts += [f"trial of rate {run.budget.learning_rate:g}", *["its first quarter"] * bool(run.budget.stop)]
-        else:
-            others = zip(*said[run.model, run.method], strict=True)
-            parts += [own for own, all_ in zip(settings_of(run), others, strict=True) if own and len({*all_}) > 1]
-            parts += [f"seed {run.seed}"] * (run.budget is not None and len(seeds) > 1)
-        labels[run.key] = ", ".join(parts)
-    often = Counter(labels.values())
-    return {key: label if often[label] == 1 else f"{label}, {key[:6]}" for key, label in labels.items()}
+    """What each run is called among these, by its key: a trial by its rate."""
+    return dict(zip([run.key for run in runs], label_runs(runs, [trial_words(run) for run in runs]), strict=True))
 
 
-def settings_of(run: specs.Run) -> tuple[str, str, str]:
-    """Tokens, rate and test rows of a run in words; of one without training the last alone."""
-    rows = f"{run.evaluation.n_generate} test rows"
-    if run.budget is None:
-        return "", "", rows
-    return f"{run.budget.tokens:,} tokens", f"rate {run.budget.learning_rate:g}", rows
+def trial_words(run: specs.Run) -> str:
+    """The rate of a trial; empty for other runs."""
+    if run.budget is None or not is_trial(run):
+        return ""
+    return f"trial of rate {rate_words(run.budget.learning_rate)}" + ", its first quarter" * bool(run.budget.stop)
 
 
 def name_of(run: specs.Run) -> str:
@@ -225,14 +204,8 @@ def chosen_words(tuning: Tuning, lookup: Lookup) -> list[str]:
     """Which rate each method was given, and what that gained on the validation rows: a line for each ended race."""
     races = tuning.races
     several = len({race.final.model.name for race in races}) > 1
-    return [
-        f"{short_name(race.final.model)}, " * several + words_of(race, lookup) for race in races if race.ended(lookup)
-    ]
-
-
-def short_name(model: specs.Model) -> str:
-    """Without owner or folder."""
-    return model.name.rstrip("/").rpartition("/")[2]
+    ended = [race for race in races if race.ended(lookup)]
+    return [f"{model_label(race.final.model.name)}, " * several + words_of(race, lookup) for race in ended]
 
 
 def words_of(race: Race, lookup: Lookup) -> str:

@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from peftbook.core.records import default_store, load_record
 from peftbook.memory import DecoderShape, Setup
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
-from peftbook.runtime.hardware import is_idle, machine_name, waited
+from peftbook.runtime.hardware import cores, is_idle, machine_name, waited
 from peftbook.runtime.precision import machine_file, read_cache, write_cache
 from peftbook.training.products import TORCH_DTYPES, half_products
 
@@ -34,6 +36,9 @@ PRODUCTS = (
 )  # fmt: skip
 BATCHED = ((72, 48, 64, 48), (72, 96, 64, 96), (36, 256, 64, 256), (36, 256, 256, 64))  # copies, rows, inner, columns
 ELEMENTS = (256, 4096, 65_536, 524_288, 4_194_304, 16_777_216)
+REFERENCE = "209078ccdf7a"  # the record whose rates stand in for those of a machine that cannot be measured
+ROUGHLY, ROUGH, MOST_BESIDE = (512, 576, 1536), {"cpu": 1.5, "cuda": 3.0}, 4.0
+TORCH = {name: TORCH_DTYPES[name] for name in DTYPES}
 DRAWN = 65_536  # random numbers, which take longer to draw than what is timed
 # Operands take turns and results stay for a while, as in training: no weight is still in a cache when it is used again.
 IN_TURN, MOST_IN_TURN, CACHES = 4, 64, 64_000_000
@@ -64,6 +69,51 @@ def known_rates(platform: str = "cpu") -> Rates | None:
     return None if found is None or is_idle() else Rates.from_json(found)
 
 
+def rough_rates(platform: str = "cpu") -> tuple[Rates, float]:
+    """Rates of a machine that is too busy to be measured, and the factor by which times may be shorter or longer.
+
+    Those of REFERENCE, scaled by a product in each type, which takes a tenth of a second; the factor is ROUGH for
+    another machine than that, and grows with what else is computed here.
+    """
+    path = default_store().path(REFERENCE)
+    assert path is not None
+    reference = Rates.from_json(load_record(path).metrics_info["rates"])
+    slower = {name: product_seconds(dtype, platform) / law_seconds(reference, name) for name, dtype in TORCH.items()}
+    rates, narrow = reference.slowed(slower["fp32"]), slower["bf16"] / slower["fp32"]
+    laws: dict[str, Any] = {
+        name: {**getattr(rates, name), "bf16": getattr(rates, name)["bf16"].slowed(narrow)}
+        for name in ("products", "batched")
+    }
+    others = min(psutil.getloadavg()[0] / cores(), MOST_BESIDE) if platform == "cpu" else 0.0
+    beside = math.sqrt(1 + others)  # alone at one end of the range, with a fair share of the cores at the other
+    return replace(rates, **laws).slowed(beside), ROUGH[platform] * beside
+
+
+def law_seconds(rates: Rates, dtype: str) -> float:
+    """What a product of the size ROUGHLY takes by these rates."""
+    (m, k, n), law = ROUGHLY, rates.products[dtype]
+    return 2 * m * k * n * law.each_flop + TORCH[dtype].itemsize * (m * k + k * n + m * n) * law.each_byte
+
+
+def product_seconds(dtype: torch.dtype, platform: str) -> float:
+    """The same on this machine if nothing else ran: on a CPU by the processor's time of one thread, shared by all."""
+    device, threads, (m, k, n) = torch.device(platform), torch.get_num_threads(), ROUGHLY
+    x, w = (torch.ones(*sides, dtype=dtype, device=device) for sides in ((m, k), (n, k)))
+    if platform != "cpu":
+        return seconds_of(lambda: layer(x, w), device)
+    torch.set_num_threads(1)
+    try:
+        with half_products(platform):
+            seconds = []
+            for _ in range(1 + LEAST_REPEATS):
+                began = time.thread_time()
+                layer(x, w)
+                seconds.append(time.thread_time() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return min(seconds) / threads
+
+
 def rates_file(platform: str) -> Path:
     """The file of this machine's rates with so many threads."""
     return machine_file("rates", machine_name(platform), str(torch.get_num_threads()), str(VERSION))
@@ -81,22 +131,21 @@ def calibrate(platform: str = "cpu", seconds: float = MOST_SECONDS) -> Rates:
     """
     device = torch.device(platform)
     share = {name: part * seconds for name, part in SHARES.items()}
-    types = {name: TORCH_DTYPES[name] for name in DTYPES}
     with torch.random.fork_rng(devices=[]), half_products(platform):
         torch.manual_seed(0)
         rates = Rates(
             products={
-                name: product_law(PRODUCTS, dtype, device, layer, share["products"]) for name, dtype in types.items()
+                name: product_law(PRODUCTS, dtype, device, layer, share["products"]) for name, dtype in TORCH.items()
             },
             batched={
                 name: product_law(BATCHED, dtype, device, torch.matmul, share["batched"])
-                for name, dtype in types.items()
+                for name, dtype in TORCH.items()
             },
-            fused={name: fused(dtype, device, share["fused"]) for name, dtype in types.items()},
-            plain={name: curve(lambda x: x * x, dtype, device, share["curve"]) for name, dtype in types.items()},
+            fused={name: fused(dtype, device, share["fused"]) for name, dtype in TORCH.items()},
+            plain={name: curve(lambda x: x * x, dtype, device, share["curve"]) for name, dtype in TORCH.items()},
             exponential={
                 name: curve(lambda x: x.view(-1, 256).softmax(-1), dtype, device, share["curve"])
-                for name, dtype in types.items()
+                for name, dtype in TORCH.items()
             },
             dequantised=dequantised(device),
             optimiser=optimiser(device),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from peftbook.runtime.resources import (
 )
 from peftbook.runtime.threads import slower_with, threads_beside
 from peftbook.tasks import TaskData, TaskExample
-from peftbook.training.calibration import known_rates
+from peftbook.training.calibration import known_rates, rough_rates
 from peftbook.training.encode import Encoded, encode_example, encode_plain, encode_prompt
 from peftbook.training.estimate import predicted_seconds
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
@@ -162,26 +161,17 @@ def row_tokens(model: specs.Model, task: TaskData) -> dict[str, int]:
     return {one.id: len(encode_example(tokenizer, task, one, sys.maxsize).ids) for one in rows}
 
 
-def rates_beside(platform: str, jobs: int, *, measure: bool = True) -> Rates | None:
-    """This machine's rates for each of so many runs at once, which have fewer threads than one alone; None if unknown.
+def rates_beside(platform: str, jobs: int, *, measure: bool = True) -> tuple[Rates, float]:
+    """This machine's rates for each of so many runs at once, which have fewer threads than one alone, and the factor by
+    which times may be shorter or longer: 1 for rates that were measured.
 
     measure: where they are not known, unless the machine does other work.
     """
     known = known_rates(platform)
     if known is None and measure and is_idle(LOOK_SECONDS):
         known = measure_rates_in_child(platform)
-    return known if known is None or jobs == 1 else known.slowed(slower_with(threads_beside(jobs)))
-
-
-@functools.cache
-def shipped_rates() -> Rates | None:
-    """The rates of the machine that timed the book's steps, as its records have them; None where there are none."""
-    from peftbook.core.records import default_store
-    from peftbook.studies.activations import GRID, halves_at_hand
-    from peftbook.studies.step_seconds import probe
-
-    found = [record for *_, records in halves_at_hand(probe, default_store()) for record in records] if GRID else []
-    return Rates.from_json(found[0].metrics_info["rates"]) if found else None
+    rates, spread = (known, 1.0) if known is not None else rough_rates(platform)
+    return rates if jobs == 1 else rates.slowed(slower_with(threads_beside(jobs))), spread
 
 
 def measure_rates_in_child(platform: str) -> Rates | None:

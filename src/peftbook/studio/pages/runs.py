@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
 
 from peftbook.core.errors import Unknown
-from peftbook.core.progress import duration
+from peftbook.core.progress import describe_step, duration
 from peftbook.evidence.results import format_value
 from peftbook.studio.formats import number
 from peftbook.studio.html import curve, fill, part, thinned
@@ -22,7 +24,7 @@ from peftbook.studio.store import Studio
 ACTS = ("cancel", "resume", "retry")
 BUSY_SECONDS, IDLE_SECONDS = 1.0, 4.0
 CACHED = 1024  # cards of ended jobs, some kilobytes each
-LAST_SHARE = 10  # of the steps, one in so many at the end
+LAST_STEPS, LAST_SHARE = 50, 4  # of a loss that is said: so many at the end, of few steps one in four
 LISTED = 12  # points of a curve in numbers
 
 
@@ -75,7 +77,7 @@ def queue(visit: Visit, plans: list[Plan], jobs: dict[str, Job], wanted: str | N
 def card_of(studio: Studio, job: Job, plan: str, ahead: list[str]) -> Markup:
     """One job: state, progress, curve, what can be done. plan: the id of the one that it stands in."""
     if job.state == "running":
-        return card(studio, job, plan, progress(job))
+        return card(studio, job, plan)
     if job.state != "queued":
         return ended_card(studio, job, plan)
     before = ahead.index(job.id) if job.id in ahead else 0
@@ -95,23 +97,34 @@ def ended_card(studio: Studio, job: Job, plan: str) -> Markup:
     return card(studio, job, plan, words)
 
 
-def card(studio: Studio, job: Job, plan: str, words: str) -> Markup:
-    """The card of a job. words: how far it is, as text or markup."""
+def card(studio: Studio, job: Job, plan: str, words: str = "") -> Markup:
+    """The card of a job. words: how far it is, as text or markup, of one that does not run."""
     drawn, losses, label = "", [], f"Training loss of {job.label}, in nats per token, by step"
     if job.state != "queued" and job.run.budget is not None:
         losses = studio.curve(job.id)
         drawn = curve(losses, job.steps, label)
-    finite = [loss for _, loss in losses if math.isfinite(loss)]
-    if finite and job.state in ("done", "cancelled"):  # a single batch is noisy
-        last = finite[-max(1, len(finite) // LAST_SHARE) :]
-        steps = f"{len(last)} steps" if len(last) > 1 else "step"
-        words += f", {'mean ' * (len(last) > 1)}loss of the last {steps} {statistics.fmean(last):.3f}"
+    if job.state == "running":
+        words = progress(job, losses)
+    elif job.state in ("done", "cancelled") and (said := mean_loss(losses)):
+        words += f", {said}"
     listed = [(number(step), format_value(loss, 3)) for step, loss in thinned(losses, LISTED)]
     return fill("job.html", job=job, plan=plan, words=words, curve=drawn, points=listed, label=label)
 
 
-def progress(job: Job) -> Markup:
-    """How far a running job is, in words and as a bar."""
+def mean_loss(losses: Sequence[tuple[int, float]]) -> str:
+    """The mean of the last losses, in words: one batch is noisy. Empty where none is finite."""
+    finite = [loss for _, loss in losses if math.isfinite(loss)]
+    last = finite[-min(LAST_STEPS, math.ceil(len(finite) / LAST_SHARE)) :]
+    if not last:
+        return ""
+    steps = f"{len(last)} steps" if len(last) > 1 else "step"
+    return f"{'mean ' * (len(last) > 1)}loss of the last {steps} {statistics.fmean(last):.3f}"
+
+
+def progress(job: Job, losses: Sequence[tuple[int, float]] = ()) -> Markup:
+    """How far a running job is, in words and as a bar. losses: by step, so far."""
     phase = job.doing
+    if phase.detail and (said := mean_loss(losses)):
+        phase = replace(phase, detail=", ".join(filter(None, (said, describe_step(None, job.tokens_per_second)))))
     share = phase.done / phase.total if phase.total and phase.done else None
     return fill("progress.html", job=job, share=share, words=" · ".join(phase.words()))
