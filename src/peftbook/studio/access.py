@@ -18,8 +18,6 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from starlette.requests import ClientDisconnect
-
 from peftbook.core.errors import InputError
 from peftbook.studio.sessions import SessionStore
 
@@ -93,6 +91,8 @@ class AccessMiddleware:
         self.app, self.hosts, self.sessions = app, frozenset(host.lower() for host in hosts), sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.requests import ClientDisconnect  # of an extra, which `serve` asks for by name
+
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
