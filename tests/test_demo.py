@@ -48,4 +48,5 @@ def test_the_session_ends_with_a_decision(capsys, tmp_path):
     scores = {name: float(re.search(rf"^\W*{name}\s+([01]\.\d+)", said, re.M)[1]) for name in ("Untuned", "LoRA")}
     assert scores["LoRA"] > scores["Untuned"] + 0.2
     assert sayings(said) == sayings(PRINTED.read_text(encoding="utf-8"))
-    assert "Take LoRA: it is the clear winner" in said and "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Take LoRA: it is the clear winner" in said
+    assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
