@@ -600,3 +600,12 @@ def test_it_is_said_whether_the_row_to_take_beats_the_untuned_model():
     few = compare(invented({"untuned": 0.4, "lora": 0.5}, n=24, spread=0.4), {}, ())
     assert "is not shown to beat" in few.over_untuned and few.over_untuned in plain(report.to_html(few))
     assert compare(invented({"untuned": 0.5, "lora": 0.3}), {}, ()).over_untuned == ""
+
+
+def test_who_is_told_to_take_a_whole_model_is_named_the_best_adapter():
+    """Full fine-tuning leaves no adapter; of the others nothing is said."""
+    found = compare(invented({"untuned": 0.3, "lora": 0.4, "prompt": 0.35, "full": 0.6}), {}, ())
+    assert found.recommendation.row.label == "Full fine-tuning"
+    assert "best row that leaves an adapter is LoRA" in found.without_adapter
+    assert found.without_adapter in plain(report.to_html(found))
+    assert compare(invented({"untuned": 0.3, "lora": 0.5}), {}, ()).without_adapter == ""

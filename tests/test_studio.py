@@ -205,6 +205,18 @@ def test_everything_can_be_taken_away(session, tmp_path):
         assert text.startswith(start_) and "LoRA" in text and "<img" not in text
 
 
+def test_a_studio_that_is_told_to_end_takes_its_idle_worker_along(tmp_path):
+    """SIGTERM ends both and is a success, as systemd sees it; nothing is left running that has nothing to do."""
+    process, _ = start(tmp_path / "home")
+    try:
+        wait_for(lambda: any(worker.alive for worker in Studio(tmp_path / "home").workers()))
+        process.terminate()
+        assert process.wait(60) == 0
+        assert not any(worker.alive for worker in Studio(tmp_path / "home").workers())
+    finally:
+        stop(process)
+
+
 def test_the_address_lets_in_who_has_the_token(browser, tmp_path):
     """Without a token or with a wrong one the page says how to come in; nothing of the studio is seen."""
     process, address = start(tmp_path / "home", 0, "--no-worker", token=True)

@@ -23,7 +23,7 @@ from peftbook.core.errors import InputError
 from peftbook.studio import access, app, connections, database, sessions, uploads
 from peftbook.studio.connections import LimitedProtocol
 from peftbook.studio.settings import Reading
-from peftbook.studio.store import Studio
+from peftbook.studio.store import Studio, say_open
 from peftbook.tasks.table import Caps
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of threads that have ended
@@ -307,13 +307,17 @@ def test_two_studios_on_one_host_do_not_log_each_other_out(tmp_path):
     assert [client.get("/").status_code for client in both] == [200, 200]
 
 
-def test_a_home_that_stood_open_is_closed_and_a_shared_folder_is_refused(tmp_path):
-    """What others could read of a studio they can no more; a folder with other files is not ours to close."""
+def test_a_home_that_stood_open_is_closed_and_a_shared_folder_is_refused(tmp_path, capsys):
+    """What others could read of a studio they can no more, which is said once; a folder with other files is not ours
+    to close.
+    """
     home = tmp_path / "home"
     home.mkdir()
     home.chmod(0o755)
     Studio(home).close()
-    assert home.stat().st_mode & 0o777 == 0o700
+    assert home.stat().st_mode & 0o777 == 0o700 and "its owner alone can" in capsys.readouterr().err
+    Studio(home).close()
+    assert capsys.readouterr().err == ""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o755)
@@ -321,6 +325,17 @@ def test_a_home_that_stood_open_is_closed_and_a_shared_folder_is_refused(tmp_pat
     with pytest.raises(InputError, match="Others can read"):
         Studio(shared)
     assert shared.stat().st_mode & 0o777 == 0o755 and [one.name for one in shared.iterdir()] == ["letter.txt"]
+
+
+def test_a_token_is_printed_as_the_link_of_an_open_studio(tmp_path, capsys):
+    """The address is that of the studio that is open; of none it is said where the token goes."""
+    Studio(tmp_path / "home").close()
+    create = ["studio", "token", "create", "--home", str(tmp_path / "home")]
+    assert cli.main([*create, "closed"]) == 0
+    assert "the address of the studio, then ?token=" in capsys.readouterr().out
+    say_open(tmp_path / "home", "http://127.0.0.1:7861/")
+    assert cli.main([*create, "open"]) == 0
+    assert "http://127.0.0.1:7861/?token=" in capsys.readouterr().out
 
 
 def test_a_list_of_tokens_makes_no_studio(tmp_path, capsys):

@@ -1044,7 +1044,7 @@ def test_jobs_side_by_side_have_the_records_and_adapters_of_jobs_one_by_one(shop
 def test_a_worker_that_nobody_needs_ends_and_one_of_an_open_studio_stays(tmp_path):
     """Closing the studio leaves no process behind for good; an open one never loses its worker."""
     studio = Studio(tmp_path / "home")
-    say_open(studio.home)
+    say_open(studio.home, "http://127.0.0.1:1/")
     began = time.monotonic()
     serve(studio.home, seconds=1.0, idle_seconds=0.2)
     assert time.monotonic() - began >= 1.0

@@ -478,6 +478,9 @@ def test_findings_count_what_is_repeated_and_what_leaks():
     assert leaking.near_duplicates > 0 and leaking.compared == leaking.splits["test"]
     same = examine(read_table(written([(q, "yes") for q, _ in rows]).encode()), COLUMNS)
     assert same.shared_targets == same.splits["test"]
+    assert clean.labels == same.labels == 0
+    five = examine(read_table(written([(q, f"kind {n % 5}") for n, (q, _) in enumerate(rows)]).encode()), COLUMNS)
+    assert five.labels == 5 and "5 labels: decide by exact match" in str(cautions(five, "{input}"))
 
 
 def test_too_few_rows_are_an_obstacle_and_not_a_crash():

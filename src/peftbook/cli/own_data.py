@@ -209,6 +209,7 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     from peftbook.studio.backup import back_up, restore
     from peftbook.studio.service import unit
     from peftbook.studio.sessions import SessionStore
+    from peftbook.studio.store import open_at
 
     if args.backup:
         size = back_up(home, args.backup) / 1e6
@@ -219,13 +220,13 @@ def maintain(args: argparse.Namespace, home: Path) -> str:
     if args.action:
         if not (home / "studio.sqlite").is_file():
             raise InputError(f"There is no studio in {str(home)!r}: start it once, or name its folder with --home.")
-        return manage_tokens(args, SessionStore(home))
+        return manage_tokens(args, SessionStore(home), open_at(home))
     options = [word for name in args.name for word in ("--name", name)] + ["--proxy", args.proxy] * bool(args.proxy)
     return unit(home, args.port, options)
 
 
-def manage_tokens(args: argparse.Namespace, sessions: SessionStore) -> str:
-    """Create a token, revoke one, or list them, in words."""
+def manage_tokens(args: argparse.Namespace, sessions: SessionStore, address: str) -> str:
+    """Create a token, revoke one, or list them, in words. address: of the studio if it is open."""
     from peftbook.studio.formats import ago
 
     if args.token == "create":
@@ -233,7 +234,7 @@ def manage_tokens(args: argparse.Namespace, sessions: SessionStore) -> str:
         secret = sessions.create(args.token_name, scope)
         return (
             f"Token {args.token_name!r} may {MAY[scope]}. It is shown this once.\n"
-            f"In a browser: add ?token={secret} to the studio's address.\n"
+            f"In a browser: {address or 'the address of the studio, then '}?token={secret}\n"
             f"In a program: Authorization: Bearer {secret}"
         )
     if args.token == "revoke":

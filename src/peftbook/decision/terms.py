@@ -255,6 +255,15 @@ class Comparison:
         shown = "beats" if row.beats_untuned else "is not shown to beat"
         return f"{row.label} {shown} the untuned model on these rows."
 
+    @property
+    def without_adapter(self) -> str:
+        """Where the row to take leaves a whole model, which row is the best that leaves an adapter; else nothing."""
+        row = self.recommendation.row
+        best = next((one for one in self.contest if not one.untuned and one.method.saved != "model"), None)
+        if row is None or row.method.saved != "model" or best is None:
+            return ""
+        return f"{row.label} leaves a whole model. The best row that leaves an adapter is {best.label}."
+
     def without_leaks(self, row: Row) -> Interval | None:
         """A row's score in the deciding measure on the test inputs that do not leak; None where that is not known."""
         rows = () if self.unseen is None else self.unseen.rows

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from peftbook.core.errors import InputError, need
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.studio.access import AccessMiddleware, host_of
+from peftbook.studio.foreground import end_worker, ended_as_interrupted
 from peftbook.studio.html import own_file
 from peftbook.studio.sessions import SessionStore
 from peftbook.studio.store import Studio, say_open, start_worker
@@ -60,10 +61,6 @@ def serve(
     os.umask(0o077)  # others of this machine read nothing
     studio = Studio(home)
     listening = listen(host, port)
-    stop = threading.Event()
-    keeper = threading.Thread(target=keep_worker, args=(studio.home, stop), daemon=True)
-    if worker:
-        keeper.start()
     import uvicorn
 
     from peftbook.studio.connections import BACKLOG, LimitedProtocol, limit_connections
@@ -74,9 +71,12 @@ def serve(
     everywhere = host in ("0.0.0.0", "::", "")
     shown = socket.gethostname().lower() if everywhere else f"[{host}]" if ":" in host else host
     app = build_app(studio, caps or Caps(), sessions=sessions, hosts=(*LOOPBACK, shown, *names))
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    stop = threading.Event()
+    keeper = threading.Thread(target=keep_open, args=(studio.home, address, worker, stop), daemon=True)
+    keeper.start()
     secret = f"?token={sessions.owner}" if sessions else ""
-    address = f"http://{shown}:{listening.getsockname()[1]}/{secret}"
-    print(f"The studio is at {address} and keeps its data in {studio.home}.", flush=True)
+    print(f"The studio is at {address}{secret} and keeps its data in {studio.home}.", flush=True)
     if host not in (*LOOPBACK, "::1"):
         print("Others reach it without TLS: put a proxy before it (`peftbook studio --unit` shows one).", flush=True)
     if (studio.home / "login.json").is_file():
@@ -99,10 +99,14 @@ def serve(
     warming.daemon = True
     warming.start()
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt), ended_as_interrupted():
+            uvicorn.Server(config).run(sockets=[listening])
     finally:
         stop.set()
+        keeper.join()
         listening.close()
+    if not end_worker(studio, waiting=False) and (left := sum(not job.ended for job in studio.jobs())):
+        print(f"{left} runs go on without the studio: open it again to see them.", flush=True)
     return 0
 
 
@@ -114,13 +118,15 @@ def listen(host: str, port: int) -> Any:
         raise InputError(f"Port {port} of {host!r} cannot be used ({error.strerror}): give another --port.") from None
 
 
-def keep_worker(home: Path, stop: threading.Event) -> None:
-    """Start a worker whenever none is alive, and keep it from ending while the studio is open."""
+def keep_open(home: Path, address: str, worker: bool, stop: threading.Event) -> None:
+    """Record that the studio is open, which keeps a worker from ending; with `worker`, start one when none is alive."""
     while not stop.is_set():
         with contextlib.suppress(Exception):
-            say_open(home)
-            start_worker(home)
+            say_open(home, address)
+            if worker:
+                start_worker(home)
         stop.wait(KEEPER_SECONDS)
+    (home / "open").unlink(missing_ok=True)
 
 
 # --- routes ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -110,8 +111,8 @@ def refusal(home: Path, code: int) -> str:
 
 
 def close_to_others(home: Path) -> None:
-    """Take from others what they may do in a home that stood before. Raises InputError for a folder with other files,
-    which is not ours to close.
+    """Take from others what they may do in a home that stood before, and say so on standard error. Raises InputError
+    for a folder with other files, which is not ours to close.
     """
     found = home.stat()
     if os.name != "posix" or not found.st_mode & 0o077:
@@ -122,6 +123,7 @@ def close_to_others(home: Path) -> None:
         )
     with clear_failures(home):
         home.chmod(0o700)
+    print(f"Others could read {str(home)!r}: now its owner alone can.", file=sys.stderr, flush=True)
 
 
 class Database:

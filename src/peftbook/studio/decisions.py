@@ -19,6 +19,7 @@ from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.store import Studio
 from peftbook.studio.tuning import is_trial
 from peftbook.tasks.cautions import cautions, leakage
+from peftbook.tasks.files import count_labels
 
 FIRST_MEASURE, FIRST_COST = "rougeL", next(iter(COSTS))
 
@@ -45,10 +46,14 @@ def evaluations(studio: Studio, project_id: str, plan_id: str = "") -> dict[str,
 
 
 def first_measure(studio: Studio, project_id: str) -> str:
-    """The measure that was declared with the plan queued last, if the project still has it."""
+    """The measure that was declared with the plan queued last, if the project still has it; else exact match where
+    targets look like labels.
+    """
     declared = [plan.measure for plan in studio.plans(project_id) if plan.measure]
-    known = measures_with(metrics_of(studio, project_id))
-    return declared[-1] if declared and declared[-1] in known else FIRST_MEASURE
+    if declared and declared[-1] in measures_with(metrics_of(studio, project_id)):
+        return declared[-1]
+    splits = studio.task(project_id).splits
+    return "exact_match" if count_labels(splits["train"], splits["test"]) else FIRST_MEASURE
 
 
 def name_of(job: Job) -> str:

@@ -23,6 +23,8 @@ from peftbook.tasks import TaskData
 if TYPE_CHECKING:
     from peftbook.training.preflight import TokenizedTask
 
+ENOUGH = 0.9  # of one pass over the training rows; below, it is said
+
 
 @dataclass(frozen=True)
 class Check:
@@ -114,12 +116,12 @@ def time_words(checks: Sequence[Check]) -> str:
 
 
 def coverage_words(checks: Sequence[Check]) -> str:
-    """That the tokens of a plan are less than one pass over the training rows, in a sentence; empty where they are not.
+    """That the tokens of a plan are less than ENOUGH of a pass over the training rows, in a sentence; else nothing.
 
     Of several models it speaks of the one to whose tokenizer the rows are longest.
     """
     least = min((one for one in checks if one.epochs), key=lambda one: one.epochs, default=None)
-    if least is None or least.epochs >= 1:
+    if least is None or least.epochs >= ENOUGH:
         return ""
     tokens, share = round(least.epochs * least.tokens), max(1, math.floor(100 * least.epochs))
     return (

@@ -334,17 +334,18 @@ def task_of(file: Path, project: Project) -> TaskData:
     return task_from_table(table_of(file, project), project.columns, project.split, project.instruction)
 
 
-def say_open(home: Path) -> None:
-    """Record that a studio of this home is open, so that its worker stays."""
-    (home / "open").touch()
+def say_open(home: Path, address: str) -> None:
+    """Record that a studio of this home is open at an address, so that its worker stays."""
+    (home / "open").write_text(address)
 
 
-def is_open(home: Path) -> bool:
-    """Whether a studio of this home is open, by its last `say_open`."""
+def open_at(home: Path) -> str:
+    """The address of the studio of this home that is open, by its last `say_open`; empty where none is."""
+    path = home / "open"
     try:
-        return time.time() - (home / "open").stat().st_mtime < OPEN_SECONDS
+        return path.read_text() if time.time() - path.stat().st_mtime < OPEN_SECONDS else ""
     except OSError:
-        return False
+        return ""
 
 
 def start_worker(home: Path | str | None = None, *more: str) -> bool:

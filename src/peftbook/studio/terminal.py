@@ -67,7 +67,8 @@ def show(found: Comparison, columns: int | None = None) -> str:
     headers, rows = table(found)
     first = 6 + bool(found.unseen)  # mark, method, the deciding score and its differences
     told = found.recommendation
-    words = (told.headline, found.over_untuned, found.leakage, " ".join(told.lacks), " ".join(told.method))
+    beside = (found.over_untuned, found.without_adapter, found.leakage)
+    words = (told.headline, *beside, " ".join(told.lacks), " ".join(told.method))
     parts = [
         *(filled(one, width) for one in words if one),
         aligned(headers[:first], [row[:first] for row in rows]),
@@ -162,6 +163,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         ],
         "metrics": [json.loads(one.text()) | {"words": one.words} for one in found.metrics],
         "over_untuned": found.over_untuned,
+        "without_adapter": found.without_adapter,
         "always_the_commonest": None if found.constant is None else intervals({"score": found.constant})["score"],
         "copying_the_input": None if found.copying is None else intervals({"score": found.copying})["score"],
         "cautions": list(found.cautions),

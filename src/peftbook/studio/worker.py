@@ -36,7 +36,7 @@ from peftbook.runtime.resources import memory_bytes, side_by_side
 from peftbook.runtime.threads import best_threads, cores_gained, threads_beside
 from peftbook.studio.database import default_home
 from peftbook.studio.playground import Sampling
-from peftbook.studio.store import Job, Studio, is_open
+from peftbook.studio.store import Job, Studio, open_at
 from peftbook.studio.tasks import ASSISTED, GIB, LIMITS, MEMORY_SHARE, Limit, Task
 from peftbook.studio.work import NOT_MINE, tidy
 
@@ -125,7 +125,7 @@ class Worker:
     @property
     def idle_seconds(self) -> float:
         """How long there was nothing to do and no studio open."""
-        if self.slots or self.assistants or is_open(self.studio.home):
+        if self.slots or self.assistants or open_at(self.studio.home):
             self.last_needed = time.monotonic()
         return time.monotonic() - self.last_needed
 

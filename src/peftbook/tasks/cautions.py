@@ -15,7 +15,7 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
     said = [
         (instruction == "{input}" and not seen.told,
          "The model is told nothing but the input, so that a tuned model is compared with one that does not know the "
-         "task: say what to do (--instruction; in the studio the prompt), as in “Summarise this: {{input}}”.", "warn"),
+         "task: say what to do in the instruction, as in “Summarise this: {{input}}”.", "warn"),
         (seen.unused, "“{}” is not used, the chosen answers alone are. The stage that learns from both is DPO, whose "
          "script `peftbook recipe --stage dpo` writes.", "warn"),
         (seen.cut, "{:,} chats go on after their last answer: what follows it is left out.", "warn"),
@@ -30,8 +30,9 @@ def cautions(seen: TableFindings, instruction: str) -> list[tuple[str, str]]:
         (seen.copies, "{:,} rows nearly repeat the input of another and are left out.", "info"),
         (compared if not seen.near_duplicates else 0,
          "No leakage found: none of {:,} test inputs nearly repeats a training row.", "good"),
-        (seen.shared_targets,
-         f"{{:,}} of {test:,} test targets also occur in training: right for labels, a shortcut for free text.",
+        (seen.labels, "The targets look like {:,} labels: decide by exact match.", "info"),
+        (0 if seen.labels else seen.shared_targets,
+         f"{{:,}} of {test:,} test targets also occur in training: a shortcut for free text.",
          "info"),
     ]  # fmt: skip
     return [(sentence.format(count), kind) for count, sentence, kind in said if count]
@@ -41,6 +42,5 @@ def leakage(seen: TableFindings) -> str:
     """How many test rows are nearly training rows, and what to do, in a sentence."""
     return (
         f"Leakage: {seen.near_duplicates:,} of {seen.compared:,} test inputs are nearly those of a training row, so "
-        "scores will flatter every method: keep near copies together in one split, or leave them out (--near-copies "
-        "together or out; in the studio under Near copies)."
+        "scores will flatter every method: set near copies to together, in one split, or to out."
     )

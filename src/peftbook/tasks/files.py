@@ -26,6 +26,7 @@ from peftbook.tasks.splitting import check_fractions, split_examples
 from peftbook.tasks.table import TextTable, read_table
 
 FAULTS_SHOWN = 3
+REPEATED = 5  # times that a label occurs on average, of what is no free text
 SHOWN_COLUMNS, SHOWN_CHARS = 12, 40  # in a sentence
 METRICS = ("rouge", "bertscore", "exact_match")
 NearCopies = Literal["any", "together", "out"]
@@ -70,11 +71,10 @@ class TableFindings:
 
     rows: of the file.  usable: without those in `faults`.  duplicates: rows that repeat the input and the target of one
     before.  conflicting: rows whose input occurs with another target too.  splits: rows of each.  told: whether rows
-    themselves say what to do, as chats and instructions do.  several, cut: chats
-    of several turns, and those that go on after their last answer.  unused: column of answers that are not trained on.
-    shared_targets: test rows whose target is that of a training row.  leaked: ids of those of the `compared` test rows
-    whose input is nearly that of a training row.  copies: near copies that are left out.  obstacle: why it is no task
-    yet, or nothing.
+    themselves say what to do, as chats and instructions do.  several, cut: chats of several turns, and those that go on
+    after their last answer.  unused: column of answers that are not trained on.  shared_targets: test rows whose target
+    is that of a training row.  labels: `count_labels`.  leaked: ids of those of the `compared` test rows whose input is
+    nearly that of a training row.  copies: near copies that are left out.  obstacle: why it is no task yet, or nothing.
     """
 
     rows: int
@@ -84,6 +84,7 @@ class TableFindings:
     conflicting: int
     splits: dict[str, int]
     shared_targets: int
+    labels: int = 0
     leaked: tuple[str, ...] = ()
     compared: int = 0
     copies: int = 0
@@ -202,9 +203,19 @@ def examine(table: TextTable, columns: Columns, split: Split = Split()) -> Table
         **counts,  # type: ignore[arg-type]
         splits={name: len(splits[name]) for name in SPLITS},
         shared_targets=sum(example.target in learned for example in splits["test"]),
+        labels=count_labels(splits["train"], splits["test"]),
         leaked=tuple(row.id for row, leaks in zip(splits["test"], near, strict=False) if leaks),
         compared=len(near),
     )
+
+
+def count_labels(train: Sequence[TaskExample], test: Sequence[TaskExample]) -> int:
+    """How many different targets there are, if they look like labels: several, every test target one of training,
+    where a target occurs REPEATED times on average. Else 0.
+    """
+    learned = {example.target for example in train}
+    known = all(example.target in learned for example in test)
+    return len(learned) if known and 1 < len(learned) <= len(train) / REPEATED else 0
 
 
 def check_enough(examples: Sequence[TaskExample], faults: Sequence[Fault]) -> None:

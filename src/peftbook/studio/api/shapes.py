@@ -153,6 +153,7 @@ class FindingsShape(Shape):
     conflicting: int
     near_duplicates: int
     shared_targets: int
+    labels: int
     notes: list[Note]
     obstacle: str
 

@@ -30,8 +30,9 @@ EVERY_SECONDS, LONG_SECONDS = 0.7, 3600.0  # of a plan that is long
 def show(visit: Visit) -> dict[str, Any]:
     """The form as it is typed, and what was found if that was checked."""
     fields, request = fields_of(visit.typed), visit.query.get("check", "")
-    if "seeds" not in visit.typed and (jobs := visit.studio.jobs(visit.project.id)):  # the plan before has been queued
+    if "measure" not in visit.typed:
         fields["measure"] = first_measure(visit.studio, visit.project.id)
+    if "seeds" not in visit.typed and (jobs := visit.studio.jobs(visit.project.id)):  # the plan before has been queued
         fields["models"] = [name for name in EMBEDDED if name in {job.run.model.name for job in jobs}]
         fields["other_models"] = "\n".join(sorted({job.run.model.name for job in jobs} - {*EMBEDDED}))
     live = Live(Markup("")) if visit.form is not None or not request else check_progress(visit, request, fields)
