@@ -297,7 +297,7 @@ def test_cut_inputs_are_counted():
 
 @pytest.mark.parametrize("share", [0.004, 0.4, 0.89, 0.91, 1.0, 3.0])
 def test_less_than_one_pass_over_the_rows_is_said_with_what_would_be_one(share):
-    """By counted tokens, in one sentence, of which the tokens that it names are enough; nearly a whole pass is no news."""
+    """By counted tokens, in one sentence, of which the tokens that it names are enough; nearly a pass is no news."""
     once = preflight(TASK, plan(TASK, Settings(models=(SMALL,), methods=("lora",))), ROOMY)[1].tokens
     settings = Settings(models=(SMALL,), methods=("lora", "prompt"), tokens=math.ceil(share * once))
     words = coverage_words(preflight(TASK, plan(TASK, settings), ROOMY))

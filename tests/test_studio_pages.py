@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import random
 import re
 from html.parser import HTMLParser
@@ -16,14 +17,17 @@ import pytest
 from markupsafe import Markup
 from plain_browser import ORIGIN, PREFIX, Plain
 from studio_api import check_of, finish, work
+from studio_home import SMALL
 
 from peftbook.core import specs
 from peftbook.core.options import options_of
 from peftbook.methods import preset, presets
 from peftbook.studio import access, app, data_checks
 from peftbook.studio.jobs import parse_run
+from peftbook.studio.judging import measure_of
 from peftbook.studio.pages import runs
 from peftbook.studio.pages.form import PLANS
+from peftbook.studio.plan import plan
 from peftbook.studio.project_metrics import declare
 from peftbook.studio.settings import Reading, Settings
 from peftbook.studio.store import Studio
@@ -34,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarnin
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 SUMS = [b"What is %d and one?,It is %d\n" % (n, n + 1) for n in range(400)]
 ROWS = b"question,answer\n" + b"".join(SUMS[:40])
-STEPS = ("data", "plan", "runs", "decision", "try", "files")
+STEPS = ("data", "plan", "runs", "decision", "judge", "try", "files")
 MINE = {
     "models": [specs.SMALL_MODEL],
     "methods": ["untuned", "lora"],
@@ -662,3 +666,67 @@ def main_buttons(window: Plain) -> list[str]:
     """Those that are shown and lead on, but for what stands in a fold."""
     found = window.soup.select("main .act-main")
     return [one.get_text() for one in found if one.find_parent("details") is None]
+
+
+def judged_project(studio: Studio, right: float) -> tuple[str, str, str]:
+    """A project and two of its jobs: the first says "yes" to that share of the test rows and "no" to the others, the
+    second the contrary; every fifth row has the same answer of both.
+    """
+    project = project_of(studio, b"question,answer\n" + b"".join(SUMS))
+    settings = Settings(models=(SMALL,), methods=("lora",), seeds=1, tokens=300, max_new_tokens=4)
+    studio.submit(project, plan(studio.task(project), settings))
+    jobs = []
+    while (job := studio.claim("stand-in", os.getpid())) is not None:
+        rows = job.run.evaluation.n_generate
+        good = [(at % 10 < 10 * right) != bool(jobs) for at in range(rows)]
+        finish(studio, job, texts=["same" if at % 5 == 0 else "yes" if one else "no" for at, one in enumerate(good)])
+        jobs.append(job.id)
+    return project, *jobs
+
+
+def judge_all(window: Plain, project: str, first: str, second: str, rater: str, most: int = 1000) -> int:
+    """A rater to whom "yes" is better, through the page; how many rows were asked."""
+    window.open(f"/projects/{project}/judge").press("Judge blind", first=first, second=second, rater=rater)
+    for asked in range(most):
+        if not (sides := window.soup.select(".pair .said")):
+            return asked
+        assert {one.get_text() for one in sides} == {"yes", "no"}
+        window.press("Left is better" if sides[0].get_text() == "yes" else "Right is better")
+    return most
+
+
+def test_people_judge_blind_and_what_they_say_decides(window, studio):
+    """Every row on which the two differ is asked once of each rater; the decision has the score that follows."""
+    project, first, second = judged_project(studio, right=0.2)
+    asked = judge_all(window, project, first, second, "ann")
+    rows = studio.job(first).run.evaluation.n_generate
+    assert asked == sum(at % 5 != 0 for at in range(rows)) and "All " in window.text
+    judge_all(window, project, second, first, "bob", most=3)
+    decided = window.open(f"/projects/{project}/decision?measure={measure_of(*sorted((first, second)))}").text
+    assert "Take LoRA: it is the clear winner" in decided
+    assert f"on {rows} test rows" in decided and f"ann {asked} rows, bob 3 rows" in decided and "100 % of 3" in decided
+    api = f"/api/v1/projects/{project}"
+    measure = Plain(window.served).open(f"{api}/judgements").answer.json()[0]["measure"]
+    found = Plain(window.served).open(f"{api}/decision?measure={measure}").answer.json()
+    means = sorted(row["scores"]["preferred"]["mean"] for row in found["rows"])
+    assert means == pytest.approx([0.2, 0.8])  # of ten rows two are ties, one goes to the first, seven to the second
+    window.open(f"/projects/{project}/judge?first={first}&second={second}&rater=bob")
+    assert window.press("Take the last one back").text.count("2 of ") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"second": "{first}"}, "one run"),
+        ({"rater": " "}, "Judge blind"),
+        ({"rater": "\x07"}, "no name of a rater"),
+        ({"first": "nobody"}, "There is no job"),
+    ],
+)
+def test_who_cannot_be_judged_is_said(window, studio, change, words):
+    project, first, second = judged_project(studio, right=0.5)
+    asked = {"first": first, "second": second, "rater": "ann"} | {k: v.format(first=first) for k, v in change.items()}
+    window.open(f"/projects/{project}/judge?{urlencode(asked)}")
+    assert words in window.text and window.status < 500 and not studio.judgements(project)
+    unjudged = window.open(f"/projects/{project}/decision?measure={measure_of(*sorted((first, second)))}")
+    assert "Nobody has judged" in unjudged.text

@@ -399,7 +399,7 @@ def requests(draw: st.DrawFn, there: Served) -> Request:
     return Request(method, target, headers, body, statuses)
 
 
-STEPS = ("data", "plan", "runs", "decision", "try", "files")
+STEPS = ("data", "plan", "runs", "decision", "judge", "try", "files")
 ASKED = ("plan", "runs", "job", "check", "part", "measure", "cost", "metrics", "row", "page", "token", "do", "make")
 FIELD = re.compile(r'<(?:input|select|textarea|button)[^>]*? name="([^"]*)"(?:[^>]*? value="([^"]*))?')
 Page = tuple[str, list[tuple[str, str]]]

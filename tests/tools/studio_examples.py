@@ -74,6 +74,7 @@ EXAMPLES = (
     Example("GET /projects/{project}/comparable", "/projects/{project}/comparable"),
     Example("PUT /projects/{project}/metrics", "/projects/{project}/metrics", METRICS),
     Example("GET /projects/{project}/metrics", "/projects/{project}/metrics"),
+    Example("GET /projects/{project}/judgements", "/projects/{project}/judgements"),
     Example("GET /projects/{project}/decision", "/projects/{project}/decision?plan={plan}&measure=rougeL"),
     Example("GET /projects/{project}/decision.txt", "/projects/{project}/decision.txt?columns=100"),
     Example("GET /projects/{project}/decision.csv", "/projects/{project}/decision.csv"),

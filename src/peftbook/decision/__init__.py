@@ -49,7 +49,7 @@ def compare(
     texts: Mapping[str, Sequence[str]],
     examples: Sequence[TaskExample],
     *,
-    measure: str = "rougeL",
+    measure: str | Measure = "rougeL",
     margin: float | None = None,
     level: float = LEVEL,
     cost: str = "gigabyte_seconds",
@@ -64,7 +64,8 @@ def compare(
     records: quality runs of one task, scored on the same test examples; and those that some of them go on from, whose
     task has fewer training rows and the same test examples.  texts: generated, by key of the record.
     examples: of the split that was scored, in its order; may be empty.  metrics: the user's own, computed from texts
-    and examples here.  measure: what decides, one of MEASURES or the name of such a metric.
+    and examples here.  measure: what decides, one of MEASURES, the name of such a metric, or another
+    whose column the records have.
     margin: differences below it do not matter; None is the measure's own.  cost: what "cheapest" is about, after the
     size of the model, one of COSTS.  tuned: whether the learning rates were chosen on this data's validation rows, None
     where some were.  prose: by key of a record what `prose_probe` measured of its run.
@@ -72,9 +73,10 @@ def compare(
     warnings: what else the rows do not carry, in sentences.
     Raises InputError for records that cannot be compared and for an unknown or missing measure.
     """
-    check_choices(measure, cost, margin, metrics)
-    known = measures_with(metrics)
-    deciding = known[measure]
+    given = measure if isinstance(measure, Measure) else None
+    check_choices("rougeL" if given else measure, cost, margin, metrics)  # type: ignore[arg-type]
+    known = measures_with(metrics) | ({given.name: given} if given else {})
+    deciding = given or known[measure]  # type: ignore[index]
     margin = deciding.margin if margin is None else margin
     candidates = group_records(with_own_scores(records, texts, examples, metrics))
     measures = measures_of(candidates, deciding, known)
@@ -85,7 +87,7 @@ def compare(
     if examples and len(examples) < most:
         raise InputError(f"{most} test examples were scored and {len(examples)} are given: give the whole split.")
     groups = groups_of(examples)
-    own = next((one for one in metrics if one.name == measure), None)
+    own = next((one for one in metrics if one.name == deciding.name), None)
     labelled = dict(zip(label_runs([one.run for one in candidates]), candidates, strict=True))
     base = {one.run.model: 0 for one in candidates}
     for one in candidates:
@@ -125,7 +127,7 @@ def compare(
         kept = [record.model_copy(update={"per_example": where(record.per_example, fresh)}) for record in records]
         written = where(texts, fresh)
         apart = compare(
-            kept, written, [*compress(examples, fresh)], measure=measure, margin=margin, level=level, cost=cost,
+            kept, written, [*compress(examples, fresh)], measure=deciding, margin=margin, level=level, cost=cost,
             tuned=tuned, metrics=metrics, prose=prose,
         )  # fmt: skip
         found = dataclasses.replace(found, unseen=apart)

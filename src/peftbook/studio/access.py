@@ -28,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)  # RFC 3986, 3.2.2: a port is digits
 OPEN = re.compile(r"/studio/(?:fonts/[\w.-]+|style\.css|page\.js|icon\.svg)")
-PAGE = re.compile(r"/(?:status|new/\w+|projects/\w+(?:/(?:data|plan|runs|decision|try|files))?)?", re.ASCII)
+PAGE = re.compile(r"/(?:status|new/\w+|projects/\w+(?:/(?:data|plan|runs|decision|judge|try|files))?)?", re.ASCII)
 API = re.compile(r"/api/v1(?:/[\w.-]*)*", re.ASCII)
 UPLOAD = "/new"
 CONTENT = re.compile(rf"{UPLOAD}|/api/v1/files/\w+/content", re.ASCII)  # bytes of a file, which are counted there

@@ -16,7 +16,7 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = 7  # 1 had no sessions, 2 no phase_began, 3 no tokens, 4 no tuning, 5 no scopes, 6 jobs and requests apart
+SCHEMA = 8  # without sessions 1, phase_began 2, tokens 3, tuning 4, scopes 5, one table of tasks 6, judgements 7
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -53,6 +53,11 @@ CREATE TABLE IF NOT EXISTS points (
     job TEXT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE, step INTEGER NOT NULL, loss REAL NOT NULL,
     PRIMARY KEY (job, step)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS judgements (
+    project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, first TEXT NOT NULL, second TEXT NOT NULL,
+    example TEXT NOT NULL, rater TEXT NOT NULL, preferred REAL NOT NULL,
+    PRIMARY KEY (project, first, second, example, rater)
+) STRICT;
 CREATE TABLE IF NOT EXISTS workers (
     id TEXT PRIMARY KEY, pid INTEGER NOT NULL, identity TEXT NOT NULL, host TEXT NOT NULL, started REAL NOT NULL,
     beat REAL NOT NULL

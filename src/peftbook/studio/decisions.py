@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from peftbook.core import specs
 from peftbook.core.errors import Conflict, Unknown
 from peftbook.core.records import Record, Store
-from peftbook.decision import COSTS, Comparison, compare, measures_with
+from peftbook.decision import COSTS, Comparison, compare, measures_with, where
 from peftbook.decision.forgetting import prose_is_measured, prose_probe
+from peftbook.decision.judging import PREFERRED, Judgement, say_raters, with_preferences
 from peftbook.decision.own_metrics import Metric, read_metrics
 from peftbook.studio import report
 from peftbook.studio.data_checks import examined
 from peftbook.studio.jobs import Job
+from peftbook.studio.judging import pair_named
 from peftbook.studio.model_card import command_line
 from peftbook.studio.project_metrics import metrics_of
 from peftbook.studio.store import Studio
@@ -71,12 +73,15 @@ def project_comparison(
     margin: float | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> Comparison:
-    """The comparison of what has finished. metrics: the user's own, if not those that the project has.
+    """The comparison of what has finished. measure: of MEASURES, of the user's own, or of a pair that people judged
+    (`judging`), which is compared alone.  metrics: the user's own, if not those that the project has.
 
     Raises Conflict where there is nothing to compare.
     """
     if not jobs:
         raise Conflict("No run has finished yet: see under Runs how far they are.")
+    if pair := pair_named(studio, project_id, measure):
+        jobs = list(pair.jobs)
     tuned = {job for plan in studio.plans(project_id) if plan.tuning for job in plan.jobs}
     raced = {job.id in tuned for job in jobs if job.run.budget is not None}
     are_tuned = None if len(raced) == 2 else raced == {True}
@@ -86,7 +91,9 @@ def project_comparison(
         other for other in evaluations(studio, project_id).values() if other[0].run.evaluation != runs[0].evaluation
     ]
     others = tuple(f"{len(other)} more runs were {name_of(other[0])}: they are not in this table." for other in apart)
-    return _project_comparison(str(studio.home), project_id, runs, measure, cost, margin, are_tuned, said, others)
+    judged = pair.judgements(studio) if pair else ()
+    home = str(studio.home)
+    return _project_comparison(home, project_id, runs, measure, cost, margin, are_tuned, said, others, judged)
 
 
 @functools.lru_cache(32)
@@ -100,6 +107,7 @@ def _project_comparison(
     tuned: bool | None,
     metrics: tuple[str, ...],
     others: tuple[str, ...],
+    judged: tuple[Judgement, ...],
 ) -> Comparison:
     """Compare the recorded runs, knowing what leaks; cached, since a record never changes."""
     studio = Studio(home)
@@ -113,9 +121,15 @@ def _project_comparison(
     texts = {record.key: found for record in records if (found := store.texts(record))}
     examples = studio.task(project_id).splits[runs[0].evaluation.split]
     own, prose = read_metrics(metrics, files=False), prose_of(store, records)
+    if pair := pair_named(studio, project_id, measure):
+        scores, ids = pair.scores(judged), [row.id for row in examples]
+        records = with_preferences(*pair.records, scores, ids)
+        texts = where(texts, [name in scores for name in ids])
+        examples = tuple(row for row in examples if row.id in scores)
+        warnings.insert(0, say_raters(judged))
     return compare(
-        records, texts, examples, measure=measure, cost=cost, margin=margin, tuned=tuned, metrics=own, prose=prose,
-        leaked=frozenset(seen.leaked), warnings=(*warnings, *others),
+        records, texts, examples, measure=PREFERRED if pair else measure, cost=cost, margin=margin, tuned=tuned,
+        metrics=own, prose=prose, leaked=frozenset(seen.leaked), warnings=(*warnings, *others),
     )  # fmt: skip
 
 

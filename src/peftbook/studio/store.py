@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from peftbook.core.errors import InputError, TooLarge, Unknown
 from peftbook.core.exchange import files_of, receive_record
 from peftbook.core.records import write_atomically
 from peftbook.core.stamp import file_hash
+from peftbook.decision.judging import Judgement
 from peftbook.studio.database import clear_failures
 from peftbook.studio.jobs import AtHand, Job
 from peftbook.studio.settings import Reading
@@ -189,6 +190,26 @@ class Studio(WorkerQueue):
                 limit = ORPHAN_SECONDS if path.name.startswith(".") else KEPT_SECONDS
                 if now - path.stat().st_mtime > limit:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def judge(self, project_id: str, said: Judgement) -> None:
+        """Keep a judgement; what the rater said of the row before is replaced."""
+        with self._write() as db:
+            self._check_project(db, project_id)
+            row = (project_id, *astuple(said))
+            db.execute("INSERT OR REPLACE INTO judgements VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def take_back(self, project_id: str, pair: tuple[str, str], rater: str) -> None:
+        """Delete the last judgement that a rater gave of a pair of jobs, if there is one."""
+        which = "project = ? AND first = ? AND second = ? AND rater = ?"
+        with self._write() as db:
+            last = f"SELECT max(rowid) FROM judgements WHERE {which}"
+            db.execute(f"DELETE FROM judgements WHERE rowid = ({last})", (project_id, *pair, rater))
+
+    def judgements(self, project_id: str) -> tuple[Judgement, ...]:
+        """What people said of answers to the project's test rows, in the order in which they said it."""
+        names = "first, second, example, rater, preferred"
+        rows = self._rows(f"SELECT {names} FROM judgements WHERE project = ? ORDER BY rowid", project_id)
+        return tuple(Judgement(*row) for row in rows)
 
     def content(self, project_id: str) -> bytes:
         """The project's upload, as it was sent. Raises InputError as `table` does."""

@@ -18,6 +18,7 @@ from peftbook.studio.api.shapes import Body, Shape
 from peftbook.studio.decisions import FIRST_COST, evaluations, first_measure, name_of, project_comparison, whole_report
 from peftbook.studio.downloads import slug
 from peftbook.studio.jobs import Job
+from peftbook.studio.judging import measure_of
 from peftbook.studio.project_metrics import declare, metrics_of
 from peftbook.studio.tabular import to_csv
 from peftbook.studio.terminal import as_json, show
@@ -50,7 +51,8 @@ def chosen(
     measure: Annotated[
         str,
         Query(
-            description=f"what decides: {', '.join(MEASURES)}, or a metric of the project; else as its last plan says"
+            description=f"what decides: {', '.join(MEASURES)}, a metric of the project, or the `measure` of "
+            "judgements; else as its last plan says"
         ),
     ] = "",
     cost: Annotated[str, Query(description=f"what is cheap: {', '.join(COSTS)}")] = FIRST_COST,
@@ -112,6 +114,27 @@ def declare_metrics(project: str, body: MetricsBody, here: Here) -> list[MetricS
     """Declare metrics, in place of those before. Nothing is trained again: they are computed from texts at hand."""
     here.studio.project(project)
     return MetricShape.all_of(declare(here.studio, project, body.metrics))
+
+
+class JudgementShape(Shape):
+    """What a rater said of two jobs' answers to a test row. preferred: 1 for the first, 0 for the second, 0.5 for a
+    tie.  measure: the name by which the decision takes what people said of the two.
+    """
+
+    measure: str
+    first: str
+    second: str
+    example: str
+    rater: str
+    preferred: float
+
+
+@routes.get("/judgements")
+def list_judgements(project: str, here: Here) -> list[JudgementShape]:
+    """What people said on the page for it, in the order in which they said it."""
+    here.studio.project(project)
+    said = here.studio.judgements(project)
+    return [JudgementShape.about(one, measure=measure_of(one.first, one.second)) for one in said]
 
 
 @routes.get("/decision")

@@ -2,7 +2,7 @@
 
     /                                           projects, and a new one
     /new/UPLOAD                                 how an upload is read
-    /projects/ID/data plan runs decision try files
+    /projects/ID/data plan runs decision judge try files
 
 What is chosen on a page stands in the query of its address, so that it can be kept, sent, and opened twice.
 """
@@ -22,6 +22,7 @@ from peftbook.studio.pages.data import DATA, READING
 from peftbook.studio.pages.decide import DECISION
 from peftbook.studio.pages.files import FILES
 from peftbook.studio.pages.form import usual_rates
+from peftbook.studio.pages.judge import JUDGE
 from peftbook.studio.pages.plan import PLAN
 from peftbook.studio.pages.projects import HOME, add_uploads
 from peftbook.studio.pages.runs import RUNS
@@ -31,7 +32,7 @@ from peftbook.studio.pages.tryout import TRY
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": TRY, "files": FILES}
+STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "judge": JUDGE, "try": TRY, "files": FILES}
 
 
 def add_pages(app: FastAPI, context: Context) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from peftbook.core.errors import InputError, Unknown
-from peftbook.decision import COSTS, Comparison, measures_with
+from peftbook.decision import COSTS, Comparison, contenders_of, measures_with
 from peftbook.decision.own_metrics import read_metrics
 from peftbook.studio.decisions import FIRST_COST, evaluations, first_measure, name_of, project_comparison
 from peftbook.studio.downloads import slug
 from peftbook.studio.html import fill, part
+from peftbook.studio.judging import judged_measures
 from peftbook.studio.pages.site import Live, View, Visit, frame, lines
 from peftbook.studio.pareto import pareto_svg
 from peftbook.studio.project_metrics import declare, metrics_of
@@ -44,6 +45,7 @@ def render_decision(visit: Visit, found: Comparison, asked: dict[str, str], sift
         name=slug(visit.project.name),
         files=visit.to(f"/projects/{visit.project.id}/files"),
         tryout=visit.to(f"/projects/{visit.project.id}/try"),
+        judge=visit.to(f"/projects/{visit.project.id}/judge", **contenders(visit, found)),
         again=visit.to(f"/projects/{visit.project.id}/data"),
         wide=Markup(pareto_svg(found)),
         narrow=Markup(pareto_svg(found, width=360)),
@@ -51,6 +53,14 @@ def render_decision(visit: Visit, found: Comparison, asked: dict[str, str], sift
         forgotten=forgotten,
         legend=FORGOTTEN,
     )
+
+
+def contenders(visit: Visit, found: Comparison) -> dict[str, str]:
+    """The two rows whose answers are worth judging, as fields of the page for it; nothing of a single row."""
+    known = {job.key: job.id for job in visit.studio.jobs(visit.project.id)}
+    runs = {row.label: row.runs[0] for row in found.contest}
+    ids = [known[runs[label]] for label in contenders_of(found)[:2] if runs[label] in known]
+    return dict(zip(("first", "second"), ids, strict=True)) if len(ids) == 2 else {}
 
 
 def show(visit: Visit) -> dict[str, Any]:
@@ -64,7 +74,7 @@ def show(visit: Visit) -> dict[str, Any]:
         **frame(visit), "asked": asked, "filter": query.get("filter", ""),
         "chosen": any(query.get(name) for name in ("runs", "measure", "cost", "filter")),
         "costs": [(name, words.capitalize()) for name, words in COSTS.items()],
-        "measures": measures_of(visit.studio, project.id),
+        "measures": [*measures_of(visit.studio, project.id), *judged_measures(visit.studio, project.id)],
         "metrics": visit.typed.get("metrics", "\n".join(one.text() for one in metrics)),
         "sets": [(at, f"{len(jobs)} runs, {name_of(jobs[0])}") for at, jobs in sets.items()],
         "live": Live(part("empty", *NOTHING)),
