@@ -2,7 +2,7 @@
 
     /                                           projects, and a new one
     /new/UPLOAD                                 how an upload is read
-    /projects/ID/data plan runs decision judge try files
+    /projects/ID/data plan runs decision try files; judge, from decision
 
 What is chosen on a page stands in the query of its address, so that it can be kept, sent, and opened twice.
 """
@@ -32,7 +32,7 @@ from peftbook.studio.pages.tryout import TRY
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "judge": JUDGE, "try": TRY, "files": FILES}
+STEPS = {"data": DATA, "plan": PLAN, "runs": RUNS, "decision": DECISION, "try": TRY, "files": FILES}
 
 
 def add_pages(app: FastAPI, context: Context) -> None:
@@ -43,6 +43,7 @@ def add_pages(app: FastAPI, context: Context) -> None:
     add_uploads(app, context)
     for name, view in STEPS.items():
         add_view(app, context, f"/projects/{{project}}/{name}", view)
+    add_view(app, context, "/projects/{project}/judge", JUDGE)
     app.add_route("/projects/{project}", first_step)
     app.add_exception_handler(Exception, functools.partial(unforeseen, context))
 

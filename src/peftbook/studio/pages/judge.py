@@ -24,7 +24,7 @@ def show(visit: Visit) -> dict[str, Any]:
     jobs = [job for jobs in sets for job in jobs if job.run.evaluation.n_generate]
     fields = {name: visit.query.get(name, "") for name in FIELDS}
     shown = {**frame(visit), "jobs": [(job.id, job.label) for job in jobs], "fields": fields, "choices": CHOICES}
-    shown |= {"row": None, "asked": None, "done": 0}
+    shown |= {"step": "decision", "row": None, "asked": None, "done": 0}
     if not all(fields.values()):
         usual = [job.id for job in (sets or [[]])[0][-2:]]
         return shown | {"fields": {name: fields[name] or one for name, one in zip_longest(FIELDS, usual, fillvalue="")}}

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 MOST_FIELDS = 500
 THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
-STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "judge": "Judge",
-         "try": "Try it", "files": "Files"}  # fmt: skip
+STEPS = {"data": "Data", "plan": "Plan", "runs": "Runs", "decision": "Decision", "try": "Try it", "files": "Files"}
 
 
 @dataclass(frozen=True)
