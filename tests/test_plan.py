@@ -31,7 +31,6 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import precision
 from peftbook.runtime.resources import memory_bytes, shape_of, side_by_side, training_setup
 from peftbook.studies import get_study
-from peftbook.studio import preflight as preflighting
 from peftbook.studio.api.shapes import SettingsBody
 from peftbook.studio.formats import time_range
 from peftbook.studio.pages.form import PLANS
@@ -358,23 +357,6 @@ def test_long_rows_are_sampled_by_their_length(monkeypatch):
     assert preflight(task, run, ROOMY)[0].tokens == pytest.approx(whole.tokens, rel=0.05)
 
 
-def test_a_check_goes_in_steps_that_each_read_one_row_at_most():
-    """Between two of them texts are written, and a check that nobody waits for is dropped."""
-    asked = []
-    runs = plan(TASK, Settings(models=(SMALL,), methods=("lora", "prompt")))
-    steps = preflighting.preflight_steps(TASK, runs, ROOMY)
-    subject = measuring.TokenizedTask
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TaskData, "messages", lambda *args, known=TaskData.messages: asked.append(1) or known(*args))
-        patch.setattr(subject, "memory", lambda *_: (None, None))
-        patch.setattr(subject, "seconds", lambda *_: {})
-        most, found = 0, []
-        for step in steps:
-            most, asked[:] = max(most, len(asked)), []
-            found += [step] if step else []
-    assert most == 1 and [check.key for check in found] == [run.key for run in runs]
-
-
 def test_the_largest_budget_is_checked_as_fast_as_a_small_one():
     """Time and epochs come from one pass over the rows."""
     runs = plan(TASK, Settings(models=(SMALL,), methods=("lora",), epochs=1000.0))
@@ -450,8 +432,7 @@ def test_predicted_peaks_are_near_those_of_the_books_own_runs():
             continue
         subject = subject or measuring.TokenizedTask(few, run)
         trained = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"n_generate": 0})})
-        assert not any(subject.reading(run.budget.max_length))
-        peak, _ = subject.memory(trained, subject.encoded[run.budget.max_length], ROOMY)
+        peak, _ = subject.memory(trained, subject.read(run.budget.max_length), ROOMY)
         found.setdefault(run.method.kind, []).append(peak / record.measurements["peak_memory_bytes"])
     assert set(found) == {"lora", "qlora", "full", "prompt"}
     for kind, ratios in found.items():

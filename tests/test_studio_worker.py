@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +44,7 @@ from peftbook.methods.vera import VeRA
 from peftbook.runtime import resources, threads
 from peftbook.runtime.processes import Child, is_alive
 from peftbook.runtime.resources import memory_bytes
-from peftbook.studio import assistant, downloads, model_card, preflight, work
+from peftbook.studio import assistant, downloads, model_card, work
 from peftbook.studio import worker as studio_worker
 from peftbook.studio.decisions import project_comparison
 from peftbook.studio.plan_checks import ask_check, planned
@@ -743,24 +742,6 @@ def test_a_check_is_computed_by_an_assistant(shop):
     task = studio.get_task(check)
     assert task.state == "done", task.error
     assert len(task.result) == 2 and all(check["fits"] for check in task.result)
-
-
-def test_a_cancelled_check_stops_and_its_process_goes_on(shop, monkeypatch):
-    """Between two rows that it reads: the next check has a process that has loaded all."""
-    studio, project, _ = shop
-    check = studio.enqueue("check", {"project": project.id, "runs": []})
-
-    def endless(*_: object, **__: object) -> Iterator[None]:
-        yield None
-        studio.cancel(check)
-        while True:
-            yield None
-
-    monkeypatch.setattr(preflight, "preflight_steps", endless)
-    monkeypatch.setattr(assistant, "LOOK_SECONDS", 0.0)
-    helper = assistant.Assistant(studio, "check")
-    assert helper.tick() and not helper.tick()
-    assert studio.get_task(check).state == "cancelled"
 
 
 def test_a_faulty_task_has_failed_and_ends_nothing(shop):

@@ -30,7 +30,6 @@ from peftbook.studio.work import go_first, sentence_for
 
 IDLE_SECONDS = 300.0
 WRITE_SECONDS = 0.05  # between two writes of one text
-LOOK_SECONDS = 0.5  # between two looks at whether a check is still wanted
 
 
 @dataclass
@@ -141,27 +140,20 @@ class Assistant:
         return Stream(task, ids, loaded.tokenizer, how.max_new_tokens)
 
     def check(self, task: Task) -> None:
-        """Check the runs that a task names, unless it is cancelled meanwhile."""
+        """Check the runs that a task names."""
         import psutil
         import torch
 
-        from peftbook.studio.preflight import preflight_steps
+        from peftbook.studio.preflight import preflight
 
         torch.set_num_threads(best_threads())  # the rates are those of so many
         runs = [specs.Run.model_validate_json(text) for text in task.payload["runs"]]
         parent = psutil.Process().parent()
         family = [] if parent is None else parent.children()
         measure = not self.trains()  # beside a training, it takes many minutes
-        checks, looked = [], time.monotonic()
-        for check in preflight_steps(self.studio.task(task.project), runs, memory_for(runs, family), measure=measure):
-            if check is not None:
-                checks.append(asdict(check))
-            if time.monotonic() - looked > LOOK_SECONDS:
-                looked = time.monotonic()
-                if not self.studio.wanted(task.id, task.attempt):
-                    self.studio.stopped(task.id, task.attempt)
-                    return
-        self.studio.complete(task.id, task.attempt, result=checks)
+        room = memory_for(runs, family)
+        checks = preflight(self.studio.task(task.project), runs, room, measure=measure)
+        self.studio.complete(task.id, task.attempt, result=[asdict(check) for check in checks])
 
     def trains(self) -> bool:
         """Whether a job has the cores now."""

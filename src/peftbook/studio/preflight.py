@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,16 +63,6 @@ def preflight(
 
     measure: this machine's rates where they are not known; else seconds are rough.
     """
-    return tuple(check for check in preflight_steps(task, runs, memory_bytes, measure=measure) if check is not None)
-
-
-def preflight_steps(
-    task: TaskData, runs: Sequence[specs.Run], memory_bytes: float, *, measure: bool = True
-) -> Iterator[Check | None]:
-    """The checks of `preflight` one by one, and None after every small piece of the work for them.
-
-    Whoever asks for the next may do something else before, or ask no more.
-    """
     from peftbook.training.preflight import TokenizedTask, rates_beside
 
     models: dict[specs.Model, TokenizedTask | str] = {}
@@ -80,7 +70,6 @@ def preflight_steps(
     known: dict[str, Check] = {}
     beside, labels = side_by_side(runs, memory_bytes) if runs else 1, labels_of(runs)
     for run in runs:
-        yield None
         if run.model not in models:
             try:
                 models[run.model] = TokenizedTask(task, run)
@@ -88,14 +77,19 @@ def preflight_steps(
                 models[run.model] = str(error)
         alike = run.model_copy(update={"seed": 0}).key
         subject = models[run.model]
-        if alike not in known:
-            if isinstance(subject, str):
-                known[alike] = Check(run.key, "", len(task.splits["train"]), 0, 0, None, None, False, subject)
-            else:
-                if subject.shape is not None and run.platform not in rates:
-                    rates[run.platform] = rates_beside(run.platform, beside, measure=measure)
-                known[alike] = yield from check_steps(subject, run, memory_bytes, rates.get(run.platform))
-        yield replace(known[alike], key=run.key, label=labels[run.key], beside=beside)
+        if alike in known:
+            continue
+        if isinstance(subject, str):
+            known[alike] = Check(run.key, "", len(task.splits["train"]), 0, 0, None, None, False, subject)
+        else:
+            if subject.shape is not None and run.platform not in rates:
+                rates[run.platform] = rates_beside(run.platform, beside, measure=measure)
+            known[alike] = check_run(subject, run, memory_bytes, rates.get(run.platform))
+    checks = [known[run.model_copy(update={"seed": 0}).key] for run in runs]
+    return tuple(
+        replace(check, key=run.key, label=labels[run.key], beside=beside)
+        for run, check in zip(runs, checks, strict=True)
+    )
 
 
 def plan_seconds(checks: Sequence[Check]) -> float:
@@ -130,20 +124,16 @@ def coverage_words(checks: Sequence[Check]) -> str:
     )
 
 
-def check_steps(
-    subject: TokenizedTask, run: specs.Run, memory_bytes: float, rates: tuple[Rates, float] | None
-) -> Generator[None, None, Check]:
-    """The check of one run, after small pieces of work. rates: with the factor by which times may differ."""
+def check_run(subject: TokenizedTask, run: specs.Run, memory_bytes: float, rates: tuple[Rates, float] | None) -> Check:
+    """The check of one run. rates: with the factor by which times may differ."""
     rows = len(subject.task.splits["train"])
     plain = Check(run.key, "", rows, 0, 0, None, None, False)
     max_length = run.budget.max_length if run.budget else specs.MOST_LENGTH
     try:
         subject.check_at_hand(run)
-        yield from subject.reading(max_length)
-        yield from subject.reading_tests(run, max_length)
-        data = subject.encoded[max_length]
+        data = subject.read(max_length)
+        subject.check_tests(run, max_length)
         peak, found = subject.memory(run, data, memory_bytes)
-        yield
         parts = subject.seconds(run, data, rates and rates[0])
     except InputError as error:
         return replace(plain, words=str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from peftbook.runtime.resources import (
 from peftbook.runtime.threads import slower_with, threads_beside
 from peftbook.tasks import TaskData, TaskExample
 from peftbook.training.calibration import known_rates, rough_rates
-from peftbook.training.encode import Encoded, encode_example, encode_plain, encode_prompt
+from peftbook.training.encode import Encoded, encode_example, encode_prompt
 from peftbook.training.estimate import predicted_seconds
 from peftbook.training.forward import FUSED_TOKENS, SHORT_TOKENS
 from peftbook.training.models import check_reachable, resolve
@@ -72,7 +72,6 @@ class TokenizedTask:
         self.task = task
         self.tokenizer, self.shape = load_parts(run.model)
         self.encoded: dict[int, list[Encoded]] = {}
-        self.tests: dict[str, int] = {}
         train = task.splits["train"]
         chars = sum(len(one.input) + len(one.target) for one in train)
         most = max(1, min(SAMPLE, SAMPLE_CHARS * len(train) // max(chars, 1)))
@@ -86,21 +85,15 @@ class TokenizedTask:
         if run.evaluation.n_generate and "bertscore" in self.task.metrics:
             embedded_folder()
 
-    def reading(self, max_length: int) -> Iterator[None]:
-        """Make the sample's token ids, a row a step.
-
-        Raises InputError for a row whose target alone is too long, in the sample or not.
-        """
-        if max_length in self.encoded:
-            return
-        sample = []
-        for one in (*self.task.splits["train"], *self.task.splits["test"]):
-            self.check_target(one, max_length)
-            yield
-        for one in self.sample:
-            sample.append(encode_example(self.tokenizer, self.task, one, max_length))
-            yield
-        self.encoded[max_length] = sample
+    def read(self, max_length: int) -> list[Encoded]:
+        """The sample's token ids. Raises InputError for a row whose target alone is too long, in the sample or not."""
+        if max_length not in self.encoded:
+            for one in (*self.task.splits["train"], *self.task.splits["test"]):
+                self.check_target(one, max_length)
+            self.encoded[max_length] = [
+                encode_example(self.tokenizer, self.task, one, max_length) for one in self.sample
+            ]
+        return self.encoded[max_length]
 
     def check_target(self, one: TaskExample, max_length: int) -> None:
         """Raises InputError for a row whose target, with the turns before its last question, is too long."""
@@ -109,19 +102,10 @@ class TokenizedTask:
         if len(whole.encode()) > half and self.tokenizer.count(whole) > half:
             encode_example(self.tokenizer, self.task, one, max_length)
 
-    def reading_tests(self, run: specs.Run, max_length: int) -> Iterator[None]:
-        """Have the tokenizer read what a run is tested on, a row a step: whoever asks it again waits no more.
-
-        Raises InputError as `reading` does, of a race for the validation rows too.
-        """
-        split, most = run.evaluation.split, max(run.evaluation.n_loss, run.evaluation.n_generate)
-        for one in self.task.splits[split][self.tests.get(split, 0) : most]:
+    def check_tests(self, run: specs.Run, max_length: int) -> None:
+        """Raises InputError as `read` does, for the rows that a run is tested on, of a race those of validation."""
+        for one in self.task.splits[run.evaluation.split][: max(run.evaluation.n_loss, run.evaluation.n_generate)]:
             self.check_target(one, max_length)
-            encode_prompt(self.tokenizer, self.task, one)
-            encode_plain(self.tokenizer, one.target)
-            self.tokenizer.encode(one.target)
-            yield
-        self.tests[split] = max(most, self.tests.get(split, 0))
 
     def seconds(self, run: specs.Run, data: list[Encoded], rates: Rates | None) -> dict[str, float]:
         """Predicted seconds of a run by part, or nothing."""
