@@ -6,6 +6,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import secrets
 import shutil
 import sqlite3
 import subprocess
@@ -41,6 +42,7 @@ from peftbook.studio.decisions import evaluations, project_comparison
 from peftbook.studio.downloads import file_of
 from peftbook.studio.plan_checks import ask_check, queue_checked
 from peftbook.studio.preflight import Check
+from peftbook.studio.sessions import SessionStore, digest
 from peftbook.studio.store import Job, Project, Studio
 from peftbook.studio.tasks import LIMITS
 from peftbook.studio.tuning import Tuning, is_trial, likely_runs
@@ -156,15 +158,25 @@ ALTER TABLE tasks RENAME COLUMN payload TO run;
 ALTER TABLE tasks RENAME TO jobs;
 CREATE INDEX jobs_by_state ON jobs (state, queued);
 CREATE TABLE requests (id TEXT, project TEXT REFERENCES projects ON DELETE CASCADE)"""  # of version 6 and before
+TOKENS = """
+DROP TABLE sessions;
+DROP TABLE tokens;
+CREATE TABLE sessions (token TEXT PRIMARY KEY, name TEXT, password TEXT, until REAL);
+INSERT INTO sessions VALUES ('c', 'owner', 'o', 9e9);
+CREATE TABLE tokens (id TEXT, token TEXT, label TEXT, name TEXT, password TEXT, created REAL, used REAL);
+INSERT INTO tokens VALUES ('1', '{token}', 'nightly', 'owner', '{owner}', 1.0, NULL);
+INSERT INTO tokens VALUES ('2', 'u', 'nightly', 'ann', 'p', 1.0, NULL)"""  # of version 7 and before
 SESSIONS, TUNING = "DROP TABLE sessions", "ALTER TABLE plans DROP COLUMN tuning"
 BEGAN = "ALTER TABLE jobs DROP COLUMN phase_began"
 
 
 @pytest.mark.parametrize(("version", "lacks"), [(1, (SESSIONS, TUNING)), (2, (BEGAN,)), (6, ())])
 def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project, version, lacks):
-    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 6 jobs and requests apart. Jobs,
-    their curves and their plans stay; what waited for an answer goes.
+    """Version 1 had no sessions, version 2 no time since when a phase goes on, version 6 jobs and requests apart, and
+    until version 7 tokens could be of a user with a password. Jobs, their curves, their plans and the owner's tokens
+    stay; what waited for an answer, sessions and other tokens go.
     """
+    owner, token = SessionStore(studio.home).owner, secrets.token_hex(8)
     plan = studio.submit(project.id, runs(2))
     job = studio.claim("w", ME)
     studio.progress(job.id, job.attempt, phase="training", points=[(1, 2.0)])
@@ -172,12 +184,16 @@ def test_a_home_of_an_earlier_version_gets_what_it_lacks(studio, project, versio
     studio.enqueue("check", {"project": project.id, "runs": []})
     before = [replace(job, phase_began=None) for job in studio.jobs()]
     with studio._write() as db:
-        for change in (*TASKS.split(";"), *lacks, f"PRAGMA user_version = {version}"):
+        tokens = TOKENS.format(token=digest(token), owner=digest(owner))
+        for change in (*TASKS.split(";"), *tokens.split(";"), *lacks, f"PRAGMA user_version = {version}"):
             db.execute(change)
     again = Studio(studio.home)
     assert [replace(job, phase_began=None) for job in again.jobs(plan=plan)] == before and again.take("w", ME) is None
     assert again.curve(job.id) == [(1, 2.0)] and again.projects() == [project]
     assert not again.get_task(again.enqueue("check", {"project": project.id, "runs": []})).ended
+    sessions = SessionStore(studio.home)
+    assert [*sessions.tokens()] == ["nightly"]
+    assert sessions.access_of({"authorization": f"Bearer {token}"}) == "write"
     assert again._rows("SELECT * FROM sessions") == [] and again._row("PRAGMA user_version")[0] == SCHEMA
     claimed = again.claim("w", ME)
     assert claimed.phase_began is not None and again.stopped(claimed.id, claimed.attempt)

@@ -63,13 +63,12 @@ CREATE TABLE IF NOT EXISTS workers (
     beat REAL NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sessions (
-    token TEXT PRIMARY KEY, name TEXT NOT NULL, password TEXT NOT NULL, until REAL NOT NULL
+    cookie TEXT PRIMARY KEY, token TEXT NOT NULL, until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (
-    id TEXT PRIMARY KEY, token TEXT NOT NULL UNIQUE, label TEXT NOT NULL, name TEXT NOT NULL, password TEXT NOT NULL,
-    created REAL NOT NULL, used REAL, scope TEXT NOT NULL DEFAULT 'write'
+    token TEXT PRIMARY KEY, name TEXT NOT NULL, owner TEXT NOT NULL, scope TEXT NOT NULL, created REAL NOT NULL
 ) STRICT;
-"""
+"""  # of cookies and tokens the hashes; owner: that of the owner's token under which another was created
 JOBS_TO_TASKS = """
 ALTER TABLE jobs RENAME TO tasks;
 ALTER TABLE tasks RENAME COLUMN run TO payload;
@@ -164,16 +163,25 @@ class Database:
                         if columns_of(db, "jobs"):
                             for statement in JOBS_TO_TASKS.split(";"):
                                 db.execute(statement)
+                        if "password" in columns_of(db, "tokens"):
+                            db.execute("ALTER TABLE tokens RENAME TO tokens_7")
+                        if "password" in columns_of(db, "sessions"):
+                            db.execute("DROP TABLE sessions")  # a link begins another
                         for statement in TABLES.split(";"):
                             db.execute(statement)
+                        if columns := columns_of(db, "tokens_7"):
+                            scope = "scope" if "scope" in columns else "'write'"
+                            moved = (
+                                f"SELECT token, label, password, {scope}, created FROM tokens_7 WHERE name = 'owner'"
+                            )
+                            db.execute(f"INSERT INTO tokens {moved}")
+                            db.execute("DROP TABLE tokens_7")
                         if "phase_began" not in columns_of(db, "tasks"):
                             db.execute("ALTER TABLE tasks ADD COLUMN phase_began REAL")
                         if "tuning" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN tuning TEXT NOT NULL DEFAULT ''")
                         if "measure" not in columns_of(db, "plans"):
                             db.execute("ALTER TABLE plans ADD COLUMN measure TEXT NOT NULL DEFAULT ''")
-                        if "scope" not in columns_of(db, "tokens"):
-                            db.execute("ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'write'")
                         db.execute(f"PRAGMA user_version = {SCHEMA}")
                     version = SCHEMA
                 break

@@ -19,7 +19,6 @@ from urllib.parse import parse_qsl, urlencode
 from peftbook.core.errors import InputError, Unknown
 from peftbook.studio.database import Database, clear_failures
 
-OWNER = "owner"  # whose cookies and tokens these are; older homes have others, of passwords, which open nothing
 SESSION_SECONDS = 12 * 3600.0
 NAME_CHARS = 100
 Access = Literal["read", "write"]  # what a token may do: look, or everything
@@ -61,15 +60,15 @@ class SessionStore(Database):
         """
         if "authorization" in headers:
             return self._access_by(digest(bearer(headers["authorization"])))
-        query = "SELECT password FROM sessions WHERE token = ? AND until > ?"
+        query = "SELECT token FROM sessions WHERE cookie = ? AND until > ?"
         row = self._row(query, digest(cookie(headers, self.cookie)), time.time())
-        return None if row is None else self._access_by(row["password"])
+        return None if row is None else self._access_by(row["token"])
 
     def _access_by(self, hashed: str) -> Access | None:
         """What the token with this hash may do: the owner's all, one that was created under it what it was given."""
         if hmac.compare_digest(hashed, digest(self.owner)):
             return "write"
-        row = self._row("SELECT scope FROM tokens WHERE token = ? AND password = ?", hashed, digest(self.owner))
+        row = self._row("SELECT scope FROM tokens WHERE token = ? AND owner = ?", hashed, digest(self.owner))
         return None if row is None else row["scope"]
 
     def begin(self, token: str, *, secure: bool = False) -> str:
@@ -77,8 +76,7 @@ class SessionStore(Database):
         now, value = time.time(), secrets.token_urlsafe(32)
         with self._write() as db:
             db.execute("DELETE FROM sessions WHERE until <= ?", (now,))
-            row = (digest(value), OWNER, digest(token), now + SESSION_SECONDS)
-            db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", row)
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?)", (digest(value), digest(token), now + SESSION_SECONDS))
         words = f"{self.cookie}={value}; Max-Age={int(SESSION_SECONDS)}; Path=/; HttpOnly; SameSite=strict"
         return words + "; Secure" * secure
 
@@ -97,23 +95,22 @@ class SessionStore(Database):
         if not name:
             raise InputError("A token needs a name: say whom or what it is for.")
         secret = secrets.token_hex(32)
-        row = (secrets.token_hex(8), digest(secret), name, OWNER, digest(self.owner), time.time(), scope)
+        row = (digest(secret), name, digest(self.owner), scope, time.time())
         with self._write() as db:
             if name in self.tokens():
                 raise InputError(f"There is a token {name!r} already: revoke it, or give another name.")
-            names = "id, token, label, name, password, created, scope"
-            db.execute(f"INSERT INTO tokens ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?)", row)
         return secret
 
     def tokens(self) -> dict[str, Token]:
         """The tokens that were created and open something, oldest first, by their names."""
-        query = "SELECT label, scope, created FROM tokens WHERE password = ? ORDER BY created, rowid"
-        return {row["label"]: Token(*row) for row in self._rows(query, digest(self.owner))}
+        query = "SELECT name, scope, created FROM tokens WHERE owner = ? ORDER BY created, rowid"
+        return {row["name"]: Token(*row) for row in self._rows(query, digest(self.owner))}
 
     def revoke(self, name: str) -> None:
         """Revoke a token, and the sessions that began by it. Raises Unknown for another name."""
         with self._write() as db:
-            if not db.execute("DELETE FROM tokens WHERE label = ?", (name,)).rowcount:
+            if not db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount:
                 raise Unknown(f"There is no token {name!r}: see `peftbook studio token list`.")
 
 
