@@ -12,32 +12,6 @@ from peftbook.views.site import identity
 DESCRIPTION_LENGTH = 155
 
 
-def bibtex(page: str, title: str) -> str:
-    """A BibTeX entry of one chapter, or of the book for its first page. `page` is its document name."""
-    year = released.year if (released := identity.released()) else "n.d."
-    key = "peftbook-" + page.rpartition("/")[2]
-    whole = title == identity.TITLE
-    inside = "" if whole else f"  booktitle = {{{identity.TITLE}}},\n"
-    return (
-        f"@{'book' if whole else 'incollection'}{{{'peftbook' if whole else key},\n"
-        f"  author    = {{{' and '.join(identity.AUTHORS)}}},\n"
-        f"  title     = {{{title}}},\n"
-        f"{inside}"
-        f"  year      = {{{year}}},\n"
-        f"  version   = {{{identity.version()}}},\n"
-        f"  url       = {{{address(page)}}}\n"
-        f"}}"
-    )
-
-
-def apa(page: str, title: str) -> str:
-    """The same in APA style, as text."""
-    year = released.year if (released := identity.released()) else "n.d."
-    authors = ", ".join(identity.AUTHORS)
-    inside = "" if title == identity.TITLE else f" In {identity.TITLE}"
-    return f"{authors}. ({year}). {title}{'.' * bool(inside)}{inside} (Version {identity.version()}). {address(page)}"
-
-
 def address(page: str) -> str:
     """The public address of a page."""
     return f"{identity.PUBLIC_ADDRESS}{page}.html"
@@ -73,7 +47,8 @@ def add_citation(app: Any, page: str, template: str, context: dict[str, Any], do
         tags.append(("name", "description", description))
     context["citation"] = None
     if doctree is not None and page.startswith("book/"):
-        context["citation"] = {"bibtex": bibtex(page, title), "apa": apa(page, title)}
+        key = "peftbook-" + page.rpartition("/")[2]
+        context["citation"] = {"title": title, "key": key, "authors": identity.AUTHORS, "address": address(page)}
         tags += [("name", "citation_title", title), ("name", "citation_inbook_title", identity.TITLE)]
         tags += [("name", "citation_author", author) for author in identity.AUTHORS]
         tags += [("name", "citation_public_url", address(page)), ("name", "citation_language", "en")]
