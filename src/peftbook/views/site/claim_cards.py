@@ -16,7 +16,7 @@ from peftbook.evidence.ledger import MARKS, marks
 from peftbook.views.html import fill, piece, powers_raised
 from peftbook.views.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.views.site.decisions import decisions, limits, tools, with_numbers
-from peftbook.views.site.display import VERDICTS, badge, pluralize, sign, slug
+from peftbook.views.site.display import VERDICTS, badge, sign, slug
 
 # What a reader may bet on before the verdict shows, and the outcomes that make the bet right.
 SIDES = {
@@ -52,7 +52,6 @@ def scoreboard(store: Store) -> Markup:
         "claims.html",
         decisions=decisions(),
         with_numbers=lambda text: with_numbers(text, store),
-        pluralize=pluralize,
         limits=limits(store),
         choices=choices,
         meanings=[(badge(outcome), VERDICTS[outcome][1]) for outcome in counts if outcome in VERDICTS],
@@ -113,7 +112,6 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         where=comma + rest,
         chapter=chapter if chapter and BIBLIOGRAPHY.with_name(f"{chapter}.md").is_file() else "",
         badge=badge,
-        pluralize=pluralize,
         short_name=short_name,
         slug=slug,
         **_effect(claim.effect),

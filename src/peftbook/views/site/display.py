@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from peftbook.views.html import joined, json_script, link, piece
+from peftbook.views.html import joined, json_script, link, piece, pluralize
 
 if TYPE_CHECKING:
     from peftbook.core.records import Store
@@ -211,11 +211,6 @@ def run_facts(keys: Collection[str]) -> Markup:
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
     template = '<details class="run-facts"><summary>from {}</summary>{}. Runs: {}{}</details>'
     return piece(template, pluralize(len(records), "run"), facts, links, more)
-
-
-def pluralize(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def measured(name: str, form: str = "", store: Store | None = None) -> str:
