@@ -31,7 +31,6 @@ from peftbook.methods import arm_looks
 from peftbook.runtime.processes import run_child
 from peftbook.scratch.codebooks import expected_error
 from peftbook.scratch.double_quant import bits_per_parameter
-from peftbook.scratch.forgetting import energy_rank
 from peftbook.scratch.nf4 import nf4_levels
 from peftbook.studies import (
     NAMES,
@@ -263,12 +262,6 @@ def test_differences_average_to_the_difference_of_means(store: Store):
         assert np.mean(seeds) == pytest.approx(interval.mean)
 
 
-def test_directions_of_noise_are_counted_as_those_of_an_update():
-    """The last row of the figure has the scratch code's energy rank."""
-    noise = np.random.default_rng(0).standard_normal((12, 24))
-    assert retention.energy_directions(retention.noise_energy(24, 12)) == energy_rank(torch.tensor(noise))
-
-
 def test_smoothing_keeps_a_constant_and_the_length():
     """Window cut at the ends, never padded: a flat curve stays flat."""
     assert methods.smooth([2.0] * 30) == [2.0] * 30
@@ -392,7 +385,7 @@ def test_the_drawn_quadratic_is_least_at_the_vertex(store: Store):
     for arm in learning_rate.SHORT.arms:
         sweep = evidence.rate_sweep(arm.name, store)
         assert len(sweep.seeds) == (len(learning_rate.SEEDS) if arm.name in learning_rate.REPLICATED else 1)
-        curve = sweep.near()[0]
+        curve = sweep.near[0]
         rates, losses = evidence.parabola(curve, points=2001)
         assert rates[losses.argmin()] == pytest.approx(learning_rate.vertex(curve), rel=0.01)
 

@@ -122,19 +122,11 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
 
 def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
     """The parts on top of each other along the step."""
-    below = np.zeros(len(places))
-    for part, sizes in parts.items():
-        _, tone, share, hatch = PARTS[part]
-        top = below + sizes / 1e9
-        look: dict[str, Any] = {
-            "facecolor": shade(tone, share),
-            "hatch": hatch,
-            "edgecolor": colour("paper"),
-            "linewidth": 0.4,
-        }
-        axes.fill_between(places, below, top, label=part, **look)
-        below = top
-    axes.plot(places, below, color=colour("ink"), linewidth=1.4)
+    sizes, looks = np.array(list(parts.values())) / 1e9, [PARTS[part] for part in parts]
+    fills, hatches = [shade(tone, share) for _, tone, share, _ in looks], [hatch for *_, hatch in looks]
+    edge: dict[str, Any] = {"edgecolor": colour("paper"), "linewidth": 0.4}
+    axes.stackplot(places, sizes, labels=list(parts), colors=fills, hatch=hatches, **edge)
+    axes.plot(places, sizes.sum(axis=0), color=colour("ink"), linewidth=1.4)
 
 
 def mark_peak(axes: Axes, places: np.ndarray, total: np.ndarray, name: str) -> None:

@@ -23,7 +23,7 @@ from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
-from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, shade
+from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, say, shade
 
 TASKS = {"docstrings": "Docstrings", "sql": "SQL", "e2e": "E2E"}
 TONES = {"docstrings": ("lora", "o"), "sql": ("qlora", "D"), "e2e": ("prompt", "^")}
@@ -119,16 +119,8 @@ def draw_token(axes: Axes, left: float, bottom: float, text: str, kind: str) -> 
         linestyle="--" if kind == "padding" else "-",
     )
     axes.add_patch(box)
-    axes.text(
-        left + breadth(text) / 2,
-        bottom + 0.113,
-        visible(text) if text != " " else "",
-        family="DejaVu Sans Mono",
-        fontsize=10,
-        ha="center",
-        va="center",
-        color=colour("muted" if kind == "padding" else "ink"),
-    )
+    tone, shown = "muted" if kind == "padding" else "ink", visible(text) if text != " " else ""
+    say(axes, left + breadth(text) / 2, bottom + 0.113, shown, tone, family="DejaVu Sans Mono", fontsize=10)
     return breadth(text)
 
 
@@ -154,18 +146,17 @@ def truncated_targets() -> Figure:
         axes[name].set(xlim=(LIMITS[0], LIMITS[-1]), ylim=(0, 100), yticks=(0, 50, 100))
     axes["sql"].set_ylabel("% of training examples (counted)")
     axes["e2e"].set_xlabel("Tokens kept, cut from the right")
-    say: dict[str, Any] = {"va": "center", "ha": "center", "fontsize": SMALL, "fontweight": "bold"}
-    axes["docstrings"].text(70, 45, "no target\nleft", color=colour("paper"), **say)
+    bold: dict[str, Any] = {"fontsize": SMALL, "fontweight": "bold"}
+    say(axes["docstrings"], 70, 45, "no target\nleft", "paper", **bold)
     axes["e2e"].annotate(
         "no end of turn",
         (101, 55),
         xytext=(175, 55),
         va="center",
-        fontsize=SMALL,
-        fontweight="bold",
         arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8},
+        **bold,
     )
-    axes["docstrings"].text(225, 45, "target whole", color=colour("ink"), **say)
+    say(axes["docstrings"], 225, 45, "target whole", **bold)
     gone = 100 * lost(token_counts("docstrings"), 100)[0]
     return finding(figure, f"Cut at 100 tokens, {gone:.0f} % of docstring rows lose their whole target")
 

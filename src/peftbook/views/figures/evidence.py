@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ from peftbook.views.figures.parts import (
     per_seed,
     plain_ticks,
 )
-from peftbook.views.figures.style import canvas, colour, finding, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, say, shade, tag
 
 
 def arm_look(arm: str) -> tuple[str, str, str]:
@@ -69,19 +69,11 @@ def benchmark_losses(store: Store) -> Figure:
     room = 0.08 * (high - low)
     draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)", 4)
     differences.set_xlim(low - room, high + room)
+    ground, across = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}, differences.get_yaxis_transform()
     for at, row in enumerate(against):
         if row.value > high:
-            note(
-                differences,
-                f"{row.value:+.2f} →",
-                0.99,
-                at,
-                transform=differences.get_yaxis_transform(),
-                va="center",
-                color=colour(row.tone),
-                fontweight="bold",
-                bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1},
-            )
+            look: dict[str, Any] = {"ha": "right", "fontsize": SMALL, "fontweight": "bold", "bbox": ground}
+            say(differences, 0.99, at, f"{row.value:+.2f} →", row.tone, transform=across, **look)
     text = (
         "On E2E LoRA is {benchmark.ten_lora_minus_full_loss;ahead of|not separable from|behind} full fine-tuning over "
         "ten seeds, and {benchmark.prompt_minus_lora_loss;behind|not separable from|ahead of} prompt tuning"
@@ -127,21 +119,13 @@ def rate_look(arm: str) -> tuple[str, str, str]:
 class SweepCurves(NamedTuple):
     """One arm of the learning-rate study.
 
-    grid: its rates.  points: those near the best, without any that diverged, to which the quadratic is fitted.
-    seeds: rate → validation loss, for each seed that has all points; the first has the whole grid.
+    grid: its rates.  seeds: rate → validation loss, for each seed that has all of `near`; the first has the whole grid.
+    near: the same at the rates near the best, without any that diverged, to which the quadratic is fitted.
     """
 
     grid: Sequence[float]
-    points: Sequence[float]
     seeds: Sequence[Mapping[float, float]]
-
-    def near(self) -> list[dict[float, float]]:
-        """Every seed's losses at the points."""
-        return [{rate: one[rate] for rate in self.points} for one in self.seeds]
-
-    def mean(self) -> dict[float, float]:
-        """The mean over seeds at the points."""
-        return {rate: float(np.mean([one[rate] for one in self.seeds])) for rate in self.points}
+    near: Sequence[Mapping[float, float]]
 
 
 def rate_sweep(arm: str, store: Store) -> SweepCurves:
@@ -149,7 +133,8 @@ def rate_sweep(arm: str, store: Store) -> SweepCurves:
     short = learning_rate.SHORT
     seeds = [found for seed in learning_rate.SEEDS if (found := learning_rate.curve(short, arm, seed, store))]
     points = [rate for rate in learning_rate.window(short, arm, store) if all(rate in one for one in seeds)]
-    return SweepCurves(short.tuning(short.arm(arm)).rates(store.get), points, seeds)
+    near = [{rate: one[rate] for rate in points} for one in seeds]
+    return SweepCurves(short.tuning(short.arm(arm)).rates(store.get), seeds, near)
 
 
 def parabola(curve: Mapping[float, float], points: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -175,15 +160,16 @@ def rate_curves(store: Store) -> Figure:
 
 def draw_sweep(axes: Axes, sweep: SweepCurves, cap: float, tone: str, marker: str) -> None:
     """The first seed's points (arrows: above `cap` or diverged), the others' near the best, the mean's quadratic."""
-    first, *others = sweep.seeds
-    inside = {rate: loss for rate, loss in first.items() if loss <= cap}
+    first, *others = sweep.near
+    inside = {rate: loss for rate, loss in sweep.seeds[0].items() if loss <= cap}
     outside = [rate for rate in sweep.grid if rate not in inside]
     axes.plot(list(inside), list(inside.values()), color=tone, linewidth=0.9, linestyle=(0, (1, 1.2)))
     axes.plot(list(inside), list(inside.values()), **(mark(tone, marker) | {"markersize": 6}))
     axes.plot(outside, [cap] * len(outside), color=tone, linestyle="none", marker="$\\uparrow$", markersize=10)
     for one in others:
-        axes.plot(sweep.points, [one[rate] for rate in sweep.points], **(mark(tone, marker) | {"markersize": 4}))
-    axes.plot(*parabola(sweep.mean()), color=tone, linewidth=2)
+        axes.plot(list(one), list(one.values()), **(mark(tone, marker) | {"markersize": 4}))
+    mean = {rate: float(np.mean([one[rate] for one in sweep.near])) for rate in first}
+    axes.plot(*parabola(mean), color=tone, linewidth=2)
 
 
 def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> None:
@@ -194,7 +180,7 @@ def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> 
     rows = []
     for at, (name, sweep) in enumerate(sweeps.items()):
         label, marker, tone = rate_look(name)
-        best = [learning_rate.vertex(one) for one in sweep.near()]
+        best = [learning_rate.vertex(one) for one in sweep.near]
         text = "" if name == "full" else "one seed"
         if name in learning_rate.REPLICATED:
             found = quantity(f"learning_rate.{name}_vertex", store)

@@ -145,20 +145,19 @@ def draw_series(
 
 
 def draw_quantities(
-    axes: Axes,
-    xs: Sequence[float],
-    names: Sequence[str],
-    store: Store,
-    *,
-    tone: str,
-    marker: str,
-    line: Any = "-",
-    shift: float = 1.0,
-) -> tuple[float, float, str]:
-    """Quantities by name as a series against a logarithmic x. Returns its last point and tone, for `label_points`."""
-    rows = [as_row("", quantity(name, store), (), tone, marker) for name in names]
-    draw_series(axes, xs, rows, line=line, shift=shift)
-    return xs[-1] * shift, rows[-1].value, tone
+    axes: Axes, looks: Mapping[str, tuple[Any, ...]], names: Mapping[str, Mapping[float, str]], store: Store
+) -> Points:
+    """Quantities as series against a logarithmic x. Returns the last point of each, for `label_points`.
+
+    looks: series → label, tone, marker, line and, if not 1, shift.  names: series → x → name of a quantity.
+    """
+    ends: Points = {}
+    for series, (label, tone, marker, line, *shifts) in looks.items():
+        rows = [as_row("", quantity(name, store), (), tone, marker) for name in names[series].values()]
+        shift = shifts[0] if shifts else 1.0
+        draw_series(axes, list(names[series]), rows, line=line, shift=shift)
+        ends[label] = max(names[series]) * shift, rows[-1].value, tone
+    return ends
 
 
 def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) -> None:

@@ -83,7 +83,7 @@ def update_directions(store: Store) -> Figure:
             axes.plot([rank, rank], [at - 0.36, at + 0.36], color=colour(tone), linewidth=2.4)
         found = quantity(f"forgetting.{arm}_intruders", store)
         note(axes, f"{found.value:.0f} new", 1.02, at, transform=axes.get_yaxis_transform(), va="center", ha="left")
-    noise = [energy_directions(noise_energy(*reversed(sides))) for sides in SMOLLM2.linears.values()]
+    noise = [noise_rank(*sides) for sides in SMOLLM2.linears.values()]
     draw_spread(axes, len(arms), noise, float(np.median(noise)), "muted", "*")
     axes.set_xscale("log")
     plain_ticks(axes, (1, 3, 10, 30, 100, 300))
@@ -108,13 +108,10 @@ def matrix_ranks(arm: str, store: Store) -> list[float]:
 
 
 @cache
-def noise_energy(rows: int, columns: int) -> tuple[float, ...]:
-    """Squared singular values of a matrix of independent N(0, 1) entries, largest first, as shares of their sum."""
-    noise = np.random.default_rng(0).standard_normal((min(rows, columns), max(rows, columns)))
-    energy = np.linalg.eigvalsh(noise @ noise.T)[::-1]
-    return tuple((energy / energy.sum()).tolist())
+def noise_rank(rows: int, columns: int) -> int:
+    """Effective rank of a matrix of independent N(0, 1) entries."""
+    from torch import from_numpy
 
+    from peftbook.scratch.forgetting import energy_rank
 
-def energy_directions(shares: Sequence[float], share: float = 0.9) -> int:
-    """The least number of leading directions that hold `share` of the energy."""
-    return int((np.cumsum(shares) < share).sum()) + 1
+    return energy_rank(from_numpy(np.random.default_rng(0).standard_normal((min(rows, columns), max(rows, columns)))))
