@@ -62,30 +62,21 @@ def codebook_errors(store: Store) -> Figure:
     figure, panels = mosaic([["normal"] * 3, ["minilm", "small", "smollm2"]], height=6.9, height_ratios=(1.55, 1))
     ends = {}
     for source, axes in panels.items():
-        records = codebooks.records_of(source, store)
+        records, large = codebooks.records_of(source, store), source == "normal"
         blocks = records[0].curve["block"]
+        size = {"markersize": 6.5, "linewidth": 1.7} if large else {"markersize": 4.5, "linewidth": 1.2}
         for name, (label, marker, tone) in BOOKS.items():
             values = np.mean([record.curve[f"{name}_mse"] for record in records], axis=0)
-            pale = source == "smollm2"
-            paint = shade(tone, 0.5) if pale else colour(tone)
-            axes.plot(
-                blocks,
-                values,
-                marker=marker,
-                color=paint,
-                markeredgecolor=colour("paper"),
-                markeredgewidth=0.6,
-                markersize=6.5 if source == "normal" else 4.5,
-                linewidth=1.7 if source == "normal" else 1.2,
-                linestyle=(0, (3, 1.5)) if tone == "muted" else "-",
-            )
-            if source == "normal":
+            look = {"color": shade(tone, 0.5) if source == "smollm2" else colour(tone), "marker": marker}
+            edge = {"markeredgecolor": colour("paper"), "markeredgewidth": 0.6}
+            axes.plot(blocks, values, linestyle=(0, (3, 1.5)) if tone == "muted" else "-", **look, **edge, **size)
+            if large:
                 ends[label] = (blocks[-1], values[-1], tone)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        plain_ticks(axes, (32, 64, 256, 1024, 4096) if source == "normal" else (32, 256, 4096))
+        plain_ticks(axes, (32, 64, 256, 1024, 4096) if large else (32, 256, 4096))
         axes.set_title({"normal": "N(0, 1), mean of five draws", "smollm2": "SmolLM2 *"}.get(source, SOURCES[source]))
-        axes.set_xlim(26, 4096 * (24 if source == "normal" else 1.6))
+        axes.set_xlim(26, 4096 * (24 if large else 1.6))
     low = min(axes.get_ylim()[0] for axes in panels.values())
     high = max(axes.get_ylim()[1] for axes in list(panels.values())[1:])
     for source, axes in panels.items():

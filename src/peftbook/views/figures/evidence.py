@@ -31,11 +31,10 @@ from peftbook.views.figures.parts import (
     draw_rows,
     draw_series,
     label_points,
-    loss_row,
     mark,
     note,
-    per_seed,
     plain_ticks,
+    score_row,
 )
 from peftbook.views.figures.style import canvas, colour, finding, say, shade, tag
 
@@ -57,7 +56,7 @@ def benchmark_losses(store: Store) -> Figure:
     rows, against = [], []
     for arm in benchmark_order(store):
         label, tone, marker = arm_look(arm)
-        rows.append(loss_row(label, comparison, "benchmark", arm, store, tone, marker))
+        rows.append(score_row(label, comparison, arm, f"benchmark.{arm}_loss", store, tone, marker))
         against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
     draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
     draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
@@ -231,15 +230,13 @@ def prompt_design_losses(store: Store) -> Figure:
         "vocabulary": ("prompt", "^", "-", 1.0),
         "text": ("lora", "o", (0, (1, 1)), 1.11),
     }
-    usual = prompt_design.arm_name(20, "vocabulary")
+    plan, usual = prompt_design.COMPARISON, prompt_design.arm_name(20, "vocabulary")
     figure, panels = canvas(2, 1, height=6.4, sharex=True)
     ends: list[Points] = [{}, {}]
     for init, (tone, marker, line, shift) in looks.items():
         names = [prompt_design.arm_name(length, init) for length in prompt_design.LENGTHS]
-        losses = [loss_row("", prompt_design.COMPARISON, "prompt_length", name, store, tone, marker) for name in names]
-        against = [
-            difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker) for name in names
-        ]
+        losses = [score_row("", plan, name, f"prompt_length.{name}_loss", store, tone, marker) for name in names]
+        against = [difference_row("", plan, name, usual, store, tone=tone, marker=marker) for name in names]
         for axes, rows, found in zip(panels, (losses, against), ends, strict=True):
             draw_series(axes, prompt_design.LENGTHS, rows, line=line, shift=shift)
             found[init] = (prompt_design.LENGTHS[-1] * shift, rows[-1].value, tone)
@@ -262,37 +259,31 @@ def prompt_design_losses(store: Store) -> Figure:
 def examples_needed(store: Store) -> Figure:
     """How little data is enough? Test loss, ROUGE-L and paired differences from LoRA against training examples."""
     figure, panels = canvas(3, 1, height=7.2, sharex=True)
-    arms = {"prompt": 0.92, "lora": 1.0, "full": 1.09}
+    arms, looks = {"prompt": 0.92, "lora": 1.0, "full": 1.09}, arm_looks()
     ends: list[Points] = [{}, {}, {}]
     span = np.array([data_size.SIZES[0] * 0.85, data_size.SIZES[-1] * 1.2])
     for axes, score, found in zip(panels, ("loss", "rougeL"), ends, strict=False):
         few = quantity(f"data_size.fewshot_{score}", store)
         axes.fill_between(span, few.low, few.high, color=shade("fewshot", 0.16), linewidth=0, zorder=0)
-        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
-        found[arm_looks()["fewshot"].label] = (span[1], few.value, "fewshot")
+        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=looks["fewshot"].line, linewidth=1.6)
+        found[looks["fewshot"].label] = (span[1], few.value, "fewshot")
         for arm, shift in arms.items():
             rows = [
-                as_row(
-                    "",
-                    quantity(f"data_size.n{size}_{arm}_{score}", store),
-                    per_seed(one.finals(arm, store), score),
-                    arm,
-                    arm_looks()[arm].marker,
-                )
+                score_row("", one, arm, f"data_size.n{size}_{arm}_{score}", store, arm, looks[arm].marker, score=score)
                 for size, one in data_size.COMPARISONS.items()
             ]
-            draw_series(axes, data_size.SIZES, rows, line=arm_looks()[arm].line, shift=shift)
-            found[arm_looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
+            draw_series(axes, data_size.SIZES, rows, line=looks[arm].line, shift=shift)
+            found[looks[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
     panels[2].axhspan(-data_size.MARGIN, data_size.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     panels[2].plot(span, [0, 0], color=colour("lora"), linewidth=1.6)
-    ends[2][arm_looks()["lora"].label] = (span[1], 0.0, "lora")
+    ends[2][looks["lora"].label] = (span[1], 0.0, "lora")
     for arm in ("prompt", "full"):
         rows = [
-            difference_row("", one, arm, "lora", store, tone=arm, marker=arm_looks()[arm].marker)
+            difference_row("", one, arm, "lora", store, tone=arm, marker=looks[arm].marker)
             for one in data_size.COMPARISONS.values()
         ]
-        draw_series(panels[2], data_size.SIZES, rows, line=arm_looks()[arm].line, shift=arms[arm])
-        ends[2][arm_looks()[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
+        draw_series(panels[2], data_size.SIZES, rows, line=looks[arm].line, shift=arms[arm])
+        ends[2][looks[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
     panels[0].set(xscale="log", ylabel=f"Test loss,\n{LOSS}")
     panels[1].set_ylabel("ROUGE-L, 0–1")
     panels[2].set(ylabel="Test loss − LoRA's\n(paired)", xlabel="Training examples (one token budget; band: margin)")

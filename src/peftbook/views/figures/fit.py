@@ -12,17 +12,15 @@ from matplotlib.figure import Figure
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.views.figures import figure
-from peftbook.views.figures.costs import bytes_by_part, draw_peaks, part_key
+from peftbook.views.figures.costs import LONG, NF4, bytes_by_part, draw_peaks, part_key
 from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, mosaic, paint, plain_ticks
 from peftbook.views.figures.style import canvas, colour, finding, tag
 
-ROW = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
-NF4 = replace(ROW, quantised="nf4")
 CHECKPOINTED = replace(NF4, checkpointing=True)
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B", "llama-2-70b": "Llama-2-70B"}
 WAYS = {
-    "Full": replace(ROW, method="full"),
-    "LoRA": ROW,
+    "Full": replace(LONG, method="full"),
+    "LoRA": LONG,
     "QLoRA": NF4,
     "QLoRA, checkp.": CHECKPOINTED,
     "Prompt on NF4": replace(NF4, method="prompt"),

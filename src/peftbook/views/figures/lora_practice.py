@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
-from peftbook.studies.tuned_comparison import TunedComparison
 from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
-    ForestRow,
     Points,
     as_row,
     difference_row,
@@ -24,10 +22,10 @@ from peftbook.views.figures.parts import (
     draw_rows,
     draw_series,
     labelled,
-    loss_row,
     mark,
     per_seed,
     plain_ticks,
+    score_row,
 )
 from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
@@ -41,9 +39,13 @@ def batch_costs(store: Store) -> Figure:
     ends: Points = {}
     for name, (tone, marker, line) in BATCH_LOOKS.items():
         shift = 1.06 if name == "r16" else 0.94
-        rows = [batch_row(f"b{batch}", plan, name, store) for batch, plan in batch_size.COMPARISONS.items()]
+        rows = [
+            score_row("", plan, name, f"batch_size.b{batch}_{name}_loss", store, tone, marker)
+            for batch, plan in batch_size.COMPARISONS.items()
+        ]
         draw_series(losses, batch_size.BATCHES, rows, line=line, shift=shift)
-        few, x = batch_row("few", batch_size.FEW_STEPS, name, store), batch_size.SMALLEST * shift
+        few = score_row("", batch_size.FEW_STEPS, name, f"batch_size.few_{name}_loss", store, tone, marker)
+        x = batch_size.SMALLEST * shift
         losses.plot([x] * len(few.seeds), few.seeds, "_", color=colour(tone), markersize=8, mew=1.4)
         losses.plot(x, few.value, **mark(tone, marker, hollow=True))
         told = f"only {batch_size.EXAMPLES // batch_size.LARGEST} steps" if name == "r16" else ""
@@ -72,20 +74,14 @@ def seed_costs(name: str, store: Store) -> list[float]:
     return np.subtract(one, two).tolist()
 
 
-def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> ForestRow:
-    """The test loss of an arm at one batch with its seeds."""
-    tone, marker, _ = BATCH_LOOKS[name]
-    seeds = per_seed(plan.finals(name, store), "loss")
-    return as_row("", quantity(f"batch_size.{prefix}_{name}_loss", store), seeds, tone, marker)
-
-
 @figure
 def rank_losses(store: Store) -> Figure:
     """Does the rank matter? Test loss by rank, each at its own best rate, and the paired difference from rank 16."""
     comparison = rank.COMPARISON
     figure, (losses, differences) = canvas(2, 1, height=5.4, sharex=True)
     names = {one: f"r{one}" for one in learning_rate.RANKS}
-    draw_series(losses, list(names), [loss_row("", comparison, "rank", arm, store, "lora") for arm in names.values()])
+    rows = [score_row("", comparison, arm, f"rank.{arm}_loss", store, "lora") for arm in names.values()]
+    draw_series(losses, list(names), rows)
     against = [difference_row("", comparison, arm, "r16", store, tone="lora") for arm in names.values()]
     differences.axhspan(-rank.MARGIN, rank.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     draw_series(differences, list(names), against)
@@ -106,7 +102,8 @@ def scaling_gains(store: Store) -> Figure:
     figure, (losses, differences) = canvas(2, 1, height=5.8)
     ends: Points = {}
     for name, (label, tone, marker, line) in SCALING_LOOKS.items():
-        rows = [loss_row("", comparison, "scaling", f"{name}{r}", store, tone, marker) for r in scaling.RANKS]
+        arms = [f"{name}{r}" for r in scaling.RANKS]
+        rows = [score_row("", comparison, arm, f"scaling.{arm}_loss", store, tone, marker) for arm in arms]
         shift = 1.04 if name == "stabilised" else 1.0
         draw_series(losses, scaling.RANKS, rows, line=line, shift=shift)
         ends[label] = (scaling.RANKS[-1] * shift, rows[-1].value, tone)

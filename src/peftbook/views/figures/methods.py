@@ -44,12 +44,6 @@ def difference(first: Sequence[Record], second: Sequence[Record], score: str) ->
     return methods.paired(list(first), list(second), SCORES[score][1]), by_seed.tolist()
 
 
-def sweep_points(arm: str, store: Store) -> tuple[list[float], list[float]]:
-    """Learning rates of the arm's sweep, ascending, and their validation losses (infinite where a run diverged)."""
-    losses = methods.plan.tuning(methods.plan.arm(arm)).losses(store.get)
-    return list(losses), list(losses.values())
-
-
 def smooth(values: Sequence[float], span: int = 9) -> list[float]:
     """Centred running mean over `span` steps; the window is cut at the ends, never padded."""
     half = span // 2
@@ -124,7 +118,8 @@ def learning_rate_curves(store: Store) -> Figure:
     """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
     figure, axes = canvas(height=4.1)
     for arm in methods.ARMS:
-        rates, losses = sweep_points(arm, store)
+        curve = methods.plan.tuning(methods.plan.arm(arm)).losses(store.get)  # infinite where a run diverged
+        rates, losses = list(curve), list(curve.values())
         axes.plot(rates, losses, **look(arm))
         best, default = int(np.argmin(losses)), rates.index(methods.DEFAULT_RATES[arm])
         axes.plot(rates[best], losses[best], **(CHOSEN | {"color": colour(arm), "markeredgecolor": colour("paper")}))

@@ -247,12 +247,11 @@ def difference_row(
     return interval_row(label, found, seed_differences(comparison, first, second, store), **look)
 
 
-def loss_row(
-    label: str, comparison: TunedComparison, study: str, arm: str, store: Store, tone: str = "ink", marker: str = "o"
+def score_row(
+    label: str, comparison: TunedComparison, arm: str, name: str, store: Store, *look: str, score: str = "loss"
 ) -> ForestRow:
-    """The test loss of an arm with its seeds."""
-    seeds = per_seed(comparison.finals(arm, store), "loss")
-    return as_row(label, quantity(f"{study}.{arm}_loss", store), seeds, tone, marker)
+    """The test score of an arm, which is the quantity `name`, with its seeds. look: tone and marker."""
+    return as_row(label, quantity(name, store), per_seed(comparison.finals(arm, store), score), *look)
 
 
 def plain_ticks(axes: Axes, values: Sequence[float]) -> None:

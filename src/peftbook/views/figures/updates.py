@@ -29,11 +29,11 @@ from peftbook.views.figures.parts import (
     draw_margin,
     draw_rows,
     labelled,
-    loss_row,
     mark,
     mark_key,
     mosaic,
     note,
+    score_row,
 )
 from peftbook.views.figures.style import canvas, colour, finding, shade
 
@@ -49,7 +49,7 @@ def target_matrices(store: Store) -> Figure:
     }
     figure, (losses, differences) = canvas(2, 1, height=5.4)
     rows = [
-        loss_row(label, targets.REFINED, "targets", name, store, "lora", marker)
+        score_row(label, targets.REFINED, name, f"targets.{name}_loss", store, "lora", marker)
         for name, (label, marker) in looks.items()
     ]
     draw_rows(losses, rows, f"Test loss, {LOSS}", 6)
