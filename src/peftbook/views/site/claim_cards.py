@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
@@ -24,16 +23,6 @@ SIDES = {
     "fails": ("refuted", "fails in this regime"),
     "open": ("direction only", "undecided"),
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """The cards of a decision: of our own runs, and apart from them of public runs of others."""
-
-    name: str
-    title: str
-    ours: Sequence[Markup]
-    others: Sequence[Markup]
 
 
 def scoreboard(store: Store) -> Markup:
@@ -59,17 +48,16 @@ def scoreboard(store: Store) -> Markup:
     )
 
 
-def _groups(claims: Sequence[results.Claim], cuda: Store | None) -> list[Group]:
-    """The claims by decision; last those that are under none."""
+def _groups(claims: Sequence[results.Claim], cuda: Store | None) -> Iterator[dict[str, object]]:
+    """The cards by decision, those of public runs of others apart; last the ones that are under none."""
     cards = {one.study.name: (one.study.others, board_card(one, cuda)) for one in claims}
     groups = [(one.name, one.title, one.claims) for one in decisions()]
     under = {name for _, _, names in groups for name in names}
     groups.append(("other", "Other claims", tuple(name for name in cards if name not in under)))
-    found = [(name, title, [cards[one] for one in names if one in cards]) for name, title, names in groups]
-    return [
-        Group(name, title, [card for others, card in mine if not others], [card for others, card in mine if others])
-        for name, title, mine in found
-    ]
+    for name, title, names in groups:
+        found = [cards[one] for one in names if one in cards]
+        mine, theirs = ([card for others, card in found if others == apart] for apart in (False, True))
+        yield {"name": name, "title": title, "ours": mine, "others": theirs}
 
 
 def checks(store: Store) -> Markup:
