@@ -43,25 +43,11 @@ def set_options(app: Any, config: Any) -> None:
     config.html_favicon = "book/assets/images/favicon.svg"
     config.html_static_path = [*config.html_static_path, "book/assets"]
     config.templates_path = ["book/templates", *config.templates_path]
-    config.html_context = {**config.html_context, **_names()}
+    config.html_context = {**config.html_context, "default_mode": "auto"}
     config.html_last_updated_fmt = None
     config.html_copy_source = True
     config.html_show_sphinx = False
     config.version = config.release = identity.version()
-
-
-def _names() -> dict[str, str]:
-    """What the templates print."""
-    return {
-        "default_mode": "auto",
-        "book_title": identity.TITLE,
-        "book_version": identity.version(),
-        "book_authors": ", ".join(identity.AUTHORS),
-        "book_repository": identity.REPOSITORY,
-        "text_licence": identity.TEXT_LICENCE,
-        "text_licence_address": identity.TEXT_LICENCE_ADDRESS,
-        "code_licence": identity.CODE_LICENCE,
-    }
 
 
 def hash_frame(app: Any, config: Any) -> None:
