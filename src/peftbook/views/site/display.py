@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from peftbook.views.html import joined, json_script, link, piece, pluralize
+from peftbook.views.html import joined, json_script, link, part, piece, pluralize
 
 if TYPE_CHECKING:
     from peftbook.core.records import Store
@@ -151,37 +151,24 @@ def amendments() -> Shown:
     for change in ledger.amendments():
         what = "The rule of uncertainty of all studies."
         after = piece("after <code>{}</code><br>rule now <code>{}</code>", change.commit, change.rule)
-        rows.append((change.date, after, _change_note(what, change), "yes", _moves(change.verdicts)))
+        rows.append((change.date, after, part("change", what, change), "yes", _moves(change.verdicts)))
     for claim in ledger.claim_amendments():
         names, counts = list(claim.studies), [fate.records for fate in claim.studies.values()]
         whose = ", ".join(names).replace("_", " ") if len(names) <= UNFOLDED else f"{len(names)} studies"
         what = f"Of {whose}: {ledger.KINDS[claim.kind][0]}."
         records = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
         code = piece("<code>{}</code>", claim.commit)
-        rows.append((claim.date, code, _change_note(what, claim), f"yes: {records}", _moves(claim.verdicts)))
+        rows.append((claim.date, code, part("change", what, claim), f"yes: {records}", _moves(claim.verdicts)))
     rows.sort(key=lambda row: row[0])
     head = ["Date, commit", "What changed, and why", "Records then", "Verdicts, before → now"]
     return table(head, [(piece("{}<br>{}", date, commit), *cells) for date, commit, *cells in rows])
 
 
-def _change_note(what: str, change: Any) -> Markup:
-    """What was changed, from what to what, and why."""
-    parts = (("Before", change.before), ("Now", change.now), ("Why", change.why))
-    return piece("{}<br>{}", what, joined((piece("<b>{}:</b> {}", *part) for part in parts), Markup("<br>")))
-
-
 def _moves(verdicts: Mapping[str, tuple[str, str]]) -> Markup:
     """The outcomes of each study before and now, those that moved first; folded where they are many."""
     items = sorted(verdicts.items(), key=lambda item: item[1][0] == item[1][1])
-    moves = joined(
-        piece("<li>{}: {} → {}</li>", link(f"runs/study-{study}.html", study.replace("_", " ")), badge(old), badge(new))
-        for study, (old, new) in items
-    )
-    moves, moved = piece("<ul>{}</ul>", moves), sum(old != new for old, new in verdicts.values())
-    if len(verdicts) <= UNFOLDED:
-        return moves
-    template = "<details><summary>{} of {} verdicts changed</summary>{}</details>"
-    return piece(template, moved, len(verdicts), moves)
+    moved = sum(old != new for old, new in verdicts.values()) if len(verdicts) > UNFOLDED else None
+    return part("moves", [(study, *map(badge, outcomes)) for study, outcomes in items], moved)
 
 
 def _image(svg: bytes, mode: str, alt: str) -> Markup:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from peftbook.core.folders import PACKAGE
 from peftbook.core.imports import imported_names
 from peftbook.core.tracking import record_lookups
-from peftbook.views.html import joined, piece, prose
+from peftbook.views.html import joined, part, prose
 from peftbook.views.site.display import Shown
 
 BOOK = PACKAGE.parents[1] / "book"
@@ -31,14 +31,7 @@ def commands(parser: argparse.ArgumentParser) -> Shown:
 
 def fold(anchor: str, name: str, text: str, rows: Iterable[tuple[str, str]]) -> Markup:
     """A name and what it is, with its list folded."""
-    return piece(
-        '<details class="fold" id="{}"><summary><code class="fold-name">{}</code><span class="fold-text">{}</span>'
-        "</summary><dl>{}</dl></details>",
-        anchor,
-        name,
-        prose(text),
-        joined(piece("<dt><code>{}</code></dt><dd>{}</dd>", term, prose(meaning)) for term, meaning in rows),
-    )
+    return part("terms", anchor, name, prose(text), [(term, prose(meaning)) for term, meaning in rows])
 
 
 def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
