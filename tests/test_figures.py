@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import itertools
 import math
 import re
@@ -101,7 +103,7 @@ def drawn_once(name: str, store: Store) -> Drawn:
 
 
 def test_a_figure_brings_its_own_module_and_studies_alone():
-    """So that a chapter rests on no others; every function under `@figure` is one, in whatever module."""
+    """So that a chapter rests on no others."""
     code = (
         "import sys\nfrom peftbook.views import figures\n"
         "assert not [name for name in sys.modules if name.startswith('peftbook.studies.')]\n"
@@ -114,6 +116,17 @@ def test_a_figure_brings_its_own_module_and_studies_alone():
     assert all(function.__name__ == name for name, function in figures.FIGURES.items())
     with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
         _ = figures.unheard_of
+
+
+def test_what_returns_a_figure_and_needs_a_store_at_most_is_one():
+    """The signature is read from the source: however it is written, none is left out."""
+    for path in Path(figures.__file__).parent.glob("[!_]*.py"):
+        module = importlib.import_module(f"{figures.__name__}.{path.stem}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            signature = inspect.signature(function)
+            if function.__module__ == module.__name__ and signature.return_annotation == "Figure":
+                needed = {one.name for one in signature.parameters.values() if one.default is one.empty}
+                assert (needed <= {"store"}) == (name in figures.places()), name
 
 
 def test_a_title_says_no_more_than_the_records(store: Store, tmp_path: Path):

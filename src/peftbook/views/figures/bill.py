@@ -17,7 +17,6 @@ from peftbook.evidence.literature import published
 from peftbook.memory import SHAPES, DecoderShape, Setup, training_step
 from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
-from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
 from peftbook.views.figures.style import canvas, colour, finding, shade, tag
@@ -32,7 +31,6 @@ LOOKS = {
 }
 
 
-@figure
 def bytes_per_parameter() -> Figure:
     """What does a parameter cost? Bytes by recipe, trained and frozen."""
     from peftbook.scratch.adam import RECIPES
@@ -100,7 +98,6 @@ def landmarks(names: tuple[str, ...], shape: DecoderShape) -> Iterator[tuple[flo
             start += OUTSIDE
 
 
-@figure
 def step_timeline(model: str = "llama-2-7b") -> Figure:
     """What is in memory when? Bytes along one training step, all weights against LoRA."""
     figure, axes = canvas(2, 1, height=7.0, sharex=True, sharey=True)
@@ -180,7 +177,6 @@ def time_ratios() -> Chart:
     )
 
 
-@figure
 def time_saved() -> Figure:
     """How much time can LoRA save? Time of its step over that of full fine-tuning, against the tokens of a step."""
     figure, axes = canvas(height=4.3)

@@ -16,7 +16,6 @@ from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.methods.qlora import QLoRA
 from peftbook.studies import codebooks, double_quant, qlora_width, recovery, weight_error
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -56,7 +55,6 @@ BITS = {"nf4": ("NF4", "qlora", "D"), "nf2": ("Two bits, the control", "untuned"
 SOURCES = {"normal": "N(0, 1)", "minilm": "MiniLM", "small": "Small Llama", "smollm2": "SmolLM2"}
 
 
-@figure
 def codebook_errors(store: Store) -> Figure:
     """Which codebook errs least on which weights? Error against block size: normal draws, then trained weights."""
     figure, panels = mosaic([["normal"] * 3, ["minilm", "small", "smollm2"]], height=6.9, height_ratios=(1.55, 1))
@@ -93,7 +91,6 @@ def codebook_errors(store: Store) -> Figure:
     return figure
 
 
-@figure
 def weight_error_scatter(store: Store) -> Figure:
     """Does the error of the weights predict what a model loses? One dot a codebook and block, block 64 named."""
     figure, panels = mosaic([["small", "small"], ["minilm", "smollm2"]], height=7.0, height_ratios=(1.5, 1))
@@ -147,7 +144,6 @@ def draw_scatter(axes: Axes, source: str, store: Store) -> Points:
     return chosen
 
 
-@figure
 def double_quantisation(store: Store) -> Figure:
     """Is double quantisation free? Bits of a stored weight, and the loss that 8-bit constants add."""
     figure, panels = canvas(2, 2, height=4.9)
@@ -180,7 +176,6 @@ def double_quantisation(store: Store) -> Figure:
     return finding(figure, f"8-bit scales save {saved} a weight for {cost}", store)
 
 
-@figure
 def recovery_gaps(store: Store) -> Figure:
     """Does tuning recover what few bits lose? Test loss above the 16-bit base, before and after tuning."""
     figure, panels = canvas(2, 1, height=6.6, height_ratios=(len(gaps("small")), len(gaps("smollm2")) + 0.4))
@@ -217,7 +212,6 @@ def gaps(source: str) -> dict[str, str]:
     return out
 
 
-@figure
 def width_gaps(store: Store) -> Figure:
     """Does QLoRA match LoRA at every width? Test loss above 16 bit's, after tuning and before, against the width."""
     figure, panels = canvas(1, 2, height=4.6)

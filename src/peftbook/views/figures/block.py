@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 
-from peftbook.views.figures import figure
 from peftbook.views.figures.family import FAMILIES, MEMBERS
 from peftbook.views.figures.parts import SMALL, mark
 from peftbook.views.figures.style import SIZE, colour, drawing, finding, say
@@ -56,7 +55,6 @@ CARDS = (
 )
 
 
-@figure
 def touched_block() -> Figure:
     """Where does each method touch the model? One decoder block, from the tokens up, and a mark for every method."""
     figure, axes = drawing(5.8, 9.55)

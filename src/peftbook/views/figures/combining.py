@@ -12,7 +12,6 @@ from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import averaging, joint_adapter
 from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     ForestRow,
     Points,
@@ -50,7 +49,6 @@ def kept_rows(task: str, store: Store) -> Iterator[ForestRow]:
     yield as_row(f"{LABELS[task]}, jointly", found, seeds.tolist(), *LOOKS[task][:2])._replace(hollow=True)
 
 
-@figure
 def kept_by_average(store: Store) -> Figure:
     """What does an average keep of each task's gain? Three pairs, the four, and one adapter on all rows; docstrings by
     themselves.
@@ -74,7 +72,6 @@ def kept_by_average(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def kept_by_scale(store: Store) -> Figure:
     """At which scale does a sum keep most? The share of each task on validation rows, for pairs and for the four."""
     figure, axes = mosaic([["two", "four"]], height=4.4, sharey=True)
@@ -101,7 +98,6 @@ def kept_by_scale(store: Store) -> Figure:
     return labelled(figure, text, axes["two"], ends, column=0.03)
 
 
-@figure
 def halfway_by_parabola(store: Store) -> Figure:
     """Does a parabola foretell an average? The share that an average of two keeps against (3 + s) / 4, task by task."""
     figure, axes = mosaic([["most", "docstrings"]], height=4.0)

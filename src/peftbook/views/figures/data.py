@@ -21,7 +21,6 @@ from peftbook.core.folders import DATA
 from peftbook.evidence import metrics, stats
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
 from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, say, shade
 
@@ -60,7 +59,6 @@ KINDS = {
 }
 
 
-@figure
 def token_strip() -> Figure:
     """What does the model see, and where is it graded? One validation example of the docstrings task."""
     tokens = [*map(tuple, shipped_counts()["example"]["tokens"]), *[("<|im_end|>", "padding")] * 3]
@@ -133,7 +131,6 @@ def lost(counts: np.ndarray, limit: int) -> tuple[float, float]:
     return float(np.mean(before >= limit)), float(np.mean(before + target > limit))
 
 
-@figure
 def truncated_targets() -> Figure:
     """How many targets does truncation destroy? Shares of the training examples against the length that is kept."""
     figure, axes = mosaic([[name] for name in TASKS], height=5.6, sharex=True, sharey=True)
@@ -223,7 +220,6 @@ def lookup() -> dict[str, np.ndarray]:
     return {name: np.array(scores) for name, scores in found.items()}
 
 
-@figure
 def nearest_neighbours() -> Figure:
     """What does a random split give away? The nearest training function, and what copying its sentence scores."""
     figure, axes = canvas(2, 1, height=5.8, gridspec_kw={"height_ratios": (3, 2)})
@@ -264,7 +260,6 @@ def waste(task: str) -> dict[str, float]:
     return batched | {name: padding_share(pack(lengths, row), lengths, row) for name, row in ROWS.items()}
 
 
-@figure
 def padding_waste() -> Figure:
     """How much of a batch is padding? Batches of 8 by the way they are made, and packed rows."""
     figure, axes = canvas(height=4.4)

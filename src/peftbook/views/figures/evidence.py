@@ -18,7 +18,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
 from peftbook.studies import benchmark, data_size, learning_rate, prompt_design
-from peftbook.views.figures import figure
 from peftbook.views.figures.charts import differences
 from peftbook.views.figures.parts import (
     LOSS,
@@ -48,7 +47,6 @@ def arm_look(arm: str) -> tuple[str, str, str]:
 # The budget and the benchmark.
 
 
-@figure
 def benchmark_losses(store: Store) -> Figure:
     """Which method has the lowest loss on E2E NLG? Every arm's test loss, and its paired difference from LoRA."""
     comparison = benchmark.COMPARISON
@@ -143,7 +141,6 @@ def parabola(curve: Mapping[float, float], points: int = 60) -> tuple[np.ndarray
     return np.exp(grid), np.polyval(np.polyfit(x - x.mean(), y, 2), grid - x.mean())
 
 
-@figure
 def rate_curves(store: Store) -> Figure:
     """Is LoRA's best learning rate ten times that of full fine-tuning? Losses against rate, and where each is least."""
     figure, (axes, optima) = canvas(2, 1, height=6.6, sharex=True, height_ratios=(1.25, 1))
@@ -222,7 +219,6 @@ def best_rates(store: Store) -> Chart:
 # Prompts.
 
 
-@figure
 def prompt_design_losses(store: Store) -> Figure:
     """How long must a soft prompt be, and does its start matter? Test loss, and its difference from the usual one."""
     looks = {
@@ -255,7 +251,6 @@ def prompt_design_losses(store: Store) -> Figure:
 # Data.
 
 
-@figure
 def examples_needed(store: Store) -> Figure:
     """How little data is enough? Test loss, ROUGE-L and paired differences from LoRA against training examples."""
     figure, panels = canvas(3, 1, height=7.2, sharex=True)

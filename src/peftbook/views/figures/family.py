@@ -16,7 +16,6 @@ from peftbook.methods.norm import NormTuning
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.vera import VeRA
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, mark, note
 from peftbook.views.figures.style import canvas, colour, finding, name_rows, say, shade, tag
 
@@ -106,7 +105,6 @@ def work_per_token(
     }
 
 
-@figure
 def numbers_by_method() -> Figure:
     """How many numbers does each method train? Two models, a logarithmic axis; BitFit finds no bias in a Llama."""
     figure, axes = canvas(height=5.6)
@@ -141,7 +139,6 @@ def share_text(share: float) -> str:
     return f"{100 * share:#.2g} %"
 
 
-@figure
 def work_against_count() -> Figure:
     """Does a small count mean little work? Multiplications that a method adds to a token, against its count."""
     shape = SHAPES["smollm2-135m"]

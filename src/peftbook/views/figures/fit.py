@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
-from peftbook.views.figures import figure
 from peftbook.views.figures.costs import LONG, NF4, bytes_by_part, draw_peaks, part_key
 from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, mosaic, paint, plain_ticks
 from peftbook.views.figures.style import canvas, colour, finding, tag
@@ -30,7 +29,6 @@ ROWS = (1, 2, 4, 8, 16)
 BY_ROWS = {"LoRA": ("full", "s"), "QLoRA": ("qlora", "D"), "QLoRA, checkp.": ("lora", "o")}  # way → tone, marker
 
 
-@figure
 def memory_by_model() -> Figure:
     """Where does the memory of a step go, from 135 million to 70 billion parameters? One row of 2,048 tokens."""
     figure, axes = mosaic([[name] for name in MODELS], height=7.4)
@@ -90,7 +88,6 @@ def stack_peaks(label: str) -> dict[str, float]:
     return {name: training_step(shape, stack_setup(label, base)).peak().total for name, base in BASES.items()}
 
 
-@figure
 def memory_by_stack() -> Figure:
     """Does it fit with the library that you run? Llama-3.1-8B, 4 rows of 1,024 tokens, by each library's defaults."""
     figure, axes = mosaic([[name] for name in BASES], height=8.2)
@@ -105,7 +102,6 @@ def memory_by_stack() -> Figure:
     return finding(figure, text)
 
 
-@figure
 def memory_by_rows() -> Figure:
     """How many rows fit? Peak of Llama-2-7B's step against the rows of a batch, 1,024 tokens each."""
     figure, axes = canvas(height=4.2)

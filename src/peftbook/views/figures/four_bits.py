@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from peftbook.views.figures import figure
 from peftbook.views.figures.block import name_in, rounded, sign, wire
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, finding, say, shade
@@ -38,7 +37,6 @@ CELL = 0.17  # inches
 COLUMNS = (0.25, 1.75, 4.15)  # x of the table's texts
 
 
-@figure
 def four_bit_step() -> Figure:
     """What gets a gradient, and in which type? One layer of QLoRA, forward in grey and backward in colour."""
     figure, axes = drawing(5.8, 6.75)

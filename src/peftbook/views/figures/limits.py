@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 from peftbook.studies import memory_elsewhere as elsewhere
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SMALL,
     decimals,
@@ -27,7 +26,6 @@ from peftbook.views.figures.style import canvas, colour, finding, tag
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
 
-@figure
 def accuracy_by_depth(store: Store) -> Figure:
     """What can a prompt not learn? Share of lists sorted as asked against the depth of the model."""
     looks = {
@@ -52,7 +50,6 @@ def accuracy_by_depth(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 
-@figure
 def stored_bits(store: Store) -> Figure:
     """How many bits does an adapter hold? Stored bits against trained parameters, one line a series."""
     looks = {
@@ -80,7 +77,6 @@ def stored_bits(store: Store) -> Figure:
     return figure
 
 
-@figure
 def adapters_served(store: Store) -> Figure:
     """What do many adapters cost to serve? Generated tokens a second against the number of adapters in a batch."""
     looks = {
@@ -104,7 +100,6 @@ def adapters_served(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.68, store=store)
 
 
-@figure
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
     halves = joined(activations.by_half(activations.peak_probe, store), "peak_bytes", 1e6, activations.peaks)
@@ -113,7 +108,6 @@ def step_peaks(store: Store) -> Figure:
     return finding(figure, "Held-out peaks are predicted at {step_peaks.held_out_peak_ratio} the measured ones", store)
 
 
-@figure
 def step_times(store: Store) -> Figure:
     """Can the seconds of a step be computed? Predicted over measured seconds against those, for both halves."""
     records = activations.by_half(step_seconds.probe, store)
@@ -175,7 +169,6 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
 
 
-@figure
 def memory_elsewhere(store: Store) -> Figure:
     """Does it hold for what others measured on GPUs? Predicted over published peaks, for all parts."""
     halves = {}
@@ -191,7 +184,6 @@ def memory_elsewhere(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def memory_errors(store: Store) -> Figure:
     """Does the byte model hold? Predicted over measured peak of every case, for torch's tensors and the process."""
     figure, axes = mosaic([["tensor_peak"], ["process_peak"]], height=6.4)

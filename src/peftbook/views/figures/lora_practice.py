@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -32,7 +31,6 @@ from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
 
 
-@figure
 def batch_costs(store: Store) -> Figure:
     """What does a large batch cost? Test loss by batch at equal tokens, and what the largest batch costs each arm."""
     figure, (losses, costs) = canvas(2, 1, height=5.4, height_ratios=(3, 2))
@@ -74,7 +72,6 @@ def seed_costs(name: str, store: Store) -> list[float]:
     return np.subtract(one, two).tolist()
 
 
-@figure
 def rank_losses(store: Store) -> Figure:
     """Does the rank matter? Test loss by rank, each at its own best rate, and the paired difference from rank 16."""
     comparison = rank.COMPARISON
@@ -95,7 +92,6 @@ def rank_losses(store: Store) -> Figure:
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
 
 
-@figure
 def scaling_gains(store: Store) -> Figure:
     """Does α/√r help? Tuned test loss of both scalings by rank, and the paired differences at fixed and tuned rates."""
     comparison = scaling.COMPARISON
@@ -130,7 +126,6 @@ WORST = 0.3  # nats above the best of the map where its fill fades to paper
 FULL_FILL = 0.5  # how much of the blue is in the fill of the best point: ink stays readable on it
 
 
-@figure
 def rate_map(store: Store) -> Figure:
     """Does B need a higher rate than A? Validation loss on the map of both rates; diagonals have one ratio."""
     comparison = two_rates.COMPARISON
@@ -172,7 +167,6 @@ def rate_map(store: Store) -> Figure:
     return finding(figure, f"With B's rate 16 times A's the test loss is {word} that with one rate", store)
 
 
-@figure
 def variant_effects(store: Store) -> Figure:
     """Do the variants do what each claims? Steps to plain LoRA's training loss, and test loss, both against LoRA."""
     comparison = variants.COMPARISON
@@ -196,7 +190,6 @@ def variant_effects(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def beyond_gains(store: Store) -> Figure:
     """Does any arm gain on plain LoRA once each has its own rate? Test loss minus LoRA's, and the margin."""
     comparison = beyond_lora.COMPARISON

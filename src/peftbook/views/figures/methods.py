@@ -16,7 +16,6 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import table
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SCORES,
     ForestRow,
@@ -59,7 +58,6 @@ def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np
 # Figures.
 
 
-@figure
 def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
     base = methods.final_records("untuned", store)
@@ -83,7 +81,6 @@ def better(score: str) -> str:
     return "  (← better)" if SCORES[score][2] < 0 else "  (better →)"
 
 
-@figure
 def quality_against_parameters(store: Store) -> Figure:
     """How many trained parameters does quality take? Test loss against trainable parameters, every seed."""
     figure, axes = canvas(height=3.9)
@@ -113,7 +110,6 @@ def quality_against_parameters(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def learning_rate_curves(store: Store) -> Figure:
     """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
     figure, axes = canvas(height=4.1)
@@ -142,7 +138,6 @@ def loss_curves(arm: str, store: Store) -> tuple[list[list[float]], list[float]]
     return curves, smooth([math.fsum(step) / len(step) for step in zip(*curves, strict=False)])
 
 
-@figure
 def training_loss(store: Store) -> Figure:
     """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
     figure, panels = canvas(2, 2, height=4.6, sharex=True, sharey=True)
@@ -161,13 +156,11 @@ def training_loss(store: Store) -> Figure:
     return finding(figure, f"Half of each method's fall in training loss is over by step {half}")
 
 
-@figure
 def lora_against_full(store: Store) -> Figure:
     """Does LoRA lose on some examples what it wins on others? Paired loss differences, example by example."""
     return paired_histogram(store, "lora", "full")
 
 
-@figure
 def qlora_against_lora(store: Store) -> Figure:
     """What does the 4-bit base cost? Paired loss differences, example by example."""
     return paired_histogram(store, "qlora", "lora")
@@ -214,7 +207,6 @@ def paired_histogram(store: Store, first: str, second: str) -> Figure:
     )
 
 
-@figure
 def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
     records = methods.final_records("lora", store)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import forgetting, frontier
-from peftbook.views.figures import figure
 from peftbook.views.figures.lora import SMOLLM2
 from peftbook.views.figures.parts import (
     LOSS,
@@ -41,7 +40,6 @@ MATCHED = {
 }
 
 
-@figure
 def frontiers(store: Store) -> Figure:
     """Who forgets least for what is learned? General loss against target loss along training, and their differences."""
     figure, (axes, differences) = canvas(2, 1, height=6.8, height_ratios=(1.7, 1))
@@ -69,7 +67,6 @@ def frontiers(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 
-@figure
 def update_directions(store: Store) -> Figure:
     """How many directions does an update use? Singular directions with 90 % of its energy, a dot a matrix."""
     figure, axes = canvas(height=5.0)

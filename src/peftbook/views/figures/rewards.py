@@ -11,7 +11,6 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence.comparison import table
 from peftbook.evidence.results import quantity
 from peftbook.studies import reward_rank
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, as_row, draw_margin, draw_rows, labelled
 from peftbook.views.figures.style import canvas, colour, shade
 
@@ -34,7 +33,6 @@ def moved(after: Sequence[Record], before: Sequence[Record], column: str) -> lis
     return (one - two).mean(axis=1).tolist()
 
 
-@figure
 def reward_learning(store: Store) -> Figure:
     """Is rank 1 enough to learn from a reward? Right answers by step as they are drawn, and the gain on tests."""
     figure, (left, right) = canvas(1, 2, height=3.9)
