@@ -74,7 +74,8 @@ def update_directions(store: Store) -> Figure:
     for at, arm in enumerate(arms):
         _, tone, marker, _ = PATHS[arm]
         middle = quantity(f"forgetting.{arm}_update_rank", store).value
-        draw_spread(axes, at, matrix_ranks(arm, store), middle, tone, marker)
+        ranks = store.need(forgetting.intruder_probe(arm)).per_example["update_rank"]  # of the first seed's matrices
+        draw_spread(axes, at, [float(rank) for rank in ranks], middle, tone, marker)
         rank = getattr(forgetting.ARMS[arm][0], "rank", None)
         if rank is not None:
             axes.plot([rank, rank], [at - 0.36, at + 0.36], color=colour(tone), linewidth=2.4)
@@ -96,12 +97,6 @@ def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, to
     lift = at + 0.26 * np.sin(2.4 * np.arange(len(ranks)))
     axes.plot(ranks, lift, "o", markersize=3.5, color=shade(tone, 0.45))
     axes.plot(middle, at, **(mark(tone, marker) | {"markersize": 9}))
-
-
-def matrix_ranks(arm: str, store: Store) -> list[float]:
-    """Effective rank of the update of each matrix that was looked at, first seed."""
-    record = store.need(forgetting.intruder_probe(arm))
-    return [float(rank) for rank in record.per_example.get("update_rank", [])]
 
 
 @cache

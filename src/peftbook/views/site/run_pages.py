@@ -83,7 +83,6 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
         "run.html",
         record=record,
         title=title_of(record),
-        what=results.describe(record.spec),
         where=where,
         known=known,
         measurements=[(name.replace("_", " "), value) for name, value in measured],

@@ -113,15 +113,13 @@ def _name(item: Any) -> str:
     return f"{getattr(item, 'filename', None) or item} {body}" if body else str(getattr(item, "filename", None) or item)
 
 
-def name_list_entries(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Works of the bibliography are entries of a list: the role that docutils gives them is deprecated."""
-    if 'role="doc-biblioentry"' in context.get("body", ""):
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+def tidy_body(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Names, punctuation and spaces of code look as the text around them: they need no elements of their own.
 
-
-def drop_plain_tokens(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Names, punctuation and spaces of code look as the text around them: they need no elements of their own."""
-    context["body"] = PLAIN_TOKEN.sub(r"\1", context.get("body", ""))
+    Works of the bibliography are entries of a list: the role that docutils gives them is deprecated.
+    """
+    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = PLAIN_TOKEN.sub(r"\1", body)
 
 
 def share_html_nodes(app: Any) -> None:
@@ -154,6 +152,5 @@ def setup(app: Any) -> None:
     app.add_js_file("js/book.js", loading_method="defer", priority=900)
     app.connect("html-page-context", own_header_buttons, priority=600)
     app.connect("html-page-context", drop_unused, priority=900)
-    app.connect("html-page-context", name_list_entries)
-    app.connect("html-page-context", drop_plain_tokens)
+    app.connect("html-page-context", tidy_body)
     app.connect("build-finished", drop_unused_files)
