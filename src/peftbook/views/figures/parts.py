@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from peftbook.core.records import Record, Store
 from peftbook.evidence.chart import spread_out
+from peftbook.evidence.comparison import table
 from peftbook.evidence.results import quantity
 from peftbook.evidence.stats import Interval
 from peftbook.studies import Quantity
@@ -220,21 +221,15 @@ def note(axes: Axes, text: str, x: float = 0.98, y: float = 0.96, **keywords: An
 
 def per_seed(records: Sequence[Record], score: str) -> list[float]:
     """The test mean of each seed; loss is weighted by label tokens."""
-    column = SCORES[score][1]
-    means = []
-    for record in records:
-        values = np.asarray(record.per_example[column], dtype=float)
-        weights = (
-            np.asarray(record.per_example["label_tokens"], dtype=float) if score == "loss" else np.ones(len(values))
-        )
-        means.append(float(values.sum() / weights.sum()))
-    return means
+    values = table(records, SCORES[score][1])
+    weights = table(records, "label_tokens") if score == "loss" else np.ones_like(values)
+    return (values.sum(axis=1) / weights.sum(axis=1)).tolist()
 
 
 def seed_differences(comparison: TunedComparison, first: str, second: str, store: Store) -> list[float]:
     """Test loss of first − second for each seed; a method without randomness is the same for all."""
-    one, two = (np.asarray(per_seed(comparison.finals(name, store), "loss")) for name in (first, second))
-    return (one - two).tolist()
+    one, two = (per_seed(comparison.finals(name, store), "loss") for name in (first, second))
+    return np.subtract(one, two).tolist()
 
 
 def difference_row(
