@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from peftbook.views.figures.block import name_in, rounded, sign, wire
+from peftbook.views.figures.block import NAME, rounded, sign, wire
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, finding, say, shade
 
@@ -48,7 +48,7 @@ def four_bit_step() -> Figure:
         corners = [(-low, 0), (low, 0), (high, 0.47), (-high, 0.47)]
         shape = [(ADAPTER + x, y + up) for x, up in corners]
         axes.add_patch(Polygon(shape, facecolor=colour("lora"), edgecolor="none", zorder=3))
-        name_in(axes, ADAPTER, y + 0.23, name)
+        say(axes, ADAPTER, y + 0.23, name, **NAME)
     draw_table(axes, 1.8)
     return finding(figure, "Among the weights only A and B get a gradient")
 

@@ -52,24 +52,19 @@ def batch_costs(store: Store) -> Figure:
     losses.set(xscale="log", xlabel="Examples in a batch", ylabel=f"Test loss, {LOSS}")
     plain_ticks(losses, batch_size.BATCHES)
     losses.set_xlim(1.7, 100)
-    each = {name: seed_costs(name, store) for name in batch_size.ARMS}
+    pairs = {name: batch_size.pair(name, batch_size.EQUAL_TOKENS, store) for name in batch_size.ARMS}
+    each = {name: np.subtract(*(per_seed(arm, "loss") for arm in pair)) for name, pair in pairs.items()}
     rows = [
-        as_row(label, quantity(f"batch_size.{name}_cost", store), each[name], *BATCH_LOOKS[name][:2])
+        as_row(label, quantity(f"batch_size.{name}_cost", store), each[name].tolist(), *BATCH_LOOKS[name][:2])
         for name, label in batch_size.ARMS.items()
     ]
     extra = quantity("batch_size.extra_cost", store)
-    rows.append(as_row("LoRA − full", extra, np.subtract(each["r16"], each["full"]).tolist(), "ink", "D"))
+    rows.append(as_row("LoRA − full", extra, (each["r16"] - each["full"]).tolist(), "ink", "D"))
     draw_margin(costs, -batch_size.MARGIN, batch_size.MARGIN, 0)
     draw_rows(costs, rows, f"Test loss at {batch_size.LARGEST} − at {batch_size.SMALLEST}, {LOSS} (band: margin)", 6)
     word = "{batch_size.extra_cost;less than|not separably more than|more than}"
     text = f"At equal tokens a batch of {batch_size.LARGEST} costs LoRA {word} full fine-tuning"
     return labelled(figure, text, losses, ends, column=0.77, store=store)
-
-
-def seed_costs(name: str, store: Store) -> list[float]:
-    """What the largest batch costs an arm, seed by seed."""
-    one, two = (per_seed(records, "loss") for records in batch_size.pair(name, batch_size.EQUAL_TOKENS, store))
-    return np.subtract(one, two).tolist()
 
 
 def rank_losses(store: Store) -> Figure:

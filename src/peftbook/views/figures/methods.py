@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,27 +131,22 @@ def learning_rate_curves(store: Store) -> Figure:
     return finding(figure, f"Best rates are {', '.join(best_rates)}", store)
 
 
-def loss_curves(arm: str, store: Store) -> tuple[list[list[float]], list[float]]:
-    """Training losses of the arm's final runs, and their mean over seeds, as far as all go, smoothed."""
-    curves = [record.curve["train_loss_nats"] for record in methods.final_records(arm, store)]
-    return curves, smooth([math.fsum(step) / len(step) for step in zip(*curves, strict=False)])
-
-
 def training_loss(store: Store) -> Figure:
     """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
     figure, panels = canvas(2, 2, height=4.6, sharex=True, sharey=True)
-    found = {arm: loss_curves(arm, store) for arm in methods.ARMS}
-    for axes, (arm, (curves, mean)) in zip(panels.flat, found.items(), strict=True):
-        for other, (_, grey) in found.items():
+    found = {arm: [run.curve["train_loss_nats"] for run in methods.final_records(arm, store)] for arm in methods.ARMS}
+    means = {arm: smooth(np.mean(list(zip(*curves, strict=False)), axis=1)) for arm, curves in found.items()}
+    for axes, (arm, curves) in zip(panels.flat, found.items(), strict=True):
+        for other, grey in means.items():
             if other != arm:
                 axes.plot(range(1, len(grey) + 1), grey, color=shade("muted", 0.45), linewidth=1.2)
         for curve in curves:
             axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
-        axes.plot(range(1, len(mean) + 1), mean, color=colour(arm), linewidth=2.6)
+        axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
         axes.set_title(arm_looks()[arm].label, color=colour(arm))
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
-    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for _, mean in found.values()) + 1
+    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for mean in means.values()) + 1
     return finding(figure, f"Half of each method's fall in training loss is over by step {half}")
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Record, Store
 from peftbook.evidence.comparison import table
 from peftbook.evidence.results import quantity
+from peftbook.scratch.checks import means
 from peftbook.studies import reward_rank
 from peftbook.views.figures.parts import SMALL, Points, as_row, draw_margin, draw_rows, labelled
 from peftbook.views.figures.style import canvas, colour, shade
@@ -20,11 +21,6 @@ LOOKS = {
     "rank1": ("LoRA, r = 1", "lora", "o", "-"),
 }
 WINDOW = 5  # steps that a point of a curve is the mean of
-
-
-def smoothed(values: Sequence[float]) -> np.ndarray:
-    """The mean of each WINDOW consecutive values."""
-    return np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
 
 
 def moved(after: Sequence[Record], before: Sequence[Record], column: str) -> list[float]:
@@ -41,7 +37,7 @@ def reward_learning(store: Store) -> Figure:
     finals = {arm: reward_rank.finals(arm, store) for arm in LOOKS}
     for arm, (label, tone, marker, line) in LOOKS.items():
         records = finals[arm]
-        curves = np.array([smoothed([float(value) for value in record.curve["reward"]]) for record in records])
+        curves = np.array([means(record.curve["reward"], WINDOW) for record in records])
         steps = np.arange(curves.shape[1]) + (WINDOW + 1) / 2
         for curve in curves:
             left.plot(steps, curve, color=shade(tone, 0.35), linewidth=0.8)
