@@ -62,12 +62,13 @@ def codebook_errors(store: Store) -> Figure:
     for source, axes in panels.items():
         records, large = codebooks.records_of(source, store), source == "normal"
         blocks = records[0].curve["block"]
-        size = {"markersize": 6.5, "linewidth": 1.7} if large else {"markersize": 4.5, "linewidth": 1.2}
+        size: dict[str, Any] = {"markersize": 6.5, "linewidth": 1.7} if large else {"markersize": 4.5, "linewidth": 1.2}
         for name, (label, marker, tone) in BOOKS.items():
             values = np.mean([record.curve[f"{name}_mse"] for record in records], axis=0)
-            look = {"color": shade(tone, 0.5) if source == "smollm2" else colour(tone), "marker": marker}
-            edge = {"markeredgecolor": colour("paper"), "markeredgewidth": 0.6}
-            axes.plot(blocks, values, linestyle=(0, (3, 1.5)) if tone == "muted" else "-", **look, **edge, **size)
+            paint, line = shade(tone, 0.5) if source == "smollm2" else colour(tone), (0, (3, 1.5))
+            edge: dict[str, Any] = {"markeredgecolor": colour("paper"), "markeredgewidth": 0.6}
+            look = size | edge | {"color": paint, "marker": marker, "linestyle": line if tone == "muted" else "-"}
+            axes.plot(blocks, values, **look)
             if large:
                 ends[label] = (blocks[-1], values[-1], tone)
         axes.set_xscale("log", base=2)

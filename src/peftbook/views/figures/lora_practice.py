@@ -53,7 +53,7 @@ def batch_costs(store: Store) -> Figure:
     plain_ticks(losses, batch_size.BATCHES)
     losses.set_xlim(1.7, 100)
     pairs = {name: batch_size.pair(name, batch_size.EQUAL_TOKENS, store) for name in batch_size.ARMS}
-    each = {name: np.subtract(*(per_seed(arm, "loss") for arm in pair)) for name, pair in pairs.items()}
+    each = {name: np.subtract(per_seed(one, "loss"), per_seed(two, "loss")) for name, (one, two) in pairs.items()}
     rows = [
         as_row(label, quantity(f"batch_size.{name}_cost", store), each[name].tolist(), *BATCH_LOOKS[name][:2])
         for name, label in batch_size.ARMS.items()

@@ -146,7 +146,7 @@ def draw_series(
 
 
 def draw_quantities(
-    axes: Axes, looks: Mapping[str, tuple[Any, ...]], names: Mapping[str, Mapping[float, str]], store: Store
+    axes: Axes, looks: Mapping[str, tuple[Any, ...]], names: Mapping[str, Mapping[int, str]], store: Store
 ) -> Points:
     """Quantities as series against a logarithmic x. Returns the last point of each, for `label_points`.
 
