@@ -426,7 +426,7 @@ def test_a_chapter_links_its_slides(tmp_path: Path):
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides/outline.toml").write_text(slides.OUTLINE.read_text(encoding="utf-8"), encoding="utf-8")
     app = SimpleNamespace(srcdir=str(tmp_path))
-    context = {"pathto": lambda name, _: f"../{name}", "root_doc": "book/index", "text_licence": "CC BY 4.0"}
+    context = {"pathto": lambda name, _: f"../{name}", "root_doc": "book/index", "book": identity}
     lecture.add_lecture(app, "book/lora", "page.html", context, object())
     assert context["lecture"] is None
     for name in lecture.FILES:

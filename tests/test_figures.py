@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import itertools
 import math
 import re
@@ -31,7 +33,6 @@ from peftbook.methods import arm_looks
 from peftbook.runtime.processes import run_child
 from peftbook.scratch.codebooks import expected_error
 from peftbook.scratch.double_quant import bits_per_parameter
-from peftbook.scratch.forgetting import energy_rank
 from peftbook.scratch.nf4 import nf4_levels
 from peftbook.studies import (
     NAMES,
@@ -102,7 +103,7 @@ def drawn_once(name: str, store: Store) -> Drawn:
 
 
 def test_a_figure_brings_its_own_module_and_studies_alone():
-    """So that a chapter rests on no others; every function under `@figure` is one, in whatever module."""
+    """So that a chapter rests on no others."""
     code = (
         "import sys\nfrom peftbook.views import figures\n"
         "assert not [name for name in sys.modules if name.startswith('peftbook.studies.')]\n"
@@ -115,6 +116,17 @@ def test_a_figure_brings_its_own_module_and_studies_alone():
     assert all(function.__name__ == name for name, function in figures.FIGURES.items())
     with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
         _ = figures.unheard_of
+
+
+def test_what_returns_a_figure_and_needs_a_store_at_most_is_one():
+    """The signature is read from the source: however it is written, none is left out."""
+    for path in Path(figures.__file__).parent.glob("[!_]*.py"):
+        module = importlib.import_module(f"{figures.__name__}.{path.stem}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            signature = inspect.signature(function)
+            if function.__module__ == module.__name__ and signature.return_annotation == "Figure":
+                needed = {one.name for one in signature.parameters.values() if one.default is one.empty}
+                assert (needed <= {"store"}) == (name in figures.places()), name
 
 
 def test_a_title_says_no_more_than_the_records(store: Store, tmp_path: Path):
@@ -263,12 +275,6 @@ def test_differences_average_to_the_difference_of_means(store: Store):
         assert np.mean(seeds) == pytest.approx(interval.mean)
 
 
-def test_directions_of_noise_are_counted_as_those_of_an_update():
-    """The last row of the figure has the scratch code's energy rank."""
-    noise = np.random.default_rng(0).standard_normal((12, 24))
-    assert retention.energy_directions(retention.noise_energy(24, 12)) == energy_rank(torch.tensor(noise))
-
-
 def test_smoothing_keeps_a_constant_and_the_length():
     """Window cut at the ends, never padded: a flat curve stays flat."""
     assert methods.smooth([2.0] * 30) == [2.0] * 30
@@ -392,7 +398,7 @@ def test_the_drawn_quadratic_is_least_at_the_vertex(store: Store):
     for arm in learning_rate.SHORT.arms:
         sweep = evidence.rate_sweep(arm.name, store)
         assert len(sweep.seeds) == (len(learning_rate.SEEDS) if arm.name in learning_rate.REPLICATED else 1)
-        curve = sweep.near()[0]
+        curve = sweep.near[0]
         rates, losses = evidence.parabola(curve, points=2001)
         assert rates[losses.argmin()] == pytest.approx(learning_rate.vertex(curve), rel=0.01)
 

@@ -137,10 +137,8 @@ def build_site(root: Path, *, strict: bool = False, promised: Sequence[str] = ()
     check_checkout(root)
     need("jupyter_book", "The site")
     site = root / "_build/html"
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", "--keep-going"]
-    command += ["--all", "-W", "-n"] if strict else []
-    if (strict or not freshness.is_fresh(site, root)) and run_quietly(command, root, promised):
-        raise InputError("The site did not build: the messages above name the page; fix it and run this again.")
+    if strict or not freshness.is_fresh(site, root):
+        run_jupyter_book(root, "site", "--keep-going", *["--all", "-W", "-n"] * strict, promised=promised)
     return site / "index.html"
 
 
@@ -164,18 +162,16 @@ def build_pdf(root: Path) -> Path:
     check_checkout(root)
     need("jupyter_book", "The PDF")
     find_chromium()
-    builder = ["--builder", "custom", "--custom-builder", "singlehtml"]
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", *builder]
-    if run_quietly(command, root):
-        raise InputError("The book did not build: the messages above name the page; fix it and run this again.")
+    run_jupyter_book(root, "book", "--builder", "custom", "--custom-builder", "singlehtml")
     return print_page(root / "_build/singlehtml/book/index.html", root / "_build/peftbook.pdf")
 
 
-def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) -> int:
-    """Run Jupyter Book offline and pass on its warnings and errors; returns its status.
+def run_jupyter_book(root: Path, what: str, *options: str, promised: Sequence[str] = ()) -> None:
+    """Run Jupyter Book offline and pass on its warnings and errors. Raises InputError if it fails.
 
     Its banner goes to standard output, and is dropped with it; so is a hint that every kernel repeats.
     """
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root), "--quiet", *options]
     variables = {"HF_HUB_OFFLINE": "1", PROMISED: os.pathsep.join(promised)}
     with subprocess.Popen(
         command, cwd=root, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -186,7 +182,8 @@ def run_quietly(command: list[str], root: Path, promised: Sequence[str] = ()) ->
         for line in itertools.chain([first], process.stderr):
             if KERNEL_HINT not in line:
                 sys.stderr.write(line)
-    return process.returncode
+    if process.returncode:
+        raise InputError(f"The {what} did not build: the messages above name the page; fix it and run this again.")
 
 
 def stamp_of(root: Path, part: str) -> Path:

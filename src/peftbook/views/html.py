@@ -19,14 +19,16 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @cache
 def environment() -> Environment:
-    """The templates."""
-    return Environment(
+    """The templates, which call two functions of this module by themselves."""
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.globals |= {"flatten": flatten, "pluralize": pluralize}
+    return found
 
 
 def fill(template: str, **values: object) -> Markup:
@@ -68,6 +70,11 @@ def prose(text: str) -> Markup:
 def powers_raised(text: str) -> Markup:
     """A printed quantity, its powers of ten raised: `5 × 10^−5`."""
     return Markup(re.sub(r"10\^([−-]?\d+)", r"10<sup>\1</sup>", str(escape(text))))
+
+
+def pluralize(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -30,11 +30,7 @@ from peftbook.views.export.gguf_tokenizer import add_tokenizer
 
 ARCHITECTURES = ("llama", "mistral")
 ROPES = ("default", "linear", "llama3")
-RAW_TYPES = {
-    "fp32": gguf.GGMLQuantizationType.F32,
-    "fp16": gguf.GGMLQuantizationType.F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-}
+TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # what GGUF and safetensors call them
 FILE_TYPES = {
     "fp32": gguf.LlamaFileType.ALL_F32,
     "fp16": gguf.LlamaFileType.MOSTLY_F16,
@@ -163,8 +159,8 @@ def write_file(writer: gguf.GGUFWriter, target: Path, tensors: Mapping[str, Tens
     """Header and tensors, one after the other in memory, aside and renamed: nothing is left half-written."""
     types = {name: dtype if value.dim() > 1 else "fp32" for name, value in tensors.items()}
     for name, value in tensors.items():
-        size = value.numel() * TORCH_DTYPES[types[name]].itemsize
-        writer.add_tensor_info(name, value.shape, np.dtype(np.float32), size, raw_dtype=RAW_TYPES[types[name]])
+        size, kind = value.numel() * TORCH_DTYPES[types[name]].itemsize, gguf.GGMLQuantizationType[TYPES[types[name]]]
+        writer.add_tensor_info(name, value.shape, np.dtype(np.float32), size, raw_dtype=kind)
     with new_file(target) as aside, contextlib.closing(writer):
         writer.open_output_file(aside)
         writer.write_header_to_file()

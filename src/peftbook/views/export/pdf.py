@@ -6,17 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
-from markupsafe import escape
-
 from peftbook.core.errors import InputError, need
 from peftbook.views.html import fill
 from peftbook.views.site import identity
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FOOT = (
-    '<div style="font: 8px sans-serif; color: #56616d; width: 100%; padding: 0 18mm; display: flex">'
-    '<span style="flex: 1">{title}</span><span class="pageNumber"></span></div>'
-)
 
 
 def find_chromium() -> str:
@@ -58,7 +52,7 @@ def print_page(page: Path, out: Path) -> Path:
                 tagged=True,
                 display_header_footer=True,
                 header_template="<span></span>",
-                footer_template=FOOT.format(title=escape(identity.TITLE)),
+                footer_template=fill("print_foot.html", book=identity),
                 margin={"top": "18mm", "bottom": "20mm", "left": "18mm", "right": "18mm"},
             )
     return out

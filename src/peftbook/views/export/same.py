@@ -29,10 +29,10 @@ from torch import Tensor
 from peftbook.training.generate import decode_batch
 from peftbook.training.models import Loaded
 from peftbook.training.products import TORCH_DTYPES
-from peftbook.views.export.gguf_model import RAW_TYPES
+from peftbook.views.export.gguf_model import TYPES
 
 DRAWS, ANSWER, BLOCK, LEVELS = 3, 16, 32, 16  # 4 bits have so many values in a block
-NAMES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+NAMES = {name: dtype for dtype, name in TYPES.items()}
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size")
 TEXTS = (
     "Name three rivers.", "2 + 2 =", "  Two spaces,\n\na blank line\tand a tab", "def f(x):\n    return x ** 2",
@@ -96,8 +96,8 @@ class Road:
         if path.suffix == ".gguf":
             from gguf import GGUFReader
 
-            found = {one.tensor_type for one in GGUFReader(path).tensors if len(one.shape) > 1}
-            return next((name for name, kind in RAW_TYPES.items() if found == {kind}), "quantised")
+            found = {one.tensor_type.name for one in GGUFReader(path).tensors if len(one.shape) > 1}
+            return NAMES.get(" ".join(found), "quantised")
         for file in sorted(path.glob("model*.safetensors"))[:1]:
             with safe_open(file, framework="pt") as tensors:
                 name = next(name for name in tensors.keys() if "proj" in name)  # noqa: SIM118 — no mapping

@@ -1,7 +1,8 @@
-"""Figures: pure functions from records (or from nothing) to a matplotlib Figure, registered beside their code.
+"""Figures: pure functions from records (or from nothing) to a matplotlib Figure, known by their signature.
 
-A function under `@figure` is a figure by its name. With a parameter `store` it is drawn from records, and the runs
-behind it are those that it is seen to read; without one it is computed. Adding a figure means adding its function.
+A function that returns a Figure and needs nothing, or `store` alone, is a figure by its name. With `store` it is drawn
+from records, and the runs behind it are those that it is seen to read; without it is computed. Adding a figure means
+adding its function.
 
 A module is imported when one of its figures is asked for: a chapter rests on the modules, and the studies, of its own
 figures alone.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
@@ -27,21 +28,15 @@ from peftbook.core.tracking import track_reads
 from peftbook.evidence.results import command_for
 from peftbook.views.figures.style import mode_context, render_svg
 
-REGISTERED = re.compile(r"^@figure\ndef (\w+)\(", re.MULTILINE)
-Drawing = TypeVar("Drawing", bound=Callable[..., Figure])
-
-
-def figure(function: Drawing) -> Drawing:
-    """Register a figure under the name of its function: by this line right above it, which `places` looks for."""
-    assert places().get(function.__name__) == function.__module__.rpartition(".")[2]
-    return function
+# Of a figure: a store or not, and at most one option.
+SIGNATURE = re.compile(r"^def (\w+)\((?:store: Store)?(?:, )?(?:\w+: [\w\[\]]+ = .+)?\) -> Figure:$", re.MULTILINE)
 
 
 @functools.cache
 def places() -> dict[str, str]:
     """Name of each figure → module of its function, in the order of the files; nothing is imported for it."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return {name: one.stem for one in files for name in REGISTERED.findall(one.read_text(encoding="utf-8"))}
+    return {name: one.stem for one in files for name in SIGNATURE.findall(one.read_text(encoding="utf-8"))}
 
 
 class Figures(Mapping[str, Callable[..., Figure]]):

@@ -9,7 +9,6 @@ from peftbook.core.records import Store
 from peftbook.evidence.comparison import measured
 from peftbook.evidence.results import quantity
 from peftbook.studies import bases
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, decimals, label_points, mark, mosaic
 from peftbook.views.figures.style import SIZE, colour, finding
 
@@ -41,7 +40,6 @@ def draw_formats(axes: Axes, part: str, store: Store) -> Points:
     return ends
 
 
-@figure
 def output_error_by_bits(store: Store) -> Figure:
     """How far off are a layer's outputs, for the bits that are stored? Formats of four bits above, of two below."""
     figure, panels = mosaic([["four"], ["two"]], height=7.4, height_ratios=(2, 1))

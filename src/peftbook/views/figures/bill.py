@@ -17,7 +17,6 @@ from peftbook.evidence.literature import published
 from peftbook.memory import SHAPES, DecoderShape, Setup, training_step
 from peftbook.memory.walk import layer_names, layer_of
 from peftbook.methods import arm_looks
-from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import draw_lines
 from peftbook.views.figures.parts import SMALL, draw_stacks, mark
 from peftbook.views.figures.style import canvas, colour, finding, shade, tag
@@ -32,7 +31,6 @@ LOOKS = {
 }
 
 
-@figure
 def bytes_per_parameter() -> Figure:
     """What does a parameter cost? Bytes by recipe, trained and frozen."""
     from peftbook.scratch.adam import RECIPES
@@ -100,7 +98,6 @@ def landmarks(names: tuple[str, ...], shape: DecoderShape) -> Iterator[tuple[flo
             start += OUTSIDE
 
 
-@figure
 def step_timeline(model: str = "llama-2-7b") -> Figure:
     """What is in memory when? Bytes along one training step, all weights against LoRA."""
     figure, axes = canvas(2, 1, height=7.0, sharex=True, sharey=True)
@@ -122,19 +119,11 @@ def step_timeline(model: str = "llama-2-7b") -> Figure:
 
 def draw_parts(axes: Axes, places: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
     """The parts on top of each other along the step."""
-    below = np.zeros(len(places))
-    for part, sizes in parts.items():
-        _, tone, share, hatch = PARTS[part]
-        top = below + sizes / 1e9
-        look: dict[str, Any] = {
-            "facecolor": shade(tone, share),
-            "hatch": hatch,
-            "edgecolor": colour("paper"),
-            "linewidth": 0.4,
-        }
-        axes.fill_between(places, below, top, label=part, **look)
-        below = top
-    axes.plot(places, below, color=colour("ink"), linewidth=1.4)
+    sizes, looks = np.array(list(parts.values())) / 1e9, [PARTS[part] for part in parts]
+    fills, hatches = [shade(tone, share) for _, tone, share, _ in looks], [hatch for *_, hatch in looks]
+    edge: dict[str, Any] = {"edgecolor": colour("paper"), "linewidth": 0.4}
+    axes.stackplot(places, sizes, labels=list(parts), colors=fills, hatch=hatches, **edge)
+    axes.plot(places, sizes.sum(axis=0), color=colour("ink"), linewidth=1.4)
 
 
 def mark_peak(axes: Axes, places: np.ndarray, total: np.ndarray, name: str) -> None:
@@ -188,7 +177,6 @@ def time_ratios() -> Chart:
     )
 
 
-@figure
 def time_saved() -> Figure:
     """How much time can LoRA save? Time of its step over that of full fine-tuning, against the tokens of a step."""
     figure, axes = canvas(height=4.3)

@@ -16,7 +16,6 @@ from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.methods.qlora import QLoRA
 from peftbook.studies import codebooks, double_quant, qlora_width, recovery, weight_error
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
@@ -56,36 +55,27 @@ BITS = {"nf4": ("NF4", "qlora", "D"), "nf2": ("Two bits, the control", "untuned"
 SOURCES = {"normal": "N(0, 1)", "minilm": "MiniLM", "small": "Small Llama", "smollm2": "SmolLM2"}
 
 
-@figure
 def codebook_errors(store: Store) -> Figure:
     """Which codebook errs least on which weights? Error against block size: normal draws, then trained weights."""
     figure, panels = mosaic([["normal"] * 3, ["minilm", "small", "smollm2"]], height=6.9, height_ratios=(1.55, 1))
     ends = {}
     for source, axes in panels.items():
-        records = codebooks.records_of(source, store)
+        records, large = codebooks.records_of(source, store), source == "normal"
         blocks = records[0].curve["block"]
+        size: dict[str, Any] = {"markersize": 6.5, "linewidth": 1.7} if large else {"markersize": 4.5, "linewidth": 1.2}
         for name, (label, marker, tone) in BOOKS.items():
             values = np.mean([record.curve[f"{name}_mse"] for record in records], axis=0)
-            pale = source == "smollm2"
-            paint = shade(tone, 0.5) if pale else colour(tone)
-            axes.plot(
-                blocks,
-                values,
-                marker=marker,
-                color=paint,
-                markeredgecolor=colour("paper"),
-                markeredgewidth=0.6,
-                markersize=6.5 if source == "normal" else 4.5,
-                linewidth=1.7 if source == "normal" else 1.2,
-                linestyle=(0, (3, 1.5)) if tone == "muted" else "-",
-            )
-            if source == "normal":
+            paint, line = shade(tone, 0.5) if source == "smollm2" else colour(tone), (0, (3, 1.5))
+            edge: dict[str, Any] = {"markeredgecolor": colour("paper"), "markeredgewidth": 0.6}
+            look = size | edge | {"color": paint, "marker": marker, "linestyle": line if tone == "muted" else "-"}
+            axes.plot(blocks, values, **look)
+            if large:
                 ends[label] = (blocks[-1], values[-1], tone)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        plain_ticks(axes, (32, 64, 256, 1024, 4096) if source == "normal" else (32, 256, 4096))
+        plain_ticks(axes, (32, 64, 256, 1024, 4096) if large else (32, 256, 4096))
         axes.set_title({"normal": "N(0, 1), mean of five draws", "smollm2": "SmolLM2 *"}.get(source, SOURCES[source]))
-        axes.set_xlim(26, 4096 * (24 if source == "normal" else 1.6))
+        axes.set_xlim(26, 4096 * (24 if large else 1.6))
     low = min(axes.get_ylim()[0] for axes in panels.values())
     high = max(axes.get_ylim()[1] for axes in list(panels.values())[1:])
     for source, axes in panels.items():
@@ -102,7 +92,6 @@ def codebook_errors(store: Store) -> Figure:
     return figure
 
 
-@figure
 def weight_error_scatter(store: Store) -> Figure:
     """Does the error of the weights predict what a model loses? One dot a codebook and block, block 64 named."""
     figure, panels = mosaic([["small", "small"], ["minilm", "smollm2"]], height=7.0, height_ratios=(1.5, 1))
@@ -156,7 +145,6 @@ def draw_scatter(axes: Axes, source: str, store: Store) -> Points:
     return chosen
 
 
-@figure
 def double_quantisation(store: Store) -> Figure:
     """Is double quantisation free? Bits of a stored weight, and the loss that 8-bit constants add."""
     figure, panels = canvas(2, 2, height=4.9)
@@ -189,7 +177,6 @@ def double_quantisation(store: Store) -> Figure:
     return finding(figure, f"8-bit scales save {saved} a weight for {cost}", store)
 
 
-@figure
 def recovery_gaps(store: Store) -> Figure:
     """Does tuning recover what few bits lose? Test loss above the 16-bit base, before and after tuning."""
     figure, panels = canvas(2, 1, height=6.6, height_ratios=(len(gaps("small")), len(gaps("smollm2")) + 0.4))
@@ -226,7 +213,6 @@ def gaps(source: str) -> dict[str, str]:
     return out
 
 
-@figure
 def width_gaps(store: Store) -> Figure:
     """Does QLoRA match LoRA at every width? Test loss above 16 bit's, after tuning and before, against the width."""
     figure, panels = canvas(1, 2, height=4.6)

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 
-from peftbook.views.figures import figure
 from peftbook.views.figures.family import FAMILIES, MEMBERS
 from peftbook.views.figures.parts import SMALL, mark
 from peftbook.views.figures.style import SIZE, colour, drawing, finding, say
@@ -29,6 +28,7 @@ ADAPTERS = (4.33, 7.66)
 SUMS = (4.98, 8.25)  # middles
 ATTENTION = 2.93
 PRODUCT = 6.63
+NAME: dict[str, Any] = {"tone": "paper", "fontsize": SMALL, "zorder": 4}  # of a trained part
 SCALES = ((MIDDLE, 2.74), (2.775, 2.74), (MIDDLE, 6.88))
 
 
@@ -56,7 +56,6 @@ CARDS = (
 )
 
 
-@figure
 def touched_block() -> Figure:
     """Where does each method touch the model? One decoder block, from the tokens up, and a mark for every method."""
     figure, axes = drawing(5.8, 9.55)
@@ -123,9 +122,8 @@ def fan_out(axes: Axes, norm: float, names: list[str], end: float, *, arrow: boo
 def draw_frozen(axes: Axes) -> None:
     """Text, norms, matrices, attention and sums, and the frame of the block."""
     rounded(axes, 0.12, 0.96, 3.38, 7.5, facecolor="none", linestyle=(0, (4, 3)), linewidth=1.1, zorder=0)
-    remark: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL, "color": colour("muted")}
-    axes.text(2.98, 8.33, "block, × L", **remark)
-    axes.text(0.27, 6.6, "residual stream", rotation=90, **remark)
+    say(axes, 2.98, 8.33, "block, × L", "muted", fontsize=SMALL)
+    say(axes, 0.27, 6.6, "residual stream", "muted", fontsize=SMALL, rotation=90)
     for at in range(4):
         rounded(axes, 1.37 + at * 0.385, 0.3, 0.34, 0.4, f"$x_{at + 1}$")
     for y in NORMS:
@@ -158,12 +156,7 @@ def draw_trained(axes: Axes) -> None:
 def new_part(axes: Axes, x: float, y: float, wide: float, tall: float, text: str) -> None:
     """A trained box with a name."""
     rounded(axes, x, y, wide, tall, facecolor=colour("prompt"), edgecolor=colour("prompt"), zorder=3)
-    name_in(axes, x + wide / 2, y + tall / 2, text)
-
-
-def name_in(axes: Axes, x: float, y: float, text: str) -> None:
-    """A name on a trained part."""
-    axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=colour("paper"), zorder=4)
+    say(axes, x + wide / 2, y + tall / 2, text, **NAME)
 
 
 def draw_adapter(axes: Axes, y: float) -> None:
@@ -172,7 +165,7 @@ def draw_adapter(axes: Axes, y: float) -> None:
     waist = [(x, y + up) for x, up in corners]
     axes.add_patch(Polygon(waist, facecolor=colour("prompt"), edgecolor="none", zorder=3))
     for up, name in ((0.09, "$D$"), (0.32, "$U$")):
-        name_in(axes, MIDDLE, y + up, name)
+        say(axes, MIDDLE, y + up, name, **NAME)
 
 
 def stamp(axes: Axes, member: str, x: float, y: float, size: float, *, hollow: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -9,8 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import averaging, joint_adapter
-from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES, TASKS
-from peftbook.views.figures import figure
+from peftbook.studies.averaging import COUNTS, LABELS, LEAST, MARGIN, SCALES
 from peftbook.views.figures.parts import (
     ForestRow,
     Points,
@@ -34,39 +35,28 @@ LOOKS = {  # task → tone, marker, line
 LOWEST = -150  # of the axis of shares by scale, %
 
 
-def row_of(cell: averaging.MergeCase, store: Store) -> ForestRow:
-    """The share that an average keeps, with its seeds."""
-    records, subset = averaging.records_of(store), "+".join(cell.subset)
-    seeds = 100 * averaging.share_replicates(records, cell.task, f"{subset}_average")[0]
-    others = [LABELS[other] for other in cell.subset if other != cell.task]
-    label = f"{LABELS[cell.task]}, all four" if len(others) > 1 else f"{LABELS[cell.task]} with {others[0]}"
-    tone, marker, _ = LOOKS[cell.task]
-    return as_row(label, quantity(f"averaging.{cell.name}_average_kept", store), seeds.tolist(), tone, marker)
-
-
-def joint_row(task: str, store: Store) -> ForestRow:
-    """The share that one adapter trained on all rows has, hollow, with its seeds."""
+def kept_rows(task: str, store: Store) -> Iterator[ForestRow]:
+    """The shares that averages keep of a task, and hollow that of one adapter trained on all rows, with their seeds."""
+    for cell in averaging.CELLS:
+        if cell.task == task:
+            others = [LABELS[other] for other in cell.subset if other != task]
+            label = f"{LABELS[task]}, all four" if len(others) > 1 else f"{LABELS[task]} with {others[0]}"
+            state, name = f"{'+'.join(cell.subset)}_average", f"averaging.{cell.name}_average_kept"
+            seeds = 100 * averaging.share_replicates(averaging.records_of(store), task, state)[0]
+            yield as_row(label, quantity(name, store), seeds.tolist(), *LOOKS[task][:2])
     seeds = 100 * averaging.share_replicates(joint_adapter.records_of(store), task, "joint")[0]
-    tone, marker, _ = LOOKS[task]
-    label = f"{LABELS[task]}, jointly"
-    return as_row(label, quantity(f"joint_adapter.{task}_kept", store), seeds.tolist(), tone, marker)._replace(
-        hollow=True
-    )
+    found = quantity(f"joint_adapter.{task}_kept", store)
+    yield as_row(f"{LABELS[task]}, jointly", found, seeds.tolist(), *LOOKS[task][:2])._replace(hollow=True)
 
 
-@figure
 def kept_by_average(store: Store) -> Figure:
     """What does an average keep of each task's gain? Three pairs, the four, and one adapter on all rows; docstrings by
     themselves.
     """
     figure, axes = mosaic([["most"], ["docstrings"]], height=8.6, height_ratios=(15, 5.6))
-    rows = {
-        task: [*(row_of(cell, store) for cell in averaging.CELLS if cell.task == task), joint_row(task, store)]
-        for task in TASKS
-    }
     parts = {
-        "most": [row for task in LOOKS if task != "docstrings" for row in rows[task]],
-        "docstrings": rows["docstrings"],
+        "most": [row for task in LOOKS if task != "docstrings" for row in kept_rows(task, store)],
+        "docstrings": list(kept_rows("docstrings", store)),
     }
     for name, some in parts.items():
         draw_margin(axes[name], 100 * (LEAST - MARGIN), 100 * (LEAST + MARGIN), 100 * LEAST)
@@ -82,7 +72,6 @@ def kept_by_average(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def kept_by_scale(store: Store) -> Figure:
     """At which scale does a sum keep most? The share of each task on validation rows, for pairs and for the four."""
     figure, axes = mosaic([["two", "four"]], height=4.4, sharey=True)
@@ -109,7 +98,6 @@ def kept_by_scale(store: Store) -> Figure:
     return labelled(figure, text, axes["two"], ends, column=0.03)
 
 
-@figure
 def halfway_by_parabola(store: Store) -> Figure:
     """Does a parabola foretell an average? The share that an average of two keeps against (3 + s) / 4, task by task."""
     figure, axes = mosaic([["most", "docstrings"]], height=4.0)

@@ -12,7 +12,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
 from peftbook.methods import arm_looks, preset_method
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import draw_stacks
 from peftbook.views.figures.style import canvas, finding, name_rows
 
@@ -94,7 +93,6 @@ def part_key(figure: Figure, axes: Axes) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=1.4)
 
 
-@figure
 def memory_by_term() -> Figure:
     """Where does the memory of a step go at 7B? The byte model's terms at the peak, for one row of 2,048 tokens."""
     figure, axes = canvas(height=5.4)

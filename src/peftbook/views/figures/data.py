@@ -21,9 +21,8 @@ from peftbook.core.folders import DATA
 from peftbook.evidence import metrics, stats
 from peftbook.studies.methods import TEST_EXAMPLES
 from peftbook.tasks import get_task
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_rows, interval_row, mark, mosaic
-from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, shade
+from peftbook.views.figures.style import canvas, colour, drawing, finding, name_rows, say, shade
 
 TASKS = {"docstrings": "Docstrings", "sql": "SQL", "e2e": "E2E"}
 TONES = {"docstrings": ("lora", "o"), "sql": ("qlora", "D"), "e2e": ("prompt", "^")}
@@ -60,7 +59,6 @@ KINDS = {
 }
 
 
-@figure
 def token_strip() -> Figure:
     """What does the model see, and where is it graded? One validation example of the docstrings task."""
     tokens = [*map(tuple, shipped_counts()["example"]["tokens"]), *[("<|im_end|>", "padding")] * 3]
@@ -119,16 +117,8 @@ def draw_token(axes: Axes, left: float, bottom: float, text: str, kind: str) -> 
         linestyle="--" if kind == "padding" else "-",
     )
     axes.add_patch(box)
-    axes.text(
-        left + breadth(text) / 2,
-        bottom + 0.113,
-        visible(text) if text != " " else "",
-        family="DejaVu Sans Mono",
-        fontsize=10,
-        ha="center",
-        va="center",
-        color=colour("muted" if kind == "padding" else "ink"),
-    )
+    tone, shown = "muted" if kind == "padding" else "ink", visible(text) if text != " " else ""
+    say(axes, left + breadth(text) / 2, bottom + 0.113, shown, tone, family="DejaVu Sans Mono", fontsize=10)
     return breadth(text)
 
 
@@ -141,7 +131,6 @@ def lost(counts: np.ndarray, limit: int) -> tuple[float, float]:
     return float(np.mean(before >= limit)), float(np.mean(before + target > limit))
 
 
-@figure
 def truncated_targets() -> Figure:
     """How many targets does truncation destroy? Shares of the training examples against the length that is kept."""
     figure, axes = mosaic([[name] for name in TASKS], height=5.6, sharex=True, sharey=True)
@@ -154,18 +143,17 @@ def truncated_targets() -> Figure:
         axes[name].set(xlim=(LIMITS[0], LIMITS[-1]), ylim=(0, 100), yticks=(0, 50, 100))
     axes["sql"].set_ylabel("% of training examples (counted)")
     axes["e2e"].set_xlabel("Tokens kept, cut from the right")
-    say: dict[str, Any] = {"va": "center", "ha": "center", "fontsize": SMALL, "fontweight": "bold"}
-    axes["docstrings"].text(70, 45, "no target\nleft", color=colour("paper"), **say)
+    bold: dict[str, Any] = {"fontsize": SMALL, "fontweight": "bold"}
+    say(axes["docstrings"], 70, 45, "no target\nleft", "paper", **bold)
     axes["e2e"].annotate(
         "no end of turn",
         (101, 55),
         xytext=(175, 55),
         va="center",
-        fontsize=SMALL,
-        fontweight="bold",
         arrowprops={"arrowstyle": "-", "color": colour("ink"), "linewidth": 0.8},
+        **bold,
     )
-    axes["docstrings"].text(225, 45, "target whole", color=colour("ink"), **say)
+    say(axes["docstrings"], 225, 45, "target whole", **bold)
     gone = 100 * lost(token_counts("docstrings"), 100)[0]
     return finding(figure, f"Cut at 100 tokens, {gone:.0f} % of docstring rows lose their whole target")
 
@@ -232,7 +220,6 @@ def lookup() -> dict[str, np.ndarray]:
     return {name: np.array(scores) for name, scores in found.items()}
 
 
-@figure
 def nearest_neighbours() -> Figure:
     """What does a random split give away? The nearest training function, and what copying its sentence scores."""
     figure, axes = canvas(2, 1, height=5.8, gridspec_kw={"height_ratios": (3, 2)})
@@ -273,7 +260,6 @@ def waste(task: str) -> dict[str, float]:
     return batched | {name: padding_share(pack(lengths, row), lengths, row) for name, row in ROWS.items()}
 
 
-@figure
 def padding_waste() -> Figure:
     """How much of a batch is padding? Batches of 8 by the way they are made, and packed rows."""
     figure, axes = canvas(height=4.4)

@@ -7,14 +7,12 @@ from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.studies import tries
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, label_points, plain_ticks
 from peftbook.views.figures.style import canvas, colour, finding, shade
 
 LOOKS = {"cold": ("prompt", (0, (4, 1.5))), "hot": ("lora", "-")}
 
 
-@figure
 def several_tries(store: Store) -> Figure:
     """What is a second try worth? pass@k of sampled queries at two temperatures, and the plug-in from as many."""
     figure, axes = canvas(1, 2, height=3.9, sharey=True)

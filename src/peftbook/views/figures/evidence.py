@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
 from peftbook.studies import benchmark, data_size, learning_rate, prompt_design
-from peftbook.views.figures import figure
 from peftbook.views.figures.charts import differences
 from peftbook.views.figures.parts import (
     LOSS,
@@ -31,13 +30,12 @@ from peftbook.views.figures.parts import (
     draw_rows,
     draw_series,
     label_points,
-    loss_row,
     mark,
     note,
-    per_seed,
     plain_ticks,
+    score_row,
 )
-from peftbook.views.figures.style import canvas, colour, finding, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, say, shade, tag
 
 
 def arm_look(arm: str) -> tuple[str, str, str]:
@@ -49,7 +47,6 @@ def arm_look(arm: str) -> tuple[str, str, str]:
 # The budget and the benchmark.
 
 
-@figure
 def benchmark_losses(store: Store) -> Figure:
     """Which method has the lowest loss on E2E NLG? Every arm's test loss, and its paired difference from LoRA."""
     comparison = benchmark.COMPARISON
@@ -57,7 +54,7 @@ def benchmark_losses(store: Store) -> Figure:
     rows, against = [], []
     for arm in benchmark_order(store):
         label, tone, marker = arm_look(arm)
-        rows.append(loss_row(label, comparison, "benchmark", arm, store, tone, marker))
+        rows.append(score_row(label, comparison, arm, f"benchmark.{arm}_loss", store, tone, marker))
         against.append(difference_row(label, comparison, arm, "lora", store, tone=tone, marker=marker))
     draw_rows(losses, rows, f"Test loss,\n{LOSS}", 4)
     draw_margin(differences, -benchmark.MARGIN, benchmark.MARGIN)
@@ -69,19 +66,11 @@ def benchmark_losses(store: Store) -> Figure:
     room = 0.08 * (high - low)
     draw_rows(differences, against, "Test loss − LoRA's,\npaired (band: margin)", 4)
     differences.set_xlim(low - room, high + room)
+    ground, across = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 1}, differences.get_yaxis_transform()
     for at, row in enumerate(against):
         if row.value > high:
-            note(
-                differences,
-                f"{row.value:+.2f} →",
-                0.99,
-                at,
-                transform=differences.get_yaxis_transform(),
-                va="center",
-                color=colour(row.tone),
-                fontweight="bold",
-                bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 1},
-            )
+            look: dict[str, Any] = {"ha": "right", "fontsize": SMALL, "fontweight": "bold", "bbox": ground}
+            say(differences, 0.99, at, f"{row.value:+.2f} →", row.tone, transform=across, **look)
     text = (
         "On E2E LoRA is {benchmark.ten_lora_minus_full_loss;ahead of|not separable from|behind} full fine-tuning over "
         "ten seeds, and {benchmark.prompt_minus_lora_loss;behind|not separable from|ahead of} prompt tuning"
@@ -127,21 +116,13 @@ def rate_look(arm: str) -> tuple[str, str, str]:
 class SweepCurves(NamedTuple):
     """One arm of the learning-rate study.
 
-    grid: its rates.  points: those near the best, without any that diverged, to which the quadratic is fitted.
-    seeds: rate → validation loss, for each seed that has all points; the first has the whole grid.
+    grid: its rates.  seeds: rate → validation loss, for each seed that has all of `near`; the first has the whole grid.
+    near: the same at the rates near the best, without any that diverged, to which the quadratic is fitted.
     """
 
     grid: Sequence[float]
-    points: Sequence[float]
     seeds: Sequence[Mapping[float, float]]
-
-    def near(self) -> list[dict[float, float]]:
-        """Every seed's losses at the points."""
-        return [{rate: one[rate] for rate in self.points} for one in self.seeds]
-
-    def mean(self) -> dict[float, float]:
-        """The mean over seeds at the points."""
-        return {rate: float(np.mean([one[rate] for one in self.seeds])) for rate in self.points}
+    near: Sequence[Mapping[float, float]]
 
 
 def rate_sweep(arm: str, store: Store) -> SweepCurves:
@@ -149,7 +130,8 @@ def rate_sweep(arm: str, store: Store) -> SweepCurves:
     short = learning_rate.SHORT
     seeds = [found for seed in learning_rate.SEEDS if (found := learning_rate.curve(short, arm, seed, store))]
     points = [rate for rate in learning_rate.window(short, arm, store) if all(rate in one for one in seeds)]
-    return SweepCurves(short.tuning(short.arm(arm)).rates(store.get), points, seeds)
+    near = [{rate: one[rate] for rate in points} for one in seeds]
+    return SweepCurves(short.tuning(short.arm(arm)).rates(store.get), seeds, near)
 
 
 def parabola(curve: Mapping[float, float], points: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +141,6 @@ def parabola(curve: Mapping[float, float], points: int = 60) -> tuple[np.ndarray
     return np.exp(grid), np.polyval(np.polyfit(x - x.mean(), y, 2), grid - x.mean())
 
 
-@figure
 def rate_curves(store: Store) -> Figure:
     """Is LoRA's best learning rate ten times that of full fine-tuning? Losses against rate, and where each is least."""
     figure, (axes, optima) = canvas(2, 1, height=6.6, sharex=True, height_ratios=(1.25, 1))
@@ -175,15 +156,16 @@ def rate_curves(store: Store) -> Figure:
 
 def draw_sweep(axes: Axes, sweep: SweepCurves, cap: float, tone: str, marker: str) -> None:
     """The first seed's points (arrows: above `cap` or diverged), the others' near the best, the mean's quadratic."""
-    first, *others = sweep.seeds
-    inside = {rate: loss for rate, loss in first.items() if loss <= cap}
+    first, *others = sweep.near
+    inside = {rate: loss for rate, loss in sweep.seeds[0].items() if loss <= cap}
     outside = [rate for rate in sweep.grid if rate not in inside]
     axes.plot(list(inside), list(inside.values()), color=tone, linewidth=0.9, linestyle=(0, (1, 1.2)))
     axes.plot(list(inside), list(inside.values()), **(mark(tone, marker) | {"markersize": 6}))
     axes.plot(outside, [cap] * len(outside), color=tone, linestyle="none", marker="$\\uparrow$", markersize=10)
     for one in others:
-        axes.plot(sweep.points, [one[rate] for rate in sweep.points], **(mark(tone, marker) | {"markersize": 4}))
-    axes.plot(*parabola(sweep.mean()), color=tone, linewidth=2)
+        axes.plot(list(one), list(one.values()), **(mark(tone, marker) | {"markersize": 4}))
+    mean = {rate: float(np.mean([one[rate] for one in sweep.near])) for rate in first}
+    axes.plot(*parabola(mean), color=tone, linewidth=2)
 
 
 def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> None:
@@ -194,7 +176,7 @@ def draw_optima(axes: Axes, sweeps: Mapping[str, SweepCurves], store: Store) -> 
     rows = []
     for at, (name, sweep) in enumerate(sweeps.items()):
         label, marker, tone = rate_look(name)
-        best = [learning_rate.vertex(one) for one in sweep.near()]
+        best = [learning_rate.vertex(one) for one in sweep.near]
         text = "" if name == "full" else "one seed"
         if name in learning_rate.REPLICATED:
             found = quantity(f"learning_rate.{name}_vertex", store)
@@ -237,7 +219,6 @@ def best_rates(store: Store) -> Chart:
 # Prompts.
 
 
-@figure
 def prompt_design_losses(store: Store) -> Figure:
     """How long must a soft prompt be, and does its start matter? Test loss, and its difference from the usual one."""
     looks = {
@@ -245,15 +226,13 @@ def prompt_design_losses(store: Store) -> Figure:
         "vocabulary": ("prompt", "^", "-", 1.0),
         "text": ("lora", "o", (0, (1, 1)), 1.11),
     }
-    usual = prompt_design.arm_name(20, "vocabulary")
+    plan, usual = prompt_design.COMPARISON, prompt_design.arm_name(20, "vocabulary")
     figure, panels = canvas(2, 1, height=6.4, sharex=True)
     ends: list[Points] = [{}, {}]
     for init, (tone, marker, line, shift) in looks.items():
         names = [prompt_design.arm_name(length, init) for length in prompt_design.LENGTHS]
-        losses = [loss_row("", prompt_design.COMPARISON, "prompt_length", name, store, tone, marker) for name in names]
-        against = [
-            difference_row("", prompt_design.COMPARISON, name, usual, store, tone=tone, marker=marker) for name in names
-        ]
+        losses = [score_row("", plan, name, f"prompt_length.{name}_loss", store, tone, marker) for name in names]
+        against = [difference_row("", plan, name, usual, store, tone=tone, marker=marker) for name in names]
         for axes, rows, found in zip(panels, (losses, against), ends, strict=True):
             draw_series(axes, prompt_design.LENGTHS, rows, line=line, shift=shift)
             found[init] = (prompt_design.LENGTHS[-1] * shift, rows[-1].value, tone)
@@ -272,41 +251,34 @@ def prompt_design_losses(store: Store) -> Figure:
 # Data.
 
 
-@figure
 def examples_needed(store: Store) -> Figure:
     """How little data is enough? Test loss, ROUGE-L and paired differences from LoRA against training examples."""
     figure, panels = canvas(3, 1, height=7.2, sharex=True)
-    arms = {"prompt": 0.92, "lora": 1.0, "full": 1.09}
+    arms, looks = {"prompt": 0.92, "lora": 1.0, "full": 1.09}, arm_looks()
     ends: list[Points] = [{}, {}, {}]
     span = np.array([data_size.SIZES[0] * 0.85, data_size.SIZES[-1] * 1.2])
     for axes, score, found in zip(panels, ("loss", "rougeL"), ends, strict=False):
         few = quantity(f"data_size.fewshot_{score}", store)
         axes.fill_between(span, few.low, few.high, color=shade("fewshot", 0.16), linewidth=0, zorder=0)
-        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=arm_looks()["fewshot"].line, linewidth=1.6)
-        found[arm_looks()["fewshot"].label] = (span[1], few.value, "fewshot")
+        axes.plot(span, [few.value] * 2, color=colour("fewshot"), linestyle=looks["fewshot"].line, linewidth=1.6)
+        found[looks["fewshot"].label] = (span[1], few.value, "fewshot")
         for arm, shift in arms.items():
             rows = [
-                as_row(
-                    "",
-                    quantity(f"data_size.n{size}_{arm}_{score}", store),
-                    per_seed(one.finals(arm, store), score),
-                    arm,
-                    arm_looks()[arm].marker,
-                )
+                score_row("", one, arm, f"data_size.n{size}_{arm}_{score}", store, arm, looks[arm].marker, score=score)
                 for size, one in data_size.COMPARISONS.items()
             ]
-            draw_series(axes, data_size.SIZES, rows, line=arm_looks()[arm].line, shift=shift)
-            found[arm_looks()[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
+            draw_series(axes, data_size.SIZES, rows, line=looks[arm].line, shift=shift)
+            found[looks[arm].label] = (data_size.SIZES[-1] * shift, rows[-1].value, arm)
     panels[2].axhspan(-data_size.MARGIN, data_size.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     panels[2].plot(span, [0, 0], color=colour("lora"), linewidth=1.6)
-    ends[2][arm_looks()["lora"].label] = (span[1], 0.0, "lora")
+    ends[2][looks["lora"].label] = (span[1], 0.0, "lora")
     for arm in ("prompt", "full"):
         rows = [
-            difference_row("", one, arm, "lora", store, tone=arm, marker=arm_looks()[arm].marker)
+            difference_row("", one, arm, "lora", store, tone=arm, marker=looks[arm].marker)
             for one in data_size.COMPARISONS.values()
         ]
-        draw_series(panels[2], data_size.SIZES, rows, line=arm_looks()[arm].line, shift=arms[arm])
-        ends[2][arm_looks()[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
+        draw_series(panels[2], data_size.SIZES, rows, line=looks[arm].line, shift=arms[arm])
+        ends[2][looks[arm].label] = (data_size.SIZES[-1] * arms[arm], rows[-1].value, arm)
     panels[0].set(xscale="log", ylabel=f"Test loss,\n{LOSS}")
     panels[1].set_ylabel("ROUGE-L, 0–1")
     panels[2].set(ylabel="Test loss − LoRA's\n(paired)", xlabel="Training examples (one token budget; band: margin)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -16,9 +16,8 @@ from peftbook.methods.norm import NormTuning
 from peftbook.methods.prefix import Prefix
 from peftbook.methods.prompt import PromptTuning
 from peftbook.methods.vera import VeRA
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, mark, note
-from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade, tag
+from peftbook.views.figures.style import canvas, colour, finding, name_rows, say, shade, tag
 
 
 class Member(NamedTuple):
@@ -106,7 +105,6 @@ def work_per_token(
     }
 
 
-@figure
 def numbers_by_method() -> Figure:
     """How many numbers does each method train? Two models, a logarithmic axis; BitFit finds no bias in a Llama."""
     figure, axes = canvas(height=5.6)
@@ -141,7 +139,6 @@ def share_text(share: float) -> str:
     return f"{100 * share:#.2g} %"
 
 
-@figure
 def work_against_count() -> Figure:
     """Does a small count mean little work? Multiplications that a method adds to a token, against its count."""
     shape = SHAPES["smollm2-135m"]
@@ -151,16 +148,8 @@ def work_against_count() -> Figure:
     axes.plot(ends, ends, color=colour("muted"), linewidth=1.2, linestyle=(0, (4, 2)))
     note(axes, "each number used once", 3.2e5, 1.9e5, transform=axes.transData, ha="left", va="top")
     axes.axhline(shape.linear_parameters, color=colour("full"), linewidth=1.4)
-    note(
-        axes,
-        "all matrices of the model",
-        5.6e3,
-        shape.linear_parameters * 1.15,
-        transform=axes.transData,
-        ha="left",
-        va="bottom",
-        color=colour("full"),
-    )
+    place: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": SMALL}
+    say(axes, 5.6e3, shape.linear_parameters * 1.15, "all matrices of the model", "full", **place)
     paper = {"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.8}  # so that a text stays clear of lines
     for name, value in work.items():
         one = MEMBERS[name]

@@ -12,7 +12,6 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence.results import quantity
 from peftbook.scratch.checks import means
 from peftbook.studies import faults
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, as_row, decimals, draw_interval, mark, mark_key
 from peftbook.views.figures.style import canvas, colour, finding, name_rows, shade
 
@@ -38,7 +37,6 @@ def draw_curves(axes: Axes, records: Sequence[Record], tone: str) -> None:
     axes.plot(steps, held_out, **(mark(tone, "o", hollow=True) | {"markersize": 4.5, "markeredgewidth": 1.1}))
 
 
-@figure
 def fault_curves(store: Store) -> Figure:
     """What does the loss show of each fault? Training and held-out loss by step, beside the same run without it."""
     figure, grid = canvas(3, 3, height=6.6, sharey=True)
@@ -66,7 +64,6 @@ def fault_curves(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def fault_answers(store: Store) -> Figure:
     """What does each fault cost? The share of right answers on test rows, with its interval."""
     figure, axes = canvas(height=4.8)
@@ -79,7 +76,6 @@ def fault_answers(store: Store) -> Figure:
     return finding(figure, f"{len(none)} of {len(faults.FAULTY)} faults leave not one right answer")
 
 
-@figure
 def fault_checks(store: Store) -> Figure:
     """Which check sees which fault? For each run the checks that say that something is wrong."""
     figure, axes = canvas(height=5.2)

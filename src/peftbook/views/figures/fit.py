@@ -11,18 +11,15 @@ from matplotlib.figure import Figure
 
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.memory.stacks import setup_in
-from peftbook.views.figures import figure
-from peftbook.views.figures.costs import bytes_by_part, draw_peaks, part_key
+from peftbook.views.figures.costs import LONG, NF4, bytes_by_part, draw_peaks, part_key
 from peftbook.views.figures.parts import SMALL, Points, decimals, labelled, mosaic, paint, plain_ticks
 from peftbook.views.figures.style import canvas, colour, finding, tag
 
-ROW = Setup(method="lora", seq=2048)  # peft alone: float32 adapters, no autocast
-NF4 = replace(ROW, quantised="nf4")
 CHECKPOINTED = replace(NF4, checkpointing=True)
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-2-7b": "Llama-2-7B", "llama-2-70b": "Llama-2-70B"}
 WAYS = {
-    "Full": replace(ROW, method="full"),
-    "LoRA": ROW,
+    "Full": replace(LONG, method="full"),
+    "LoRA": LONG,
     "QLoRA": NF4,
     "QLoRA, checkp.": CHECKPOINTED,
     "Prompt on NF4": replace(NF4, method="prompt"),
@@ -32,7 +29,6 @@ ROWS = (1, 2, 4, 8, 16)
 BY_ROWS = {"LoRA": ("full", "s"), "QLoRA": ("qlora", "D"), "QLoRA, checkp.": ("lora", "o")}  # way → tone, marker
 
 
-@figure
 def memory_by_model() -> Figure:
     """Where does the memory of a step go, from 135 million to 70 billion parameters? One row of 2,048 tokens."""
     figure, axes = mosaic([[name] for name in MODELS], height=7.4)
@@ -92,7 +88,6 @@ def stack_peaks(label: str) -> dict[str, float]:
     return {name: training_step(shape, stack_setup(label, base)).peak().total for name, base in BASES.items()}
 
 
-@figure
 def memory_by_stack() -> Figure:
     """Does it fit with the library that you run? Llama-3.1-8B, 4 rows of 1,024 tokens, by each library's defaults."""
     figure, axes = mosaic([[name] for name in BASES], height=8.2)
@@ -107,7 +102,6 @@ def memory_by_stack() -> Figure:
     return finding(figure, text)
 
 
-@figure
 def memory_by_rows() -> Figure:
     """How many rows fit? Peak of Llama-2-7B's step against the rows of a batch, 1,024 tokens each."""
     figure, axes = canvas(height=4.2)

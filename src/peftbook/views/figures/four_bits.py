@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from peftbook.views.figures import figure
-from peftbook.views.figures.block import name_in, rounded, sign, wire
+from peftbook.views.figures.block import NAME, rounded, sign, wire
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, finding, say, shade
 
@@ -38,7 +37,6 @@ CELL = 0.17  # inches
 COLUMNS = (0.25, 1.75, 4.15)  # x of the table's texts
 
 
-@figure
 def four_bit_step() -> Figure:
     """What gets a gradient, and in which type? One layer of QLoRA, forward in grey and backward in colour."""
     figure, axes = drawing(5.8, 6.75)
@@ -50,7 +48,7 @@ def four_bit_step() -> Figure:
         corners = [(-low, 0), (low, 0), (high, 0.47), (-high, 0.47)]
         shape = [(ADAPTER + x, y + up) for x, up in corners]
         axes.add_patch(Polygon(shape, facecolor=colour("lora"), edgecolor="none", zorder=3))
-        name_in(axes, ADAPTER, y + 0.23, name)
+        say(axes, ADAPTER, y + 0.23, name, **NAME)
     draw_table(axes, 1.8)
     return finding(figure, "Among the weights only A and B get a gradient")
 

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Record, Store
 from peftbook.studies import activations, capacity, expressiveness, memory, merging, serving, step_seconds
 from peftbook.studies import memory_elsewhere as elsewhere
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SMALL,
-    Points,
     decimals,
     draw_quantities,
     label_points,
@@ -28,7 +26,6 @@ from peftbook.views.figures.style import canvas, colour, finding, tag
 Ratios = list[tuple[float, float]]  # (measured, predicted / measured) of configurations
 
 
-@figure
 def accuracy_by_depth(store: Store) -> Figure:
     """What can a prompt not learn? Share of lists sorted as asked against the depth of the model."""
     looks = {
@@ -39,31 +36,20 @@ def accuracy_by_depth(store: Store) -> Figure:
         "prompt_ascending": ("Prompt, upwards", "muted", "v", (0, (1, 1)), 1.1),
     }
     figure, axes = canvas(height=4.4)
-    ends: Points = {}
-    depths = expressiveness.depths_at_hand(store)
-    for arm, (label, tone, marker, line, shift) in looks.items():
-        names = [f"expressiveness.depth{depth}_{arm}_accuracy" for depth in depths]
-        ends[label] = draw_quantities(axes, depths, names, store, tone=tone, marker=marker, line=line, shift=shift)
-    axes.axhline(expressiveness.SOLVED, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
-    note(
-        axes,
-        "counts as solved",
-        0.99,
-        expressiveness.SOLVED + 0.01,
-        transform=axes.get_yaxis_transform(),
-        ha="right",
-        va="bottom",
-    )
+    depths, solved = expressiveness.depths_at_hand(store), expressiveness.SOLVED
+    names = {arm: {depth: f"expressiveness.depth{depth}_{arm}_accuracy" for depth in depths} for arm in looks}
+    ends = draw_quantities(axes, looks, names, store)
+    axes.axhline(solved, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
+    note(axes, "counts as solved", 0.99, solved + 0.01, transform=axes.get_yaxis_transform(), va="bottom")
     axes.set(xscale="log", xlabel="Layers", ylabel="Lists sorted as asked, 0–1", ylim=(-0.04, 1.06))
     plain_ticks(axes, depths)
     axes.set_xlim(0.85 * depths[0], 2.8 * depths[-1])
-    prompt, lora = (f"{{expressiveness.depth{depths[-1]}_{arm}_accuracy;cannot|may|can;{expressiveness.SOLVED}}}"
+    prompt, lora = (f"{{expressiveness.depth{depths[-1]}_{arm}_accuracy;cannot|may|can;{solved}}}"
                     for arm in ("prompt", "lora4"))  # fmt: skip
     text = f"Even with {depths[-1]} layers a prompt {prompt} sort downwards, LoRA of rank 4 {lora}"
     return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 
-@figure
 def stored_bits(store: Store) -> Figure:
     """How many bits does an adapter hold? Stored bits against trained parameters, one line a series."""
     looks = {
@@ -73,13 +59,9 @@ def stored_bits(store: Store) -> Figure:
         "long": ("1,000 exposures", "full", "s", "-"),
     }
     figure, axes = canvas(height=4.6)
-    ends: Points = {}
-    sizes: list[int] = []
-    for series, (label, tone, marker, line) in looks.items():
-        xs = [one.parameters for one in capacity.SERIES[series]]
-        names = [f"capacity.{one.name}_bits" for one in capacity.SERIES[series]]
-        ends[label] = draw_quantities(axes, xs, names, store, tone=tone, marker=marker, line=line)
-        sizes += xs
+    names = {name: {one.parameters: f"capacity.{one.name}_bits" for one in capacity.SERIES[name]} for name in looks}
+    ends = draw_quantities(axes, looks, names, store)
+    sizes = [size for series in names.values() for size in series]
     span = np.array([min(sizes), max(sizes)])
     axes.plot(span, capacity.RULE_BITS * span, color=colour("muted"), linestyle=(0, (1, 1.5)), linewidth=1.4)
     ends[f"{capacity.RULE_BITS} bits a parameter"] = (span[1], capacity.RULE_BITS * span[1], "muted")
@@ -95,7 +77,6 @@ def stored_bits(store: Store) -> Figure:
     return figure
 
 
-@figure
 def adapters_served(store: Store) -> Figure:
     """What do many adapters cost to serve? Generated tokens a second against the number of adapters in a batch."""
     looks = {
@@ -105,10 +86,8 @@ def adapters_served(store: Store) -> Figure:
         "merged": ("merged copies", "accent", "P", (0, (1, 1))),
     }
     figure, axes = canvas(height=4.4)
-    ends: Points = {}
-    for name, (label, tone, marker, line) in looks.items():
-        names = [f"serving.{name}_{count}_tokens_per_second" for count in serving.COUNTS]
-        ends[label] = draw_quantities(axes, serving.COUNTS, names, store, tone=tone, marker=marker, line=line)
+    names = {name: {count: f"serving.{name}_{count}_tokens_per_second" for count in serving.COUNTS} for name in looks}
+    ends = draw_quantities(axes, looks, names, store)
     axes.set_xscale("log", base=2)
     plain_ticks(axes, serving.COUNTS)
     axes.set(
@@ -121,24 +100,14 @@ def adapters_served(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.68, store=store)
 
 
-@figure
 def step_peaks(store: Store) -> Figure:
     """Can the peak of a step be computed? Predicted over measured bytes against their size, for both halves."""
-    figure = halves_figure(
-        peak_errors(store),
-        activations.MARGIN_PEAK,
-        (1, 3, 10, 30, 100),
-        "Measured peak beyond weights and optimiser, MB",
-    )
+    halves = joined(activations.by_half(activations.peak_probe, store), "peak_bytes", 1e6, activations.peaks)
+    label = "Measured peak beyond weights and optimiser, MB"
+    figure = halves_figure(halves, activations.MARGIN_PEAK, (1, 3, 10, 30, 100), label)
     return finding(figure, "Held-out peaks are predicted at {step_peaks.held_out_peak_ratio} the measured ones", store)
 
 
-def peak_errors(store: Store) -> dict[str, Ratios]:
-    """Of each half of the configurations: measured peak in MB, and predicted over measured."""
-    return joined(activations.by_half(activations.peak_probe, store), "peak_bytes", 1e6, activations.peaks)
-
-
-@figure
 def step_times(store: Store) -> Figure:
     """Can the seconds of a step be computed? Predicted over measured seconds against those, for both halves."""
     records = activations.by_half(step_seconds.probe, store)
@@ -200,7 +169,6 @@ def draw_halves(axes: Axes, halves: Mapping[str, Ratios], margin: float) -> None
     axes.set(xscale="log", ylabel="Predicted − measured, %\n(band: margin)")
 
 
-@figure
 def memory_elsewhere(store: Store) -> Figure:
     """Does it hold for what others measured on GPUs? Predicted over published peaks, for all parts."""
     halves = {}
@@ -216,7 +184,6 @@ def memory_elsewhere(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def memory_errors(store: Store) -> Figure:
     """Does the byte model hold? Predicted over measured peak of every case, for torch's tensors and the process."""
     figure, axes = mosaic([["tensor_peak"], ["process_peak"]], height=6.4)

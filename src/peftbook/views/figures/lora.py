@@ -10,7 +10,6 @@ from matplotlib.patches import Rectangle
 from peftbook.evidence.chart import Chart, Series
 from peftbook.memory import SHAPES
 from peftbook.methods.lora import LoRA
-from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.parts import labelled
 from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade, tag
@@ -50,7 +49,6 @@ def parameter_counts() -> Chart:
     )
 
 
-@figure
 def parameters_against_rank() -> Figure:
     """How many parameters does a rank buy? r (d_out + d_in) over SmolLM2-135M's layers, for four sets of targets."""
     figure, axes, ends = lines(parameter_counts(), height=3.9, column=0.76)
@@ -62,7 +60,6 @@ def parameters_against_rank() -> Figure:
     return labelled(figure, text, axes, ends, column=0.76)
 
 
-@figure
 def low_rank_update(rank: int = 16) -> Figure:
     """What does LoRA add to a weight? W₀ (576 × 576) and its update B A, drawn to scale."""
     figure, axes = drawing(5.8, 3.2)

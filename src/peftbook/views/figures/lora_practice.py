@@ -11,12 +11,9 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import batch_size, beyond_lora, learning_rate, rank, scaling, two_rates, variants
-from peftbook.studies.tuned_comparison import TunedComparison
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     LOSS,
     SMALL,
-    ForestRow,
     Points,
     as_row,
     difference_row,
@@ -24,26 +21,29 @@ from peftbook.views.figures.parts import (
     draw_rows,
     draw_series,
     labelled,
-    loss_row,
     mark,
     per_seed,
     plain_ticks,
+    score_row,
 )
 from peftbook.views.figures.style import canvas, colour, finding, shade, tag
 
 BATCH_LOOKS = {"full": ("full", "s", (0, (4, 1.5))), "r16": ("lora", "o", "-")}  # tone, marker, line
 
 
-@figure
 def batch_costs(store: Store) -> Figure:
     """What does a large batch cost? Test loss by batch at equal tokens, and what the largest batch costs each arm."""
     figure, (losses, costs) = canvas(2, 1, height=5.4, height_ratios=(3, 2))
     ends: Points = {}
     for name, (tone, marker, line) in BATCH_LOOKS.items():
         shift = 1.06 if name == "r16" else 0.94
-        rows = [batch_row(f"b{batch}", plan, name, store) for batch, plan in batch_size.COMPARISONS.items()]
+        rows = [
+            score_row("", plan, name, f"batch_size.b{batch}_{name}_loss", store, tone, marker)
+            for batch, plan in batch_size.COMPARISONS.items()
+        ]
         draw_series(losses, batch_size.BATCHES, rows, line=line, shift=shift)
-        few, x = batch_row("few", batch_size.FEW_STEPS, name, store), batch_size.SMALLEST * shift
+        few = score_row("", batch_size.FEW_STEPS, name, f"batch_size.few_{name}_loss", store, tone, marker)
+        x = batch_size.SMALLEST * shift
         losses.plot([x] * len(few.seeds), few.seeds, "_", color=colour(tone), markersize=8, mew=1.4)
         losses.plot(x, few.value, **mark(tone, marker, hollow=True))
         told = f"only {batch_size.EXAMPLES // batch_size.LARGEST} steps" if name == "r16" else ""
@@ -52,13 +52,14 @@ def batch_costs(store: Store) -> Figure:
     losses.set(xscale="log", xlabel="Examples in a batch", ylabel=f"Test loss, {LOSS}")
     plain_ticks(losses, batch_size.BATCHES)
     losses.set_xlim(1.7, 100)
-    each = {name: seed_costs(name, store) for name in batch_size.ARMS}
+    pairs = {name: batch_size.pair(name, batch_size.EQUAL_TOKENS, store) for name in batch_size.ARMS}
+    each = {name: np.subtract(per_seed(one, "loss"), per_seed(two, "loss")) for name, (one, two) in pairs.items()}
     rows = [
-        as_row(label, quantity(f"batch_size.{name}_cost", store), each[name], *BATCH_LOOKS[name][:2])
+        as_row(label, quantity(f"batch_size.{name}_cost", store), each[name].tolist(), *BATCH_LOOKS[name][:2])
         for name, label in batch_size.ARMS.items()
     ]
     extra = quantity("batch_size.extra_cost", store)
-    rows.append(as_row("LoRA − full", extra, np.subtract(each["r16"], each["full"]).tolist(), "ink", "D"))
+    rows.append(as_row("LoRA − full", extra, (each["r16"] - each["full"]).tolist(), "ink", "D"))
     draw_margin(costs, -batch_size.MARGIN, batch_size.MARGIN, 0)
     draw_rows(costs, rows, f"Test loss at {batch_size.LARGEST} − at {batch_size.SMALLEST}, {LOSS} (band: margin)", 6)
     word = "{batch_size.extra_cost;less than|not separably more than|more than}"
@@ -66,26 +67,13 @@ def batch_costs(store: Store) -> Figure:
     return labelled(figure, text, losses, ends, column=0.77, store=store)
 
 
-def seed_costs(name: str, store: Store) -> list[float]:
-    """What the largest batch costs an arm, seed by seed."""
-    one, two = (per_seed(records, "loss") for records in batch_size.pair(name, batch_size.EQUAL_TOKENS, store))
-    return np.subtract(one, two).tolist()
-
-
-def batch_row(prefix: str, plan: TunedComparison, name: str, store: Store) -> ForestRow:
-    """The test loss of an arm at one batch with its seeds."""
-    tone, marker, _ = BATCH_LOOKS[name]
-    seeds = per_seed(plan.finals(name, store), "loss")
-    return as_row("", quantity(f"batch_size.{prefix}_{name}_loss", store), seeds, tone, marker)
-
-
-@figure
 def rank_losses(store: Store) -> Figure:
     """Does the rank matter? Test loss by rank, each at its own best rate, and the paired difference from rank 16."""
     comparison = rank.COMPARISON
     figure, (losses, differences) = canvas(2, 1, height=5.4, sharex=True)
     names = {one: f"r{one}" for one in learning_rate.RANKS}
-    draw_series(losses, list(names), [loss_row("", comparison, "rank", arm, store, "lora") for arm in names.values()])
+    rows = [score_row("", comparison, arm, f"rank.{arm}_loss", store, "lora") for arm in names.values()]
+    draw_series(losses, list(names), rows)
     against = [difference_row("", comparison, arm, "r16", store, tone="lora") for arm in names.values()]
     differences.axhspan(-rank.MARGIN, rank.MARGIN, color=colour("fill"), linewidth=0, zorder=0)
     draw_series(differences, list(names), against)
@@ -99,14 +87,14 @@ def rank_losses(store: Store) -> Figure:
 SCALING_LOOKS = {"standard": ("α/r", "lora", "o", "-"), "stabilised": ("α/√r", "qlora", "D", (0, (4, 1.5)))}
 
 
-@figure
 def scaling_gains(store: Store) -> Figure:
     """Does α/√r help? Tuned test loss of both scalings by rank, and the paired differences at fixed and tuned rates."""
     comparison = scaling.COMPARISON
     figure, (losses, differences) = canvas(2, 1, height=5.8)
     ends: Points = {}
     for name, (label, tone, marker, line) in SCALING_LOOKS.items():
-        rows = [loss_row("", comparison, "scaling", f"{name}{r}", store, tone, marker) for r in scaling.RANKS]
+        arms = [f"{name}{r}" for r in scaling.RANKS]
+        rows = [score_row("", comparison, arm, f"scaling.{arm}_loss", store, tone, marker) for arm in arms]
         shift = 1.04 if name == "stabilised" else 1.0
         draw_series(losses, scaling.RANKS, rows, line=line, shift=shift)
         ends[label] = (scaling.RANKS[-1] * shift, rows[-1].value, tone)
@@ -133,7 +121,6 @@ WORST = 0.3  # nats above the best of the map where its fill fades to paper
 FULL_FILL = 0.5  # how much of the blue is in the fill of the best point: ink stays readable on it
 
 
-@figure
 def rate_map(store: Store) -> Figure:
     """Does B need a higher rate than A? Validation loss on the map of both rates; diagonals have one ratio."""
     comparison = two_rates.COMPARISON
@@ -175,7 +162,6 @@ def rate_map(store: Store) -> Figure:
     return finding(figure, f"With B's rate 16 times A's the test loss is {word} that with one rate", store)
 
 
-@figure
 def variant_effects(store: Store) -> Figure:
     """Do the variants do what each claims? Steps to plain LoRA's training loss, and test loss, both against LoRA."""
     comparison = variants.COMPARISON
@@ -199,7 +185,6 @@ def variant_effects(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def beyond_gains(store: Store) -> Figure:
     """Does any arm gain on plain LoRA once each has its own rate? Test loss minus LoRA's, and the margin."""
     comparison = beyond_lora.COMPARISON

@@ -11,7 +11,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.memory import SHAPES, Setup, training_step
 from peftbook.scratch.schedule import bounds, makespan
 from peftbook.studies import throughput
-from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.fit import draw_cards
 from peftbook.views.figures.parts import Points, decimals, labelled, paint, plain_ticks
@@ -27,7 +26,6 @@ BY_DEVICES = {
 HOUR = 3600.0
 
 
-@figure
 def time_by_workers(store: Store) -> Figure:
     """How long do the book's runs take on many workers? Simulated from their wall times, between what bounds it."""
     known = throughput.stages(store)
@@ -71,7 +69,6 @@ def device_peaks() -> Chart:
     )
 
 
-@figure
 def memory_by_devices() -> Figure:
     """What does each of many devices hold? Peak for Llama-2-70B in shards, a row of 2,048 tokens on each device."""
     figure, axes, ends = lines(device_peaks(), height=4.6, column=0.8)

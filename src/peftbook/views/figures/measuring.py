@@ -16,7 +16,6 @@ from peftbook.evidence import comparison, stats
 from peftbook.evidence.results import quantity
 from peftbook.methods import arm_looks
 from peftbook.studies import coverage, methods
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SMALL,
     as_row,
@@ -42,7 +41,6 @@ SETTINGS = {
 }
 
 
-@figure
 def rouge_by_setting(store: Store) -> Figure:
     """Do settings move ROUGE-L more than methods differ? Scores of the same texts, and LoRA's leads, by setting."""
     figure, (scores, leads) = canvas(1, 2, height=5.4, sharey=True, width_ratios=(1, 1.1))
@@ -80,7 +78,6 @@ def unpaired_interval(
     return stats.Interval(one.mean - two.mean, half95, half90, *errors, one.seeds, one.examples)
 
 
-@figure
 def paired_intervals(store: Store) -> Figure:
     """What is pairing worth? Intervals of the head-to-head differences, with and without it."""
     panels = (("loss_nats", methods.MARGIN_NATS, "Loss difference, nats per token"),
@@ -109,7 +106,6 @@ def paired_intervals(store: Store) -> Figure:
 DRAWN = {"first_edition": ("untuned", "s"), "satterthwaite": ("qlora", "D"), coverage.RULE: ("lora", "o")}
 
 
-@figure
 def coverage_of_rules(store: Store) -> Figure:
     """Does the interval cover, and what does it find? Three rules with three seeds, by the seeds' share."""
     figure, (covered, found) = canvas(2, 1, height=6.4, sharex=True)
@@ -169,7 +165,6 @@ def smallest_effect(seeds: int, often: float = OFTEN) -> float:
     return float(optimize.brentq(lambda effect: chance(effect, seeds, quantile(seeds)) - often, 1e-3, 1e2))
 
 
-@figure
 def seeds_needed() -> Figure:
     """What can n seeds see? Half-width and findable effect, and how often an effect of one SD is found."""
     figure, (sizes, found) = canvas(2, 1, height=6.6, sharex=True)
@@ -204,7 +199,6 @@ def case(centre: float, half95: float, seeds: int = 5) -> stats.Interval:
     return stats.Interval(centre, half95, ratio * half95, 0.0, 0.0, seeds, 200)
 
 
-@figure
 def verdict_rule() -> Figure:
     """Which verdict does an interval get? The book's own rule, on the claim that a − b is below zero."""
     looks = {"reproduced": ("lora", "o"), "equivalent": ("prompt", "^"), "refuted": ("qlora", "D"),
@@ -258,7 +252,6 @@ def curse(arms: int, spread: float, studies: int = STUDIES, seed: int = 0) -> tu
     return shown, confirmed
 
 
-@figure
 def winners_curse() -> Figure:
     """How much does the winner's score flatter it? Simulation and formula, on validation and on fresh runs."""
     figure, axes = canvas(height=4.2)

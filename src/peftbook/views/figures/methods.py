@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import table
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SCORES,
     ForestRow,
@@ -44,12 +42,6 @@ def difference(first: Sequence[Record], second: Sequence[Record], score: str) ->
     return methods.paired(list(first), list(second), SCORES[score][1]), by_seed.tolist()
 
 
-def sweep_points(arm: str, store: Store) -> tuple[list[float], list[float]]:
-    """Learning rates of the arm's sweep, ascending, and their validation losses (infinite where a run diverged)."""
-    losses = methods.plan.tuning(methods.plan.arm(arm)).losses(store.get)
-    return list(losses), list(losses.values())
-
-
 def smooth(values: Sequence[float], span: int = 9) -> list[float]:
     """Centred running mean over `span` steps; the window is cut at the ends, never padded."""
     half = span // 2
@@ -65,7 +57,6 @@ def example_differences(first: Sequence[Record], second: Sequence[Record]) -> np
 # Figures.
 
 
-@figure
 def head_to_head(store: Store, scores: Sequence[str] = tuple(SCORES)) -> Figure:
     """What does each method gain over the untouched model? Paired test differences, 95 % intervals, every seed."""
     base = methods.final_records("untuned", store)
@@ -89,7 +80,6 @@ def better(score: str) -> str:
     return "  (← better)" if SCORES[score][2] < 0 else "  (better →)"
 
 
-@figure
 def quality_against_parameters(store: Store) -> Figure:
     """How many trained parameters does quality take? Test loss against trainable parameters, every seed."""
     figure, axes = canvas(height=3.9)
@@ -119,12 +109,12 @@ def quality_against_parameters(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def learning_rate_curves(store: Store) -> Figure:
     """Which learning rate does each method want? Validation loss against rate, default and chosen rate marked."""
     figure, axes = canvas(height=4.1)
     for arm in methods.ARMS:
-        rates, losses = sweep_points(arm, store)
+        curve = methods.plan.tuning(methods.plan.arm(arm)).losses(store.get)  # infinite where a run diverged
+        rates, losses = list(curve), list(curve.values())
         axes.plot(rates, losses, **look(arm))
         best, default = int(np.argmin(losses)), rates.index(methods.DEFAULT_RATES[arm])
         axes.plot(rates[best], losses[best], **(CHOSEN | {"color": colour(arm), "markeredgecolor": colour("paper")}))
@@ -141,38 +131,30 @@ def learning_rate_curves(store: Store) -> Figure:
     return finding(figure, f"Best rates are {', '.join(best_rates)}", store)
 
 
-def loss_curves(arm: str, store: Store) -> tuple[list[list[float]], list[float]]:
-    """Training losses of the arm's final runs, and their mean over seeds, as far as all go, smoothed."""
-    curves = [record.curve["train_loss_nats"] for record in methods.final_records(arm, store)]
-    return curves, smooth([math.fsum(step) / len(step) for step in zip(*curves, strict=False)])
-
-
-@figure
 def training_loss(store: Store) -> Figure:
     """How fast does each method learn? Training loss of every final run, faint, and the smoothed mean of the seeds."""
     figure, panels = canvas(2, 2, height=4.6, sharex=True, sharey=True)
-    found = {arm: loss_curves(arm, store) for arm in methods.ARMS}
-    for axes, (arm, (curves, mean)) in zip(panels.flat, found.items(), strict=True):
-        for other, (_, grey) in found.items():
+    found = {arm: [run.curve["train_loss_nats"] for run in methods.final_records(arm, store)] for arm in methods.ARMS}
+    means = {arm: smooth(np.mean(list(zip(*curves, strict=False)), axis=1)) for arm, curves in found.items()}
+    for axes, (arm, curves) in zip(panels.flat, found.items(), strict=True):
+        for other, grey in means.items():
             if other != arm:
                 axes.plot(range(1, len(grey) + 1), grey, color=shade("muted", 0.45), linewidth=1.2)
         for curve in curves:
             axes.plot(range(1, len(curve) + 1), curve, color=shade(arm, 0.35), linewidth=0.8)
-        axes.plot(range(1, len(mean) + 1), mean, color=colour(arm), linewidth=2.6)
+        axes.plot(range(1, len(means[arm]) + 1), means[arm], color=colour(arm), linewidth=2.6)
         axes.set_title(arm_looks()[arm].label, color=colour(arm))
     figure.supxlabel("Optimiser step (batch of 8 examples)", fontsize=SIZE)
     figure.supylabel("Training loss, nats per token", fontsize=SIZE)
-    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for _, mean in found.values()) + 1
+    half = max(int(np.argmax(np.array(mean) <= (mean[0] + mean[-1]) / 2)) for mean in means.values()) + 1
     return finding(figure, f"Half of each method's fall in training loss is over by step {half}")
 
 
-@figure
 def lora_against_full(store: Store) -> Figure:
     """Does LoRA lose on some examples what it wins on others? Paired loss differences, example by example."""
     return paired_histogram(store, "lora", "full")
 
 
-@figure
 def qlora_against_lora(store: Store) -> Figure:
     """What does the 4-bit base cost? Paired loss differences, example by example."""
     return paired_histogram(store, "qlora", "lora")
@@ -219,7 +201,6 @@ def paired_histogram(store: Store, first: str, second: str) -> Figure:
     )
 
 
-@figure
 def rouge_against_bertscore(store: Store) -> Figure:
     """Do ROUGE-L and BERTScore agree on which answers are good? LoRA's test answers, averaged over seeds."""
     records = methods.final_records("lora", store)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
 from peftbook.memory import DecoderShape
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade
 
@@ -157,7 +156,6 @@ def draw_cell(axes: Axes, cell: Cell, x: float, y: float) -> None:
         say(axes, x, y, cell.state, ha="left", fontsize=SMALL)
 
 
-@figure
 def newer_map() -> Figure:
     """What does each newer method do to a weight? Four ideas, a row each: multiplied, shared, started, all of it."""
     figure, axes = drawing(WIDE, 8.35)

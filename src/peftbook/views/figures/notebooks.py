@@ -18,7 +18,6 @@ from peftbook.methods import arm_looks
 from peftbook.scratch import no_learning
 from peftbook.studies import methods, prompt_design, sql
 from peftbook.tasks import get_task
-from peftbook.views.figures import figure
 from peftbook.views.figures.costs import bytes_by_part, draw_peaks, part_key
 from peftbook.views.figures.parts import (
     SMALL,
@@ -77,7 +76,6 @@ def sql_scores() -> dict[str, dict[str, float]]:
     }
 
 
-@figure
 def scores_of_no_learning() -> Figure:
     """Which score sees that a query is right? Five systems without a model on the SQL task, three scores each."""
     figure, axes = canvas(height=4.6)
@@ -119,7 +117,6 @@ def summary_scores() -> dict[str, stats.Interval]:
 ARMS = ("untuned", "fewshot", "prompt", "qlora", "lora", "full")
 
 
-@figure
 def summary_baselines(store: Store) -> Figure:
     """How good is a ROUGE-L? Two systems without a model below the arms of the head-to-head."""
     rows = [interval_row(name, one, tone="muted", marker="s") for name, one in summary_scores().items()]
@@ -142,7 +139,6 @@ def summary_baselines(store: Store) -> Figure:
 # --- answers -----------------------------------------------------------------------------------------------------
 
 
-@figure
 def sql_answers(store: Store) -> Figure:
     """What do eight tokens reach? Loss and executed answers of the arms on the SQL task, with their seeds."""
     figure, panels = canvas(1, 2, height=3.6, sharey=True)
@@ -167,7 +163,6 @@ def sql_answers(store: Store) -> Figure:
 # --- rates -------------------------------------------------------------------------------------------------------
 
 
-@figure
 def prompt_rates(store: Store) -> Figure:
     """Was the rate wrong? Validation loss of prompts on E2E against their learning rate, one run a point."""
     figure, axes = canvas(height=4.3)
@@ -203,7 +198,6 @@ SETUPS = {
 }
 
 
-@figure
 def notebook_memory() -> Figure:
     """What do the two recipes need at 7B? Tensors at the peak of a step, as they were and changed one by one."""
     figure, axes = canvas(height=4.6)

@@ -6,14 +6,12 @@ from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.studies import racing
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import canvas, finding, name_rows, say, shade
 
 LABELS = {"eighth": "⅛", "quarter": "¼", "half": "½", "three_quarters": "¾", "end": "the end"}
 
 
-@figure
 def early_rates(store: Store) -> Figure:
     """How early does a sweep know its best rate? Of all sweeps at hand, in how many the best rate leads at a cut, is in
     the half that would go on, or in the half that would be dropped.

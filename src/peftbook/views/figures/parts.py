@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from peftbook.core.records import Record, Store
 from peftbook.evidence.chart import spread_out
+from peftbook.evidence.comparison import table
 from peftbook.evidence.results import quantity
 from peftbook.evidence.stats import Interval
 from peftbook.studies import Quantity
@@ -145,20 +146,19 @@ def draw_series(
 
 
 def draw_quantities(
-    axes: Axes,
-    xs: Sequence[float],
-    names: Sequence[str],
-    store: Store,
-    *,
-    tone: str,
-    marker: str,
-    line: Any = "-",
-    shift: float = 1.0,
-) -> tuple[float, float, str]:
-    """Quantities by name as a series against a logarithmic x. Returns its last point and tone, for `label_points`."""
-    rows = [as_row("", quantity(name, store), (), tone, marker) for name in names]
-    draw_series(axes, xs, rows, line=line, shift=shift)
-    return xs[-1] * shift, rows[-1].value, tone
+    axes: Axes, looks: Mapping[str, tuple[Any, ...]], names: Mapping[str, Mapping[int, str]], store: Store
+) -> Points:
+    """Quantities as series against a logarithmic x. Returns the last point of each, for `label_points`.
+
+    looks: series → label, tone, marker, line and, if not 1, shift.  names: series → x → name of a quantity.
+    """
+    ends: Points = {}
+    for series, (label, tone, marker, line, *shifts) in looks.items():
+        rows = [as_row("", quantity(name, store), (), tone, marker) for name in names[series].values()]
+        shift = shifts[0] if shifts else 1.0
+        draw_series(axes, list(names[series]), rows, line=line, shift=shift)
+        ends[label] = max(names[series]) * shift, rows[-1].value, tone
+    return ends
 
 
 def label_points(axes: Axes, points: Points, *, column: float, gap: float = 14) -> None:
@@ -221,21 +221,15 @@ def note(axes: Axes, text: str, x: float = 0.98, y: float = 0.96, **keywords: An
 
 def per_seed(records: Sequence[Record], score: str) -> list[float]:
     """The test mean of each seed; loss is weighted by label tokens."""
-    column = SCORES[score][1]
-    means = []
-    for record in records:
-        values = np.asarray(record.per_example[column], dtype=float)
-        weights = (
-            np.asarray(record.per_example["label_tokens"], dtype=float) if score == "loss" else np.ones(len(values))
-        )
-        means.append(float(values.sum() / weights.sum()))
-    return means
+    values = table(records, SCORES[score][1])
+    weights = table(records, "label_tokens") if score == "loss" else np.ones_like(values)
+    return (values.sum(axis=1) / weights.sum(axis=1)).tolist()
 
 
 def seed_differences(comparison: TunedComparison, first: str, second: str, store: Store) -> list[float]:
     """Test loss of first − second for each seed; a method without randomness is the same for all."""
-    one, two = (np.asarray(per_seed(comparison.finals(name, store), "loss")) for name in (first, second))
-    return (one - two).tolist()
+    one, two = (per_seed(comparison.finals(name, store), "loss") for name in (first, second))
+    return np.subtract(one, two).tolist()
 
 
 def difference_row(
@@ -248,12 +242,11 @@ def difference_row(
     return interval_row(label, found, seed_differences(comparison, first, second, store), **look)
 
 
-def loss_row(
-    label: str, comparison: TunedComparison, study: str, arm: str, store: Store, tone: str = "ink", marker: str = "o"
+def score_row(
+    label: str, comparison: TunedComparison, arm: str, name: str, store: Store, *look: str, score: str = "loss"
 ) -> ForestRow:
-    """The test loss of an arm with its seeds."""
-    seeds = per_seed(comparison.finals(arm, store), "loss")
-    return as_row(label, quantity(f"{study}.{arm}_loss", store), seeds, tone, marker)
+    """The test score of an arm, which is the quantity `name`, with its seeds. look: tone and marker."""
+    return as_row(label, quantity(name, store), per_seed(comparison.finals(arm, store), score), *look)
 
 
 def plain_ticks(axes: Axes, values: Sequence[float]) -> None:

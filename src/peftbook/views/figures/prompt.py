@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbook.methods.prompt import PromptTuning
-from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.lora import HIDDEN, SMOLLM2
 from peftbook.views.figures.style import SIZE, colour, drawing, finding, say, shade
@@ -27,7 +26,6 @@ RUNS = ((0, 4, "trained vectors", "prompt"), (4, 4, "the question", "muted"), (8
 LEFT, CELL, TALL = 0.2, 0.54, 0.62  # inches: where the first vector starts, the width and the height of one
 
 
-@figure
 def soft_prompt_position() -> Figure:
     """What is trained in prompt tuning? The vectors before the embedded text; the whole model is frozen."""
     figure, axes = drawing(5.8, 3.5)

@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 
 from peftbook.studies.public_arms import MARGIN, Values, accuracies, difference, here
 from peftbook.studies.public_runs import FULL, LORA
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, draw_margin, paint
 from peftbook.views.figures.style import canvas, colour, finding, name_rows, say
 
@@ -20,7 +19,6 @@ def compared(values: Values) -> list[str]:
     return sorted(shared, key=lambda name: -difference(values, name, LORA).mean)
 
 
-@figure
 def public_ranking() -> Figure:
     """What can a public ranking tell? Accuracy of every configuration minus that of LoRA, with both errors."""
     values = accuracies()

@@ -21,7 +21,6 @@ from peftbook.memory import SHAPES, Configuration, Setup, training_step
 from peftbook.memory.time_model import Rates, step_seconds
 from peftbook.studies import activations, memory, merging, recovery, survival
 from peftbook.studies import step_seconds as measured_steps
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import (
     SMALL,
     as_row,
@@ -82,7 +81,6 @@ def step_times(setup: Setup, rates: list[str]) -> np.ndarray:
     return np.array([measured_steps.predicted(one, known) for known in rates])
 
 
-@figure
 def slowdown_against_tokens(store: Store) -> Figure:
     """When does a 4-bit base slow a step? QLoRA's time over LoRA's against the tokens of the step."""
     figure, axes = canvas(height=4.2)
@@ -112,7 +110,6 @@ def slowdown_against_tokens(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def memory_against_time(store: Store) -> Figure:
     """What does a saved byte cost? Peak memory of a step of Llama-2-7B against its time, relative to LoRA's."""
     figure, axes = canvas(height=4.6)
@@ -136,7 +133,6 @@ def memory_against_time(store: Store) -> Figure:
     return finding(figure, text)
 
 
-@figure
 def requantised_gains(store: Store) -> Figure:
     """What is left of an adapter after quantising again? The share of its gain that each recipe loses."""
     figure, axes = canvas(height=4.0)
@@ -155,7 +151,6 @@ def requantised_gains(store: Store) -> Figure:
     return finding(figure, text, store)
 
 
-@figure
 def surviving_gains(store: Store) -> Figure:
     """Does the size of an update tell whether it survives? The kept share of its gain, and of itself, against size."""
     figure, axes = canvas(height=4.2)

@@ -17,7 +17,6 @@ from matplotlib.ticker import NullLocator
 from scipy import optimize, special
 
 from peftbook.evidence.chart import Chart, Series
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, decimals, labelled
 from peftbook.views.figures.style import SIZE, canvas, colour, drawing, finding, say, shade, tag
 
@@ -79,7 +78,6 @@ def scaled_density(x: np.ndarray, block: int) -> np.ndarray:
     return weight @ (density(largest[:, None] * x) * (largest / (2 * special.ndtr(largest) - 1))[:, None])
 
 
-@figure
 def codebook_levels(block: int = 64) -> Figure:
     """Where do the 16 levels lie? Each codebook's levels under the density of scaled normal weights."""
     figure, axes = canvas(height=3.9)
@@ -117,7 +115,6 @@ def code_shares(block: int = 64) -> Chart:
     )
 
 
-@figure
 def bin_mass(block: int = 64) -> Figure:
     """Does NF4 fill its 16 codes equally? The share of normal weights in each code."""
     chart = code_shares(block)
@@ -158,7 +155,6 @@ def block_errors() -> Chart:
 RATES = (2, 3, 4, 5, 6)  # bits of a code
 
 
-@figure
 def error_against_bits(block: int = 64) -> Figure:
     """How near is a codebook to the best there can be? Error against stored bits, by codebook, and the bound below."""
     from peftbook.scratch.double_quant import bits_per_parameter
@@ -195,7 +191,6 @@ TOPS = (2.98, 1.8, 0.76)  # where they stand
 HEADS = (("Weights", "a block"), ("÷ largest", "nearest level"), ("Stored", "4-bit codes"))
 
 
-@figure
 def quantisation_steps(count: int = 12) -> Figure:
     """How does a weight become four bits? One block's weights, scaled, snapped and coded, with real numbers."""
     weights = np.random.default_rng(7).normal(size=count) * 0.05
@@ -241,7 +236,6 @@ def draw_snapped(axes: Axes, x: np.ndarray, scaled: np.ndarray, codes: np.ndarra
         axes.plot(px, levels[code], "_", markersize=13, markeredgewidth=2.6, color=colour("lora"))
 
 
-@figure
 def outlier_error(count: int = 64) -> Figure:
     """What does one large weight do to the others? Their error against its size, in one block of normal weights."""
     others = np.random.default_rng(0).normal(size=(400, count - 1))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbook.views.figures import figure
 from peftbook.views.figures.block import rounded, wire
 from peftbook.views.figures.parts import SMALL
 from peftbook.views.figures.style import colour, drawing, finding, say, shade
@@ -37,7 +36,6 @@ STEPS = (
 AFTER = ("Three rates, the lowest\nvalidation loss", "Answers to the test rows,\npaired with the untuned")
 
 
-@figure
 def from_question_to_adapter() -> Figure:
     """Should you tune, and how? Five questions, cheapest first, and what comes after them."""
     height = 0.25 + PITCH * (len(STEPS) + 1)

@@ -10,7 +10,6 @@ from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.stats import half_width
 from peftbook.methods import arm_looks
 from peftbook.studies import methods
-from peftbook.views.figures import figure
 from peftbook.views.figures.drawn import lines
 from peftbook.views.figures.methods import example_differences
 from peftbook.views.figures.parts import SMALL, decimals, labelled, plain_ticks
@@ -48,7 +47,6 @@ def requests_to_break_even() -> Chart:
     )
 
 
-@figure
 def break_even() -> Figure:
     """After how many requests does tuning cost less than examples in the prompt? Operations, for three budgets."""
     figure, axes, ends = lines(requests_to_break_even(), height=4.2, column=0.735)
@@ -58,7 +56,6 @@ def break_even() -> Figure:
     return labelled(figure, text, axes, ends, column=0.735)
 
 
-@figure
 def differences_seen(store: Store) -> Figure:
     """How small a difference can a test set see? Half of its 95 % interval against its size, three pairs of methods."""
     figure, axes = canvas(height=4.4)

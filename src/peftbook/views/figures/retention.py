@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
 from peftbook.studies import forgetting, frontier
-from peftbook.views.figures import figure
 from peftbook.views.figures.lora import SMOLLM2
 from peftbook.views.figures.parts import (
     LOSS,
@@ -41,7 +40,6 @@ MATCHED = {
 }
 
 
-@figure
 def frontiers(store: Store) -> Figure:
     """Who forgets least for what is learned? General loss against target loss along training, and their differences."""
     figure, (axes, differences) = canvas(2, 1, height=6.8, height_ratios=(1.7, 1))
@@ -69,7 +67,6 @@ def frontiers(store: Store) -> Figure:
     return labelled(figure, text, axes, ends, column=0.74, store=store)
 
 
-@figure
 def update_directions(store: Store) -> Figure:
     """How many directions does an update use? Singular directions with 90 % of its energy, a dot a matrix."""
     figure, axes = canvas(height=5.0)
@@ -77,13 +74,14 @@ def update_directions(store: Store) -> Figure:
     for at, arm in enumerate(arms):
         _, tone, marker, _ = PATHS[arm]
         middle = quantity(f"forgetting.{arm}_update_rank", store).value
-        draw_spread(axes, at, matrix_ranks(arm, store), middle, tone, marker)
+        ranks = store.need(forgetting.intruder_probe(arm)).per_example["update_rank"]  # of the first seed's matrices
+        draw_spread(axes, at, [float(rank) for rank in ranks], middle, tone, marker)
         rank = getattr(forgetting.ARMS[arm][0], "rank", None)
         if rank is not None:
             axes.plot([rank, rank], [at - 0.36, at + 0.36], color=colour(tone), linewidth=2.4)
         found = quantity(f"forgetting.{arm}_intruders", store)
         note(axes, f"{found.value:.0f} new", 1.02, at, transform=axes.get_yaxis_transform(), va="center", ha="left")
-    noise = [energy_directions(noise_energy(*reversed(sides))) for sides in SMOLLM2.linears.values()]
+    noise = [noise_rank(*sides) for sides in SMOLLM2.linears.values()]
     draw_spread(axes, len(arms), noise, float(np.median(noise)), "muted", "*")
     axes.set_xscale("log")
     plain_ticks(axes, (1, 3, 10, 30, 100, 300))
@@ -101,20 +99,11 @@ def draw_spread(axes: Axes, at: float, ranks: Sequence[float], middle: float, to
     axes.plot(middle, at, **(mark(tone, marker) | {"markersize": 9}))
 
 
-def matrix_ranks(arm: str, store: Store) -> list[float]:
-    """Effective rank of the update of each matrix that was looked at, first seed."""
-    record = store.need(forgetting.intruder_probe(arm))
-    return [float(rank) for rank in record.per_example.get("update_rank", [])]
-
-
 @cache
-def noise_energy(rows: int, columns: int) -> tuple[float, ...]:
-    """Squared singular values of a matrix of independent N(0, 1) entries, largest first, as shares of their sum."""
-    noise = np.random.default_rng(0).standard_normal((min(rows, columns), max(rows, columns)))
-    energy = np.linalg.eigvalsh(noise @ noise.T)[::-1]
-    return tuple((energy / energy.sum()).tolist())
+def noise_rank(rows: int, columns: int) -> int:
+    """Effective rank of a matrix of independent N(0, 1) entries."""
+    from torch import from_numpy
 
+    from peftbook.scratch.forgetting import energy_rank
 
-def energy_directions(shares: Sequence[float], share: float = 0.9) -> int:
-    """The least number of leading directions that hold `share` of the energy."""
-    return int((np.cumsum(shares) < share).sum()) + 1
+    return energy_rank(from_numpy(np.random.default_rng(0).standard_normal((min(rows, columns), max(rows, columns)))))

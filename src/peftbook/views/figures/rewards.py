@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from peftbook.core.records import Record, Store
 from peftbook.evidence.comparison import table
 from peftbook.evidence.results import quantity
+from peftbook.scratch.checks import means
 from peftbook.studies import reward_rank
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import SMALL, Points, as_row, draw_margin, draw_rows, labelled
 from peftbook.views.figures.style import canvas, colour, shade
 
@@ -23,18 +23,12 @@ LOOKS = {
 WINDOW = 5  # steps that a point of a curve is the mean of
 
 
-def smoothed(values: Sequence[float]) -> np.ndarray:
-    """The mean of each WINDOW consecutive values."""
-    return np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
-
-
 def moved(after: Sequence[Record], before: Sequence[Record], column: str) -> list[float]:
     """Each seed's share of the test lists that are right in `after` minus that in a column of `before`."""
     one, two = table(after, "exact"), table(before, column)
     return (one - two).mean(axis=1).tolist()
 
 
-@figure
 def reward_learning(store: Store) -> Figure:
     """Is rank 1 enough to learn from a reward? Right answers by step as they are drawn, and the gain on tests."""
     figure, (left, right) = canvas(1, 2, height=3.9)
@@ -43,7 +37,7 @@ def reward_learning(store: Store) -> Figure:
     finals = {arm: reward_rank.finals(arm, store) for arm in LOOKS}
     for arm, (label, tone, marker, line) in LOOKS.items():
         records = finals[arm]
-        curves = np.array([smoothed([float(value) for value in record.curve["reward"]]) for record in records])
+        curves = np.array([means(record.curve["reward"], WINDOW) for record in records])
         steps = np.arange(curves.shape[1]) + (WINDOW + 1) / 2
         for curve in curves:
             left.plot(steps, curve, color=shade(tone, 0.35), linewidth=0.8)

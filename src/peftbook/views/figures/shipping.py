@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from peftbook.core.records import Store
 from peftbook.evidence.results import quantity
-from peftbook.views.figures import figure
 from peftbook.views.figures.parts import Points, labelled, mark, note
 from peftbook.views.figures.style import canvas, colour
 
@@ -32,7 +31,6 @@ def roundings() -> dict[str, np.ndarray]:
     return {name: np.array([getattr(one, name) for one in found]) for name in LABELS}
 
 
-@figure
 def rounded_updates(store: Store) -> Figure:
     """How much of an update survives rounding? Normal weights and updates, and the three shares that were measured."""
     figure, axes = canvas(height=4.2)

@@ -39,15 +39,13 @@ HEX = re.compile(rb"#[0-9a-f]{6}\b")
 
 
 def rc(mode: Mode) -> dict[str, Any]:
-    """The matplotlib settings of a mode. Fonts are the one that matplotlib ships, so that bytes agree everywhere."""
+    """What a mode has in place of matplotlib's defaults. Fonts are those that it ships: bytes agree everywhere."""
     tone = TONES[mode]
     return {
-        "svg.fonttype": "path",
         "svg.hashsalt": "peftbook",
         "path.simplify": False,
         "font.family": ["DejaVu Sans"],
         "font.size": SIZE,
-        "mathtext.fontset": "dejavusans",
         "figure.facecolor": PAPER[mode],
         "savefig.facecolor": PAPER[mode],
         "axes.facecolor": PAPER[mode],
@@ -67,21 +65,17 @@ def rc(mode: Mode) -> dict[str, Any]:
         "axes.titleweight": "bold",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.linewidth": 0.8,
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.color": tone["rule"],
         "grid.linewidth": 0.7,
         "axes.formatter.use_mathtext": True,
-        "axes.unicode_minus": True,
         "legend.frameon": False,
         "legend.handlelength": 2.2,
         "lines.linewidth": 2.0,
         "lines.markersize": 7,
         "patch.linewidth": 0.8,
-        "xtick.major.size": 3.5,
         "ytick.major.size": 0,
-        "xtick.minor.size": 2,
     }
 
 
@@ -140,11 +134,9 @@ def look(method: str) -> dict[str, Any]:
     }
 
 
-def canvas(
-    rows: int = 1, columns: int = 1, *, height: float = 3.6, width: float = WIDTH, **grid: Any
-) -> tuple[Figure, Any]:
+def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.6, **grid: Any) -> tuple[Figure, Any]:
     """A figure and its axes (one, or an array), laid out so that nothing overlaps."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     return figure, figure.subplots(rows, columns, **grid)
 
 

@@ -18,7 +18,6 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence.chart import Chart
 from peftbook.evidence.results import quantity
 from peftbook.studies import forgetting, merging, subspace, targets
-from peftbook.views.figures import figure
 from peftbook.views.figures.charts import forest
 from peftbook.views.figures.parts import (
     LOSS,
@@ -29,16 +28,15 @@ from peftbook.views.figures.parts import (
     draw_margin,
     draw_rows,
     labelled,
-    loss_row,
     mark,
     mark_key,
     mosaic,
     note,
+    score_row,
 )
 from peftbook.views.figures.style import canvas, colour, finding, shade
 
 
-@figure
 def target_matrices(store: Store) -> Figure:
     """Which matrices should LoRA adapt? Test loss at equal parameters, and the paired differences that decide."""
     looks = {
@@ -49,7 +47,7 @@ def target_matrices(store: Store) -> Figure:
     }
     figure, (losses, differences) = canvas(2, 1, height=5.4)
     rows = [
-        loss_row(label, targets.REFINED, "targets", name, store, "lora", marker)
+        score_row(label, targets.REFINED, name, f"targets.{name}_loss", store, "lora", marker)
         for name, (label, marker) in looks.items()
     ]
     draw_rows(losses, rows, f"Test loss, {LOSS}", 6)
@@ -92,7 +90,6 @@ def draw_path(axes: Axes, x: np.ndarray, y: np.ndarray, tone: str, marker: str, 
     return float(x[-1]), float(y[-1]), tone
 
 
-@figure
 def forgetting_paths(store: Store) -> Figure:
     """Does LoRA forget less? Prose loss against target loss while arms train, and differences at equal target loss."""
     figure, (axes, differences) = canvas(2, 1, height=6.8, height_ratios=(1.5, 1))
@@ -139,7 +136,6 @@ SHOWN = ((1, 2, 4, 8), (1, 2, 4, 8, 64))  # leading directions of the two update
 FULL_OVERLAP = 0.5  # how much of the blue is in the fill of φ = 1: ink stays readable on it
 
 
-@figure
 def subspace_overlap(store: Store) -> Figure:
     """Do ranks and seeds find the same directions? Overlap of leading directions beyond that of random ones.
 
@@ -199,7 +195,6 @@ def shown_overlap(record: Record, name: str) -> np.ndarray:
     return whole[np.ix_(rows - 1, columns - 1)] - chance
 
 
-@figure
 def merging_latency(store: Store) -> Figure:
     """Is merging free in time? Each variant's time over the merged model's, or the merged one's over the base."""
     pairs = (

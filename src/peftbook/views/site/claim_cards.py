@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
@@ -16,7 +15,7 @@ from peftbook.evidence.ledger import MARKS, marks
 from peftbook.views.html import fill, piece, powers_raised
 from peftbook.views.site.bibliography import BIBLIOGRAPHY, short_name
 from peftbook.views.site.decisions import decisions, limits, tools, with_numbers
-from peftbook.views.site.display import VERDICTS, badge, pluralize, sign, slug
+from peftbook.views.site.display import VERDICTS, badge, sign, slug
 
 # What a reader may bet on before the verdict shows, and the outcomes that make the bet right.
 SIDES = {
@@ -24,16 +23,6 @@ SIDES = {
     "fails": ("refuted", "fails in this regime"),
     "open": ("direction only", "undecided"),
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """The cards of a decision: of our own runs, and apart from them of public runs of others."""
-
-    name: str
-    title: str
-    ours: Sequence[Markup]
-    others: Sequence[Markup]
 
 
 def scoreboard(store: Store) -> Markup:
@@ -52,7 +41,6 @@ def scoreboard(store: Store) -> Markup:
         "claims.html",
         decisions=decisions(),
         with_numbers=lambda text: with_numbers(text, store),
-        pluralize=pluralize,
         limits=limits(store),
         choices=choices,
         meanings=[(badge(outcome), VERDICTS[outcome][1]) for outcome in counts if outcome in VERDICTS],
@@ -60,17 +48,16 @@ def scoreboard(store: Store) -> Markup:
     )
 
 
-def _groups(claims: Sequence[results.Claim], cuda: Store | None) -> list[Group]:
-    """The claims by decision; last those that are under none."""
+def _groups(claims: Sequence[results.Claim], cuda: Store | None) -> Iterator[dict[str, object]]:
+    """The cards by decision, those of public runs of others apart; last the ones that are under none."""
     cards = {one.study.name: (one.study.others, board_card(one, cuda)) for one in claims}
     groups = [(one.name, one.title, one.claims) for one in decisions()]
     under = {name for _, _, names in groups for name in names}
     groups.append(("other", "Other claims", tuple(name for name in cards if name not in under)))
-    found = [(name, title, [cards[one] for one in names if one in cards]) for name, title, names in groups]
-    return [
-        Group(name, title, [card for others, card in mine if not others], [card for others, card in mine if others])
-        for name, title, mine in found
-    ]
+    for name, title, names in groups:
+        found = [cards[one] for one in names if one in cards]
+        mine, theirs = ([card for others, card in found if others == apart] for apart in (False, True))
+        yield {"name": name, "title": title, "ours": mine, "others": theirs}
 
 
 def checks(store: Store) -> Markup:
@@ -113,7 +100,6 @@ def claim_card(claim: results.Claim, cuda: Store | None, *, home: str, page: str
         where=comma + rest,
         chapter=chapter if chapter and BIBLIOGRAPHY.with_name(f"{chapter}.md").is_file() else "",
         badge=badge,
-        pluralize=pluralize,
         short_name=short_name,
         slug=slug,
         **_effect(claim.effect),

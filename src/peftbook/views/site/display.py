@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from peftbook.views.html import joined, json_script, link, piece
+from peftbook.views.html import fill, joined, json_script, link, part, piece, pluralize
 
 if TYPE_CHECKING:
     from peftbook.core.records import Store
@@ -71,16 +71,10 @@ def show(figure: Callable[..., Any], *args: Any, name: str, alt: str, caption: s
 
     with track_reads() as seen:
         drawn = render_modes(figure, *args, **options)
-    images = joined(_image(svg, mode, alt) for mode, svg in drawn.items())
-    html = piece(
-        '<figure class="book-figure" id="fig-{0}"{4}>{1}<figcaption><span class="figure-number" data-figure="{0}">'
-        'Figure</span> <span class="figure-caption">{2}</span>{3}</figcaption></figure>',
-        name,
-        images,
-        Markup(caption),
-        run_facts(seen),
-        piece(' data-drawing="{}"', drawing) if (drawing := figures.registered_name(figure, *args, **options)) else "",
-    )
+    images = [(mode, *_size(svg), base64.b64encode(svg).decode()) for mode, svg in drawn.items()]
+    drawing, keys = figures.registered_name(figure, *args, **options), list(seen)
+    made = {"keys": keys, "facts": run_facts(keys)}
+    html = fill("figure.html", name=name, images=images, alt=alt, caption=Markup(caption), drawing=drawing, **made)
     return Shown(html, re.sub(r"<[^>]+>", "", caption))
 
 
@@ -151,71 +145,43 @@ def amendments() -> Shown:
     for change in ledger.amendments():
         what = "The rule of uncertainty of all studies."
         after = piece("after <code>{}</code><br>rule now <code>{}</code>", change.commit, change.rule)
-        rows.append((change.date, after, _change_note(what, change), "yes", _moves(change.verdicts)))
+        rows.append((change.date, after, part("change", what, change), "yes", _moves(change.verdicts)))
     for claim in ledger.claim_amendments():
         names, counts = list(claim.studies), [fate.records for fate in claim.studies.values()]
         whose = ", ".join(names).replace("_", " ") if len(names) <= UNFOLDED else f"{len(names)} studies"
         what = f"Of {whose}: {ledger.KINDS[claim.kind][0]}."
         records = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
         code = piece("<code>{}</code>", claim.commit)
-        rows.append((claim.date, code, _change_note(what, claim), f"yes: {records}", _moves(claim.verdicts)))
+        rows.append((claim.date, code, part("change", what, claim), f"yes: {records}", _moves(claim.verdicts)))
     rows.sort(key=lambda row: row[0])
     head = ["Date, commit", "What changed, and why", "Records then", "Verdicts, before → now"]
     return table(head, [(piece("{}<br>{}", date, commit), *cells) for date, commit, *cells in rows])
 
 
-def _change_note(what: str, change: Any) -> Markup:
-    """What was changed, from what to what, and why."""
-    parts = (("Before", change.before), ("Now", change.now), ("Why", change.why))
-    return piece("{}<br>{}", what, joined((piece("<b>{}:</b> {}", *part) for part in parts), Markup("<br>")))
-
-
 def _moves(verdicts: Mapping[str, tuple[str, str]]) -> Markup:
     """The outcomes of each study before and now, those that moved first; folded where they are many."""
     items = sorted(verdicts.items(), key=lambda item: item[1][0] == item[1][1])
-    moves = joined(
-        piece("<li>{}: {} → {}</li>", link(f"runs/study-{study}.html", study.replace("_", " ")), badge(old), badge(new))
-        for study, (old, new) in items
-    )
-    moves, moved = piece("<ul>{}</ul>", moves), sum(old != new for old, new in verdicts.values())
-    if len(verdicts) <= UNFOLDED:
-        return moves
-    template = "<details><summary>{} of {} verdicts changed</summary>{}</details>"
-    return piece(template, moved, len(verdicts), moves)
+    moved = sum(old != new for old, new in verdicts.values()) if len(verdicts) > UNFOLDED else None
+    return part("moves", [(study, *map(badge, outcomes)) for study, outcomes in items], moved)
 
 
-def _image(svg: bytes, mode: str, alt: str) -> Markup:
-    """An image that its page shows in one colour mode; a data address, so that a notebook holds it too."""
-    box, size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg), Markup()
-    if box:  # in CSS pixels
-        size = piece(' width="{}" height="{}"', *(round(float(points) * 4 / 3) for points in box.groups()))
-    # Only one of the two is displayed, so only one alternative text is read.
-    template = '<img class="figure-{}" alt="{}"{} src="data:image/svg+xml;base64,{}">'
-    return piece(template, mode, alt, size, base64.b64encode(svg).decode())
+def _size(svg: bytes) -> list[int]:
+    """Width and height of a drawing in CSS pixels."""
+    return [round(float(points) * 4 / 3) for points in re.findall(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]]
 
 
-def run_facts(keys: Collection[str]) -> Markup:
-    """One line under a figure, how many runs it is from, that opens: seeds, hardware, and a link to each."""
+def run_facts(keys: Sequence[str]) -> str:
+    """Seeds and hardware of the runs behind a figure; empty if there are none."""
     from peftbook.core.records import default_store, load_record
 
     store = default_store()
     records = [load_record(path) for key in keys if (path := store.path(key))]
     if not records:
-        return Markup()
+        return ""
     if len(records) < len(keys):
         raise ValueError(f"{len(keys) - len(records)} run(s) behind a figure have no record: see `peftbook status`.")
-    seeds = {record.spec.seed for record in records}
     hardware = sorted({text for record in records if (text := record.hardware)})
-    facts = "; ".join([pluralize(len(seeds), "seed"), *hardware])
-    links = joined((link(f"runs/{key[:12]}.html", key[:6], "run-link") for key in list(keys)[:12]), " ")
-    more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
-    template = '<details class="run-facts"><summary>from {}</summary>{}. Runs: {}{}</details>'
-    return piece(template, pluralize(len(records), "run"), facts, links, more)
-
-
-def pluralize(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return "; ".join([pluralize(len({record.spec.seed for record in records}), "seed"), *hardware])
 
 
 def measured(name: str, form: str = "", store: Store | None = None) -> str:

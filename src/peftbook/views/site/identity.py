@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from functools import cache
+
+import yaml
 
 from peftbook import __version__
 from peftbook.core.folders import PACKAGE
@@ -23,11 +24,9 @@ CITATION_FILE = PACKAGE.parents[1] / "CITATION.cff"
 
 @cache
 def _citation_fields() -> dict[str, str]:
-    """The top-level scalar fields of CITATION.cff; empty where the package is installed without it."""
-    if not CITATION_FILE.is_file():
-        return {}
-    lines = re.findall(r"^([a-z-]+):\s*(\S.*)$", CITATION_FILE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {name: value.strip().strip("\"'") for name, value in lines}
+    """CITATION.cff, its values as they are written; empty where the package is installed without it."""
+    text = CITATION_FILE.read_text(encoding="utf-8") if CITATION_FILE.is_file() else "{}"
+    return yaml.load(text, yaml.BaseLoader)
 
 
 def version() -> str:

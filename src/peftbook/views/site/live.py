@@ -77,10 +77,10 @@ def placed(numbers: dict[str, Any], small: bool = False) -> Shown:
         numbers=json_script(numbers),
         messages=live.messages(),
         rows=live.ROWS,
-        label=f"Train {arm['label']} here" if small else "Train",
         together=numbers["together"],
-        cost=f"{arm['label']} trains {arm['trained']:,} parameters; the model's own {arms['full']['trained']:,} stay "
-        f"as they are. Loads {loads:.1f} MB from this site when pressed, nothing before. Nothing leaves your machine.",
+        arm=arm,
+        whole=arms["full"],
+        loads=loads,
         choice=chosen_how(default_store()),
         without=without,
     )

@@ -21,9 +21,8 @@ from peftbook.core.records import Store
 from peftbook.evidence.literature import published, published_values
 from peftbook.evidence.results import format_bound, format_quantity, quantity
 from peftbook.studies import Quantity, get_study
-from peftbook.views.html import piece
+from peftbook.views.html import piece, pluralize
 from peftbook.views.site.bibliography import short_name
-from peftbook.views.site.display import pluralize
 from peftbook.views.site.identity import PUBLIC_ADDRESS
 
 LOGGER = logging.getLogger(__name__)

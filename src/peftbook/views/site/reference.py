@@ -12,7 +12,8 @@ from markupsafe import Markup
 from peftbook.core.folders import PACKAGE
 from peftbook.core.imports import imported_names
 from peftbook.core.tracking import record_lookups
-from peftbook.views.html import joined, piece, prose
+from peftbook.views.figures import places
+from peftbook.views.html import joined, part, prose
 from peftbook.views.site.display import Shown
 
 BOOK = PACKAGE.parents[1] / "book"
@@ -31,14 +32,7 @@ def commands(parser: argparse.ArgumentParser) -> Shown:
 
 def fold(anchor: str, name: str, text: str, rows: Iterable[tuple[str, str]]) -> Markup:
     """A name and what it is, with its list folded."""
-    return piece(
-        '<details class="fold" id="{}"><summary><code class="fold-name">{}</code><span class="fold-text">{}</span>'
-        "</summary><dl>{}</dl></details>",
-        anchor,
-        name,
-        prose(text),
-        joined(piece("<dt><code>{}</code></dt><dd>{}</dd>", term, prose(meaning)) for term, meaning in rows),
-    )
+    return part("terms", anchor, name, prose(text), [(term, prose(meaning)) for term, meaning in rows])
 
 
 def subcommands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -97,17 +91,12 @@ def public(tree: ast.Module, module: str, used: set[str]) -> list[tuple[str, str
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
-        if not used.isdisjoint((f"{module}.{node.name}", f"{stem}.{node.name}")) or is_figure(node):
+        if not used.isdisjoint((f"{module}.{node.name}", f"{stem}.{node.name}")) or places().get(node.name) == stem:
             signed = (
                 f"class {node.name}" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
             )
             offers.append((signed, first_line(node)))
     return offers
-
-
-def is_figure(function: ast.FunctionDef | ast.ClassDef) -> bool:
-    """Whether a function is registered by `@figure`."""
-    return any(getattr(decorator, "id", "") == "figure" for decorator in function.decorator_list)
 
 
 def first_line(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:

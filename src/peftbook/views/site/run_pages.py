@@ -28,21 +28,16 @@ from peftbook.evidence import results
 from peftbook.evidence.cache import records_hash
 from peftbook.evidence.chart import Chart, Series
 from peftbook.evidence.svg import Frame, svg
-from peftbook.views.html import TEMPLATES, fill, flatten, powers_raised, with_unit
+from peftbook.views.html import TEMPLATES, fill, powers_raised, with_unit
 from peftbook.views.site.claim_cards import checks, claim_card, scoreboard, seen_from_cuda
-from peftbook.views.site.display import pluralize
 from peftbook.views.site.execution import LOCK_FILES
 from peftbook.views.site.machines import machines_table
 
 FOLDER = "book/runs"
 ANY_NAME, ANY_TITLE, ANY_ARTICLE = "name-of-the-page", "title-of-the-page", "article-of-the-page"  # in the frame
 OTHERS = "others"  # the anchor of runs of no study
-SAMPLE = 10
-SHOWN_RUNS = 4  # links in a row
 SHOWN_MEASUREMENTS = 6  # of a probe, in a list of runs
 SHOWN_VALUES = 12  # of a list that is no curve
-SHOWN_SPECS = 3  # of the runs that a probe trains or reads; the raw record holds them all
-UNFOLDED = 24  # rows of a table that a reader need not ask for
 UNITS = ("nats", "seconds", "bytes", "bits")  # last words of measurements' names
 HEADLINES = {"quality": ("loss_nats", "rougeL", "bleu"), "timing": ("median_step_seconds", "peak_memory_bytes")}
 AXES = ("step", "steps", "tokens")  # lists of a curve that say where the others were taken
@@ -88,7 +83,6 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
         "run.html",
         record=record,
         title=title_of(record),
-        what=results.describe(record.spec),
         where=where,
         known=known,
         measurements=[(name.replace("_", " "), value) for name, value in measured],
@@ -98,12 +92,7 @@ def run_page(record: Record, texts: list[str], where: list[studies.Study], known
         runs=runs,
         settings=settings,
         texts=texts,
-        unfolded=UNFOLDED,
-        sample=SAMPLE,
-        shown_specs=SHOWN_SPECS,
-        pluralize=pluralize,
         describe=results.describe,
-        flatten=flatten,
     )
 
 
@@ -151,8 +140,6 @@ def study_page(study: studies.Study, store: Store, cuda: Store | None = None) ->
         missing=claim.missing,
         entries=_entries(study.records(store)),
         printed=lambda quantity: powers_raised(results.format_quantity(quantity)),
-        unfolded=UNFOLDED,
-        shown_runs=SHOWN_RUNS,
     )
 
 
@@ -173,7 +160,7 @@ def run_index(store: Store) -> Markup:
         groups.append((study.name, study.title, before, _entries(mine)))
     if rest := [record for record in every.values() if record.key not in shown]:
         groups.append((OTHERS, "Runs of no study", 0, _entries(rest)))
-    return fill("run_index.html", total=len(every), groups=groups, others=OTHERS, pluralize=pluralize)
+    return fill("run_index.html", total=len(every), groups=groups, others=OTHERS)
 
 
 def _keys_by_study(store: Store, cuda: Store | None) -> Iterator[tuple[studies.Study, list[str]]]:

@@ -43,25 +43,11 @@ def set_options(app: Any, config: Any) -> None:
     config.html_favicon = "book/assets/images/favicon.svg"
     config.html_static_path = [*config.html_static_path, "book/assets"]
     config.templates_path = ["book/templates", *config.templates_path]
-    config.html_context = {**config.html_context, **_names()}
+    config.html_context = {**config.html_context, "default_mode": "auto"}
     config.html_last_updated_fmt = None
     config.html_copy_source = True
     config.html_show_sphinx = False
     config.version = config.release = identity.version()
-
-
-def _names() -> dict[str, str]:
-    """What the templates print."""
-    return {
-        "default_mode": "auto",
-        "book_title": identity.TITLE,
-        "book_version": identity.version(),
-        "book_authors": ", ".join(identity.AUTHORS),
-        "book_repository": identity.REPOSITORY,
-        "text_licence": identity.TEXT_LICENCE,
-        "text_licence_address": identity.TEXT_LICENCE_ADDRESS,
-        "code_licence": identity.CODE_LICENCE,
-    }
 
 
 def hash_frame(app: Any, config: Any) -> None:
@@ -127,15 +113,13 @@ def _name(item: Any) -> str:
     return f"{getattr(item, 'filename', None) or item} {body}" if body else str(getattr(item, "filename", None) or item)
 
 
-def name_list_entries(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Works of the bibliography are entries of a list: the role that docutils gives them is deprecated."""
-    if 'role="doc-biblioentry"' in context.get("body", ""):
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+def tidy_body(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Names, punctuation and spaces of code look as the text around them: they need no elements of their own.
 
-
-def drop_plain_tokens(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Names, punctuation and spaces of code look as the text around them: they need no elements of their own."""
-    context["body"] = PLAIN_TOKEN.sub(r"\1", context.get("body", ""))
+    Works of the bibliography are entries of a list: the role that docutils gives them is deprecated.
+    """
+    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = PLAIN_TOKEN.sub(r"\1", body)
 
 
 def share_html_nodes(app: Any) -> None:
@@ -168,6 +152,5 @@ def setup(app: Any) -> None:
     app.add_js_file("js/book.js", loading_method="defer", priority=900)
     app.connect("html-page-context", own_header_buttons, priority=600)
     app.connect("html-page-context", drop_unused, priority=900)
-    app.connect("html-page-context", name_list_entries)
-    app.connect("html-page-context", drop_plain_tokens)
+    app.connect("html-page-context", tidy_body)
     app.connect("build-finished", drop_unused_files)

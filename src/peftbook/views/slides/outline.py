@@ -33,17 +33,12 @@ def slug(section: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", section.lower()).strip("-")
 
 
-def section_names(slides: Sequence[dict[str, Any]]) -> list[str]:
-    """The sections in order, as the command line takes them."""
-    return list(dict.fromkeys(slug(slide["section"]) for slide in slides))
-
-
 def choose(slides: Sequence[dict[str, Any]], sections: Sequence[str]) -> list[dict[str, Any]]:
     """The cover and the slides of these sections, in the outline's order; all slides if none are named.
 
     Raises InputError for an unknown section.
     """
-    known = section_names(slides)
+    known = dict.fromkeys(slug(slide["section"]) for slide in slides)  # each once, in order
     for name in sections:
         if name not in known:
             raise InputError(f"Unknown section {name!r}: choose from {', '.join(known)}.")
