@@ -32,7 +32,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
 
 DEPTHS = (1, 2, 4, 8)  # the first and the last decide
 DEEPEST = 8
@@ -102,7 +102,7 @@ def gain(arm: str, store: Store) -> stats.Interval:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each depth: accuracy and size of each arm, best rates, how well the model sorts upwards; gain from depth."""
     each = gathered(lambda depth: depth_quantities(depth, store), DEPTHS)
-    return {**each, **determined(gains, store), **determined(one_layer_quantities, store)}
+    return each | gathered(lambda measure: measure(store), (gains, one_layer_quantities))
 
 
 def gains(store: Store) -> dict[str, Quantity]:

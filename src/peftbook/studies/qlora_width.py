@@ -42,7 +42,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, margins, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
@@ -129,7 +129,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """By width: losses, rates, what few bits cost before and after tuning; how NF4's cost changes with the width."""
     each = gathered(lambda item: item[1].quantities(store, PAIRS, f"{item[0]}_"), comparisons(store).items())
     added = gathered(lambda name: added_by_tuning(name, store), comparisons(store))
-    return {**each, **added, **determined(narrow_minus_wide, store)}
+    return each | added | gathered(narrow_minus_wide, [store])
 
 
 def shows(control: stats.Interval) -> bool:

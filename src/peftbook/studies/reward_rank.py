@@ -34,7 +34,7 @@ from peftbook.evidence.comparison import choice_error, keys_of, measured, paired
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Sweep, grid, grown, interleave, trials
 from peftbook.methods.lora import LoRA
-from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, margins, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.tuned_comparison import FINER, tuning_quantities
 
 RANKS = {"full": 0, "rank1": 1, "rank16": 16}  # 0 is full fine-tuning
@@ -122,7 +122,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         **gathered(lambda arm: sweep_quantities(arm, store), RANKS),
         **gathered(lambda arm: arm_quantities(arm, store), RANKS),
         **gathered(lambda pair: pair_quantities(*pair, store), pairs),
-        **determined(start_quantities, store),
+        **gathered(start_quantities, [store]),
     }
 
 
