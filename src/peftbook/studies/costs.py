@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
@@ -60,16 +61,13 @@ def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interv
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Median, fastest and slowest of the repeats, for step time, speed and peak memory; ratios to LoRA, by repeat."""
     out = gathered(lambda arm: repeats(arm, arm_records(arm, store)), ARMS)
-    for arm in ARMS:
+    note = "geometric mean of the repeats' ratios, t interval over repeats"
+    for arm in (arm for arm in ARMS if arm != "lora"):
         for name, field in (("step_seconds", "median_step_seconds"), ("peak_memory", "peak_memory_bytes")):
-            if arm == "lora":
-                continue
             with suppress(Missing):
-                logs = log_ratio(arm, "lora", field, store)
-                value, low, high = logs.exp
                 keys = keys_of(*(arm_records(other, store) for other in (arm, "lora")))
-                note = "geometric mean of the repeats' ratios, t interval over repeats"
-                out[f"{arm}_over_lora_{name}"] = Quantity(value, "×", keys, low, high, len(REPEATS), note=note)
+                ratio = Quantity.ratio(log_ratio(arm, "lora", field, store), keys, 2, note)
+                out[f"{arm}_over_lora_{name}"] = replace(ratio, n=0)
     return out
 
 
@@ -81,10 +79,9 @@ def repeats(arm: str, records: list[Record]) -> dict[str, Quantity]:
         ("tokens_per_second", "train_tokens_per_second", "tokens/s", 0),
         ("peak_memory", "peak_memory_bytes", "bytes", 2),
     ):
-        values = sorted(measured(records, field))
-        low, high = (None, None) if unit == "bytes" else (values[0], values[-1])
-        middle = values[len(values) // 2]
-        out[f"{arm}_{name}"] = Quantity(middle, unit, keys, low, high, len(values), digits=digits, note=note)
+        values = measured(records, field)
+        one = Quantity.middle(values, unit, keys, note, seeds=len(values), digits=digits)
+        out[f"{arm}_{name}"] = replace(one, low=None, high=None) if unit == "bytes" else one
     return out
 
 

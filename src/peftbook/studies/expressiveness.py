@@ -72,11 +72,6 @@ def runs(store: Store) -> list[Probe]:
     return [probe(depth, seed) for depth in order for seed in SEEDS]
 
 
-def one_layer_runs(store: Store) -> list[Probe]:
-    """The models of one layer that decide the first claim; then those of every depth, which are shown."""
-    return [*(probe(1, seed) for seed in ONE_LAYER_SEEDS), *runs(store)]
-
-
 def records(depth: int, store: Store) -> list[Record]:
     """The records of a depth in seed order. Raises Missing."""
     return store.need_all(probe(depth, seed) for seed in SEEDS)
@@ -203,7 +198,7 @@ def unusable(depth: int, store: Store) -> str:
     return at_an_end(records(depth, store), depth)
 
 
-@study("expressiveness", one_layer_runs, quantities)
+@study("expressiveness", lambda store: [*(probe(1, seed) for seed in ONE_LAYER_SEEDS), *runs(store)], quantities)
 def verdict(store: Store) -> Verdict:
     """Does no prompt and no prefix sort downwards in models of one layer in which LoRA does?"""
     models, able_models = one_layer(store), able(store)

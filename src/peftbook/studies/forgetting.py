@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -233,7 +234,8 @@ def forgetting_verdict(store: Store) -> Verdict:
 def intruder_verdict(store: Store) -> Verdict:
     """Does LoRA of rank 8 have more intruder dimensions than full fine-tuning at its best rate, at every ε?"""
     full, found = best_full(store), more_intruders(EPSILON, store)
-    pairs = {epsilon: tuple(mean_share(arm, epsilon, store) for arm in (full, "r8")) for epsilon in SWEEP}
+    records = [intruders(arm, store) for arm in (full, "r8")]
+    pairs = {epsilon: tuple(fmean(share(one, epsilon) for one in each) for each in records) for epsilon in SWEEP}
     named = (name_of(EPSILON), "r8_intruders", f"{full}_intruders")
     if max(map(max, pairs.values())) == 0:
         sentence = (
@@ -258,8 +260,3 @@ def intruder_verdict(store: Store) -> Verdict:
     elif outcome == "undecided":
         reason = f"; its half-width is {found.half95:.1%}"
     return Verdict(outcome, f"{sentence}{reason}.", named, (part,), held)
-
-
-def mean_share(arm: str, epsilon: float, store: Store) -> float:
-    """Share of intruders of an arm, mean over seeds."""
-    return math.fsum(share(one, epsilon) for one in intruders(arm, store)) / len(SEEDS)

@@ -233,9 +233,8 @@ def matched_interval(
         [(whole[0], kept) for kept in leaving_out(source_codes)],
     ]
     per_seed = np.array([value(readings(paths, whole)) for paths in seeds])
-    deviations = np.concatenate(
-        [math.sqrt(1 - 1 / len(part)) * (values_of(seeds, part, value) - per_seed) for part in parts]
-    )
+    moved = [np.array([[value(readings(paths, one)) for paths in seeds] for one in part]) for part in parts]
+    deviations = np.concatenate([math.sqrt(1 - 1 / len(one)) * (one - per_seed) for one in moved])
     seed_se, example_se = (float(error) for error in stats.standard_errors(per_seed, deviations, 1.0))
     freedom = min(
         stats.freedom_of(np.bincount(codes, weights=tokens))
@@ -245,13 +244,6 @@ def matched_interval(
     found = stats.Interval.of(float(per_seed.mean()), seed_se, example_se, len(seeds), pieces, freedom, count)
     bends = [value(readings(paths, whole, bend)) for paths in seeds]
     return stats.with_bias(found, float(np.mean(bends)))
-
-
-def values_of(
-    seeds: Sequence[Mapping[str, Path]], weights: Sequence[Weights], value: Callable[[Mapping[str, float]], float]
-) -> np.ndarray:
-    """The value with each of the weights, (weights, seeds)."""
-    return np.array([[value(readings(paths, one)) for paths in seeds] for one in weights])
 
 
 # --- the runs ----------------------------------------------------------------------------------------------------
@@ -374,15 +366,11 @@ def at_neighbours(one: str, other: str, store: Store) -> list[float]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Rates, final losses and forgetting of each arm, at its end and matched; differences; what replay takes."""
-    out = gathered(lambda arm: sweep_quantities(arm, store), ARMS) | gathered(lambda arm: ends(arm, store), ARMS)
+    words: dict[str, Any] = {"unit": "nats per token", "n": EXAMPLES, "digits": 3}
+    out = gathered(lambda arm: tuning_quantities(tuning(arm), store.get, 1, f"{arm}_", **words), ARMS)
+    out |= gathered(lambda arm: ends(arm, store), ARMS)
     out |= gathered(lambda pair: pair_quantities(*pair, store), PAIRS)
     return out | gathered(lambda measure: measure(store), (trial_quantities, rate_quantities))
-
-
-def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
-    """What an arm's grid chose. Raises Missing."""
-    tuned = tuning_quantities(tuning(arm), store.get, 1, unit="nats per token", n=EXAMPLES, digits=3)
-    return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 
 def ends(arm: str, store: Store) -> dict[str, Quantity]:

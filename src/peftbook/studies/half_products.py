@@ -89,16 +89,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         found = [(value, keys) for (_, one), (value, keys) in known.items() if one == way]
         if found:
             values, keys = [value for value, _ in found], tuple(key for _, some in found for key in some)
+            ends, note = (min(values), max(values)), "largest and range over methods"
             out[f"largest_{way}"] = Quantity(
-                max(values),
-                "nats per token",
-                keys,
-                min(values),
-                max(values),
-                seeds=1,
-                n=STEPS,
-                digits=3,
-                note="largest and range over methods",
+                ends[1], "nats per token", keys, *ends, seeds=1, n=STEPS, digits=3, note=note
             )
     for name, run in (("short_run", short_run()), ("small_run", small_run())):
         if (record := store.get(run)) is not None:

@@ -262,11 +262,6 @@ def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     )
 
 
-def time_runs(store: Store) -> list[specs.Probe]:
-    """The deciding shape first; the processes of a shape after each other."""
-    return [time_probe(name, seed) for name in TIMED for seed in REPEATS]
-
-
 def time_records(name: str, store: Store) -> list[Record]:
     """The processes of a shape. Raises Missing."""
     return store.need_all(time_probe(name, seed) for seed in REPEATS)
@@ -295,7 +290,12 @@ def shape_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     return out
 
 
-@study("quantised_step_time", time_runs, time_quantities, least=1 + MARGIN_TIME)
+@study(
+    "quantised_step_time",
+    lambda store: [time_probe(name, seed) for name in TIMED for seed in REPEATS],
+    time_quantities,
+    least=1 + MARGIN_TIME,
+)
 def time_verdict(store: Store) -> Verdict:
     """Is QLoRA's step slower than LoRA's by more than the margin in layers of the 7B's shape?"""
     name = next(iter(TIMED))

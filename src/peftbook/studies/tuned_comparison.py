@@ -286,12 +286,10 @@ class TunedComparison:
         seeds, best = len(self.sweep_seeds) + len(self.further), best_of(losses)
         each = functools.partial(Quantity, seeds=seeds)
         keys = {rate: tuple(run.key for run in runs) for rate, runs in sweep.plan(store.get).items()}
-        tuned = tuning_quantities(sweep, store.get, seeds, **nats, note=FINER)
-        out = {
-            f"{name}_best_rate": tuned["best_rate"],
-            f"{name}_sweep_runs": tuned["sweep_runs"],
+        out = tuning_quantities(sweep, store.get, seeds, f"{name}_", **nats, note=FINER)
+        out |= {
             f"{name}_best_validation_loss": each(losses[best], runs=keys[best], **nats),
-            f"{name}_tuning_shortfall": tuned["tuning_shortfall"],
+            f"{name}_tuning_shortfall": out.pop(f"{name}_tuning_shortfall"),
         }
         if arm.default is not None and arm.default in losses:
             out[f"{name}_default_rate"] = each(arm.default, "", keys[arm.default], digits=-2)
@@ -340,7 +338,9 @@ def score_quantities(
     }
 
 
-def tuning_quantities(sweep: Sweep, lookup: Lookup, seeds: int, **shortfall_words: Any) -> dict[str, Quantity]:
+def tuning_quantities(
+    sweep: Sweep, lookup: Lookup, seeds: int, prefix: str = "", **shortfall_words: Any
+) -> dict[str, Quantity]:
     """`best_rate`, `sweep_runs` and `tuning_shortfall` of a sweep. Raises Missing.
 
     shortfall_words: unit and so on of the last.
@@ -348,9 +348,9 @@ def tuning_quantities(sweep: Sweep, lookup: Lookup, seeds: int, **shortfall_word
     losses = sweep.losses(lookup)
     best, keys = best_of(losses), tuple(run.key for runs in sweep.plan(lookup).values() for run in runs)
     return {
-        "best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
-        "sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
-        "tuning_shortfall": Quantity(shortfall(losses, best), runs=keys, seeds=seeds, **shortfall_words),
+        f"{prefix}best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
+        f"{prefix}sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
+        f"{prefix}tuning_shortfall": Quantity(shortfall(losses, best), runs=keys, seeds=seeds, **shortfall_words),
     }
 
 
