@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
 from peftbook.studies import Quantity, Verdict, gathered, margins, study
 from peftbook.studies.methods import ARMS
-from peftbook.tasks import task_spec
+from peftbook.studies.standard import training
 
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
@@ -28,15 +27,7 @@ RATES = {"full": 5e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 0.03}
 
 def timing_run(arm: str, seed: int, machine: str = MACHINE) -> Run:
     """Some steps of training at the batch of the methods study, and the smallest evaluation."""
-    return Run(
-        task=task_spec("docstrings"),
-        method=ARMS[arm],
-        budget=specs.Budget(tokens=TOKENS, learning_rate=RATES[arm]),
-        evaluation=specs.Evaluation(n_loss=1),
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return training("docstrings", ARMS[arm], TOKENS, RATES[arm], seed, n_loss=1, purpose="timing", machine=machine)
 
 
 def runs(store: Store) -> list[Run]:

@@ -31,8 +31,7 @@ from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.studies import BLIND, Quantity, Verdict, available, study
 from peftbook.studies.frontier import reading
-from peftbook.studies.standard import E2E_TOKENS
-from peftbook.tasks import task_spec
+from peftbook.studies.standard import E2E_TOKENS, probe_of, training
 
 SEEDS = (1, 2, 3)
 STEPS = (5, 10, 20, 30, 45)
@@ -54,25 +53,17 @@ FULL = ("full_low", "full_middle", "full_high")
 def run_of(arm: str, seed: int) -> specs.Run:
     """The training that is watched."""
     method, rate = ARMS[arm]
-    return specs.Run(
-        task=task_spec("e2e"),
-        method=method,
-        budget=specs.Budget(tokens=E2E_TOKENS, learning_rate=rate),
-        evaluation=specs.Evaluation(split="validation", n_loss=100),
-        seed=seed,
-    )
+    return training("e2e", method, E2E_TOKENS, rate, seed, n_loss=100)
 
 
 def probe(arm: str, seed: int) -> specs.Probe:
     """Target and prose loss while one arm trains."""
-    return specs.Probe(
-        measure="curves.learning_curve", settings={"steps": STEPS, "prose": True}, runs=(run_of(arm, seed),), seed=seed
-    )
+    return probe_of("curves.learning_curve", run_of(arm, seed), steps=STEPS, prose=True)
 
 
 def intruder_probe(arm: str, seed: int = SEEDS[0]) -> specs.Probe:
     """Singular vectors of one trained arm."""
-    return specs.Probe(measure="weights.intruders", runs=(run_of(arm, seed),), seed=seed)
+    return probe_of("weights.intruders", run_of(arm, seed))
 
 
 def curves(arm: str, store: Store) -> list[Record]:

@@ -46,6 +46,7 @@ from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
+from peftbook.studies.standard import probe_of
 from peftbook.studies.tuned_comparison import tuning_quantities
 from peftbook.tasks import task_spec, test_groups
 
@@ -95,10 +96,9 @@ PAIRS = {
 
 def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
     """The training of an arm at a rate, watched; None is the model before any."""
-    model = specs.SMALL_LLAMA
     budget = specs.Budget(tokens=TOKENS, batch_size=BATCH, learning_rate=rate) if arm else None
     run = specs.Run(
-        model=model,
+        model=specs.SMALL_LLAMA,
         task=task_spec("e2e"),
         method=ARMS[arm].method if arm else Untuned(),
         budget=budget,
@@ -107,13 +107,7 @@ def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
         dtype="fp32",
     )
     replay = ARMS[arm].replay if arm else 0.0
-    return specs.Probe(
-        measure="curves.frontier",
-        settings={"steps": STEPS, "each": EACH, "window": WINDOW, "piece": PIECE, "replay": replay},
-        runs=(run,),
-        model=model,
-        seed=seed,
-    )
+    return probe_of("curves.frontier", run, steps=STEPS, each=EACH, window=WINDOW, piece=PIECE, replay=replay)
 
 
 def start(split: Split) -> specs.Probe:

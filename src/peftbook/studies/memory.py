@@ -252,13 +252,8 @@ def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that times LoRA and QLoRA at one shape."""
     shape, tokens, trials = TIMED[name]
     texts = tuple(Configuration(shape, replace(SETUPS[one], seq=tokens)).text for one in CONTENDERS)
-    return specs.Probe(
-        measure="memory.step_time",
-        settings={"contenders": CONTENDERS, "configurations": texts, "trials": trials},
-        model=SCRATCH,
-        seed=seed,
-        purpose="timing",
-        machine=machine,
+    return timing(
+        "memory.step_time", seed, machine, SCRATCH, contenders=CONTENDERS, configurations=texts, trials=trials
     )
 
 

@@ -24,6 +24,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Lookup, Sweep, best_of, extended, grown, interleave, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
+from peftbook.studies.standard import training
 from peftbook.tasks import split_groups, task_spec, test_groups
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
@@ -101,15 +102,8 @@ class TunedComparison:
 
     def sweep_run(self, arm: Arm, rate: float, seed: int) -> Run:
         """One point of an arm's grid: validation loss only."""
-        return Run(
-            model=self.model,
-            task=task_spec(self.task),
-            method=arm.method,
-            budget=self.budget(rate),
-            evaluation=specs.Evaluation(split="validation", n_loss=self.sweep_examples),
-            seed=seed,
-            dtype=self.dtype,
-        )
+        own = {"batch_size": self.batch_size, "train_examples": self.train_examples, "n_loss": self.sweep_examples}
+        return training(self.task, arm.method, self.tokens, rate, seed, model=self.model, dtype=self.dtype, **own)
 
     def tuning(self, arm: Arm, further: Sequence[int] | None = None) -> Sweep[Run]:
         """The sweep that chooses the arm's rate.  further: in place of the comparison's."""
