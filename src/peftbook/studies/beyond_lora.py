@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from peftbook.core.records import Missing, Store
@@ -74,13 +74,6 @@ def blind(found: Mapping[str, stats.Interval]) -> list[str]:
     return [name for name, one in found.items() if one.half95 > MARGIN]
 
 
-def judgements(found: Mapping[str, stats.Interval]) -> Iterator[Judged]:
-    """What each arm is decided on: to be borne out its interval must be as narrow as `blind` asks, too."""
-    for one in found.values():
-        low = max(-MARGIN, one.mean - MARGIN)
-        yield Judged(one, (low, math.inf), (-MARGIN, math.inf), refuting=0.05 / len(found))
-
-
 def sentence(found: Mapping[str, stats.Interval]) -> str:
     """The arm that gains most, those that stay in question, and those that are refuted."""
     label = {name: COMPARISON.arm(name).label for name in found}
@@ -110,7 +103,11 @@ def verdict_over(names: Sequence[str], store: Store) -> Verdict:
     found = differences(names, store)
     ordered = sorted(found, key=lambda name: found[name].mean)
     named = tuple(f"{name}_minus_lora_loss" for name in ordered)
-    return Verdict(outcome(found), sentence(found), named, tuple(judgements(found)))
+    judged = (  # to be borne out an arm's interval must be as narrow as `blind` asks, too
+        Judged(one, (max(-MARGIN, one.mean - MARGIN), math.inf), (-MARGIN, math.inf), refuting=0.05 / len(found))
+        for one in found.values()
+    )
+    return Verdict(outcome(found), sentence(found), named, tuple(judged))
 
 
 for _study, _names in {"beyond_lora": FAMILY, "beyond_lora_new": NEW}.items():

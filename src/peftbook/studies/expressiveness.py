@@ -40,7 +40,10 @@ SEEDS = (21, 22, 23, 24, 25)
 ONE_LAYER_SEEDS = (31, 32, 33, 34, 35, 36, 37, 38)  # of the models that decide the first claim
 ARMS = ("prompt", "prefix", "lora", "lora4", "prompt_ascending")
 CONTEXT_ARMS = ("prompt", "prefix")
-CONTROLS = ("lora4", "prompt_ascending")
+CONTROLS = {
+    "lora4": "LoRA of rank 4, the positive control",
+    "prompt_ascending": "the prompt that is to bring ascending order back, the control for the training of prompts",
+}
 SETTINGS: dict = {
     "marker": "untaught",
     "hidden": 64,
@@ -155,11 +158,6 @@ def ascending(record: Record) -> float:
     return float(record.measurements["pretrained_ascending_accuracy"] or 0)
 
 
-def solves(depth: int, arm: str, store: Store) -> bool:
-    """Whether an arm surely solves its task: the whole 95 % interval of its accuracy above SOLVED."""
-    return accuracy(depth, arm, store).low > SOLVED
-
-
 def mean_losses(found: Sequence[Record], arm: str) -> dict[float, float]:
     """Rate → validation loss, mean over models, nats per token."""
     rates = map(float, found[0].curve[f"{arm}_rates"])
@@ -186,14 +184,8 @@ def unusable(depth: int, store: Store) -> str:
     worst = min(map(ascending, records(depth, store)))
     if worst < LEARNED:
         return f"a model of depth {depth} sorts only {worst:.0%} of the lists upwards, so it has nothing to adapt"
-    for arm, what in (
-        ("lora4", "LoRA of rank 4, the positive control"),
-        (
-            "prompt_ascending",
-            "the prompt that is to bring ascending order back, the control for the training of prompts",
-        ),
-    ):
-        if not solves(depth, arm, store):
+    for arm, what in CONTROLS.items():
+        if accuracy(depth, arm, store).low <= SOLVED:
             return f"{what}, is not surely above {SOLVED:.0%} at depth {depth}"
     return at_an_end(records(depth, store), depth)
 

@@ -40,14 +40,13 @@ from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.evidence.sweep import neighbours as beside
-from peftbook.methods import Method
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.standard import probe_of
-from peftbook.studies.tuned_comparison import tuning_quantities
+from peftbook.studies.tuned_comparison import Arm, tuning_quantities
 from peftbook.tasks import task_spec, test_groups
 
 Split = Literal["validation", "test"]
@@ -68,21 +67,14 @@ RATES_TURN = "neighbouring rates say the opposite"
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One contender. rates: its grid, ascending.  replay: the share of its training tokens that are general text."""
-
-    label: str
-    method: Method
-    rates: tuple[float, ...]
-    replay: float = 0.0
-
-
 ARMS = {
-    "full": Contender("Full fine-tuning", Full(), grid(5e-4, FACTOR, 3)),
-    "lora": Contender("LoRA, r = 16", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
-    "oft": Contender("OFT, blocks of 64", OFT, grid(2e-3, FACTOR, 3)),
-    "replay": Contender("LoRA, 5 % replay", LoRA(rank=16), grid(4e-3, FACTOR, 3), SHARE),
+    arm.name: arm
+    for arm in (
+        Arm("full", "Full fine-tuning", Full(), grid(5e-4, FACTOR, 3)),
+        Arm("lora", "LoRA, r = 16", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
+        Arm("oft", "OFT, blocks of 64", OFT, grid(2e-3, FACTOR, 3)),
+        Arm("replay", "LoRA, 5 % replay", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
+    )
 }
 TRIALS = ("lora", "oft", "replay")  # what the claims are about
 # A pair, and those whose common target loss it is compared at.
@@ -106,7 +98,7 @@ def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
         seed=seed,
         dtype="fp32",
     )
-    replay = ARMS[arm].replay if arm else 0.0
+    replay = SHARE if arm == "replay" else 0.0
     return probe_of("curves.frontier", run, steps=STEPS, each=EACH, window=WINDOW, piece=PIECE, replay=replay)
 
 

@@ -161,7 +161,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def rerun_quantities(values: Values) -> dict[str, Quantity]:
     """What a rerun moves, what versions move beside, and how far one run orders the arms."""
     every, pure = rerun_spread(values), pooled([(0.0, one) for one in changes(values, *PURE).values()])
-    rest = pooled([list(late(runs).values()) for runs in values.values()])
+    # Runs with other versions than another: of the first two batches, which share theirs, only the second.
+    rest = pooled(
+        [value for day, value in runs.items() if day != PURE[0] or PURE[1] not in runs] for runs in values.values()
+    )
     out = {
         "rerun_sd": of_spread("standard deviation of a rerun, versions included", every),
         "pure_sd": of_spread("standard deviation of a rerun where nothing changed", pure),
@@ -182,11 +185,6 @@ def rerun_quantities(values: Values) -> dict[str, Quantity]:
         signs = turned(values, *two)
         out[f"turned_{label}"] = Quantity(sum(signs), "pairs", (), n=len(signs), digits=1)
     return out
-
-
-def late(runs: Mapping[str, float]) -> dict[str, float]:
-    """An arm's runs with other versions than another: of the first two batches, which share theirs, only the second."""
-    return {day: value for day, value in runs.items() if day != PURE[0] or PURE[1] not in runs}
 
 
 def of_spread(what: str, spread: Spread) -> Quantity:

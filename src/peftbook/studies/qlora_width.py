@@ -137,17 +137,15 @@ def shows(control: stats.Interval) -> bool:
     return control.low > MARGIN
 
 
-def words(name: str, found: stats.Interval, control: stats.Interval) -> str:
-    """What both cost on a model."""
-    two = f"two bits {control.mean:+.3f}, {control.low:+.3f} to {control.high:+.3f}"
-    return f"{found.mean:+.3f} at {LABELS[name]} (95 % interval {found.low:+.3f} to {found.high:+.3f}; {two})"
-
-
 @study("qlora_width", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Does NF4 end at most MARGIN above sixteen bits at every width, and would each width have shown more?"""
     costs = {name: [cost(name, quant, store) for quant in QUANTS] for name in comparisons(store)}
-    said = "; ".join(words(name, *each) for name, each in costs.items())
+    said = "; ".join(
+        f"{found.mean:+.3f} at {LABELS[name]} (95 % interval {found.low:+.3f} to {found.high:+.3f}; two bits "
+        f"{control.mean:+.3f}, {control.low:+.3f} to {control.high:+.3f})"
+        for name, (found, control) in costs.items()
+    )
     sentence = f"After tuning, the test loss on NF4 minus that on 16 bit is {said}; claim at most {MARGIN} at each."
     if blunt := [LABELS[name] for name, (_, control) in costs.items() if not shows(control)]:
         sentence += (
