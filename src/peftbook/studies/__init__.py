@@ -191,6 +191,16 @@ def available(make: Callable[[Item], Result], items: Iterable[Item]) -> list[Res
     return out
 
 
+def by_seed(make: Callable[..., Run | Probe], seeds: Sequence[int]) -> Callable[..., list[Record]]:
+    """The function that takes what `make` does before its seed, then a store: the records by seed. Raises Missing."""
+
+    def records(*about: Any) -> list[Record]:
+        *given, store = about
+        return store.need_all(make(*given, seed) for seed in seeds)
+
+    return records
+
+
 def study(
     name: str,
     runs: Callable[[Store], Sequence[Run | Probe]],

@@ -14,7 +14,7 @@ from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.methods import ARMS
 from peftbook.studies.standard import training
 
@@ -35,9 +35,7 @@ def runs(store: Store) -> list[Run]:
     return [timing_run(arm, seed) for seed in REPEATS for arm in ARMS]
 
 
-def arm_records(arm: str, store: Store) -> list[Record]:
-    """The arm's timing records. Raises Missing."""
-    return store.need_all(timing_run(arm, seed) for seed in REPEATS)
+arm_records = by_seed(timing_run, REPEATS)
 
 
 def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interval:

@@ -32,7 +32,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of
-from peftbook.studies import BLIND, Quantity, Verdict, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, by_seed, gathered, study
 
 DEPTHS = (1, 2, 4, 8)  # the first and the last decide
 DEEPEST = 8
@@ -75,9 +75,7 @@ def runs(store: Store) -> list[Probe]:
     return [probe(depth, seed) for depth in order for seed in SEEDS]
 
 
-def records(depth: int, store: Store) -> list[Record]:
-    """The records of a depth in seed order. Raises Missing."""
-    return store.need_all(probe(depth, seed) for seed in SEEDS)
+records = by_seed(probe, SEEDS)
 
 
 def depths_at_hand(store: Store) -> list[int]:

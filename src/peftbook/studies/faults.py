@@ -31,7 +31,7 @@ from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.scratch.checks import means
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.standard import probe_of, training
 from peftbook.tasks import test_groups
 
@@ -114,9 +114,7 @@ def runs(store: Store) -> list[specs.Probe]:
     return [probe(name, seed) for seed in SEEDS for name in ARMS]
 
 
-def records_of(name: str, store: Store) -> list[Record]:
-    """The records of a run by seed. Raises Missing."""
-    return store.need_all(probe(name, seed) for seed in SEEDS)
+records_of = by_seed(probe, SEEDS)
 
 
 def groups() -> tuple[str, ...]:

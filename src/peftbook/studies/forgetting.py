@@ -29,7 +29,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.studies import BLIND, Quantity, Verdict, available, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, by_seed, study
 from peftbook.studies.frontier import reading
 from peftbook.studies.standard import E2E_TOKENS, probe_of, training
 
@@ -66,9 +66,7 @@ def intruder_probe(arm: str, seed: int = SEEDS[0]) -> specs.Probe:
     return probe_of("weights.intruders", run_of(arm, seed))
 
 
-def curves(arm: str, store: Store) -> list[Record]:
-    """The arm's curves in seed order. Raises Missing."""
-    return store.need_all(probe(arm, seed) for seed in SEEDS)
+curves, intruders = by_seed(probe, SEEDS), by_seed(intruder_probe, SEEDS)
 
 
 def at_target(record: Record, values: np.ndarray, target: float) -> Any:
@@ -110,11 +108,6 @@ def share(record: Record, epsilon: float) -> float:
     """Share of the leading singular vectors that are intruders at ε."""
     count = float(record.measurements.get(f"intruders_{epsilon:g}") or 0)
     return count / float(record.measurements["vectors"] or 1)
-
-
-def intruders(arm: str, store: Store) -> list[Record]:
-    """The arm's singular vectors in seed order. Raises Missing."""
-    return store.need_all(intruder_probe(arm, seed) for seed in SEEDS)
 
 
 def more_intruders(epsilon: float, store: Store) -> stats.Interval:

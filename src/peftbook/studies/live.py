@@ -41,7 +41,7 @@ from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.standard import probe_of, training
 from peftbook.tasks import test_groups
 
@@ -151,9 +151,7 @@ def runs(store: Store) -> list[specs.Probe]:
     ]
 
 
-def records_of(name: str, rate: float, store: Store) -> list[Record]:
-    """The records of a method at a rate by seed. Raises Missing."""
-    return store.need_all(probe(name, rate, seed) for seed in SEEDS)
+records_of = by_seed(probe, SEEDS)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

@@ -31,7 +31,7 @@ from peftbook.core.specs import Model
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.memory import Configuration
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.memory_cases import CASES, HALVES, LARGE, LARGE_CASES, SETUPS, SMALL, SMALL_CASES
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, timing
 
@@ -257,9 +257,7 @@ def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     )
 
 
-def time_records(name: str, store: Store) -> list[Record]:
-    """The processes of a shape. Raises Missing."""
-    return store.need_all(time_probe(name, seed) for seed in REPEATS)
+time_records = by_seed(time_probe, REPEATS)
 
 
 def slowdown(found: list[Record], first: str, second: str = "lora") -> stats.Interval:

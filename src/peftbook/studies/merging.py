@@ -19,7 +19,7 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, measured, score, table, weights
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.standard import probe_of, training
 from peftbook.tasks import split_groups
 
@@ -80,9 +80,7 @@ def merge_probe(seed: int) -> specs.Probe:
     return probe_of("serving.merge_gap", training("e2e", LoRA(rank=RANK), TRAIN_TOKENS, RATE, seed, n_loss=EXAMPLES))
 
 
-def merge_records(store: Store) -> list[Record]:
-    """The records of the merged runs. Raises Missing."""
-    return store.need_all(map(merge_probe, SEEDS))
+merge_records = by_seed(merge_probe, SEEDS)
 
 
 def log_ratio(first: np.ndarray, second: np.ndarray) -> stats.Interval:

@@ -23,7 +23,7 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.scratch.pass_at_k import pass_at_k, plug_in, reliability
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, by_seed, study
 from peftbook.studies.sql import COMPARISON
 from peftbook.studies.standard import probe_of, training
 from peftbook.tasks import test_groups
@@ -45,9 +45,7 @@ def probe(seed: int) -> specs.Probe:
     return probe_of("sampling.right_answers", run, temperatures=tuple(TEMPERATURES.values()), **asked)
 
 
-def records_of(store: Store) -> list[Record]:
-    """The records of all seeds. Raises Missing."""
-    return store.need_all(probe(seed) for seed in SEEDS)
+records_of = by_seed(probe, SEEDS)
 
 
 def of_questions(records: Sequence[Record], estimate: str, name: str, k: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from peftbook.core import specs
@@ -245,17 +245,9 @@ class TunedComparison:
         )
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
-            out[f"{name}_length_ratio"] = Quantity(
-                math.fsum(ratios) / len(ratios),
-                "",
-                keys,
-                min(ratios),
-                max(ratios),
-                len(ratios),
-                n,
-                2,
-                note="words written over words of the nearest references; mean and range of the seeds",
-            )
+            note = "words written over words of the nearest references; mean and range of the seeds"
+            middle = Quantity.middle(ratios, "", keys, note, seeds=len(ratios), n=n)
+            out[f"{name}_length_ratio"] = replace(middle, value=math.fsum(ratios) / len(ratios))
         if (share := self.clipped_share(records)) is not None:
             out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
         trained = float(first.measurements["trainable_parameters"] or 0)
