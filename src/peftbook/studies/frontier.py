@@ -45,9 +45,9 @@ from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
-from peftbook.studies.standard import probe_of
+from peftbook.studies.standard import probe_of, training
 from peftbook.studies.tuned_comparison import Arm, tuning_quantities
-from peftbook.tasks import task_spec, test_groups
+from peftbook.tasks import test_groups
 
 Split = Literal["validation", "test"]
 
@@ -88,16 +88,10 @@ PAIRS = {
 
 def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
     """The training of an arm at a rate, watched; None is the model before any."""
-    budget = specs.Budget(tokens=TOKENS, batch_size=BATCH, learning_rate=rate) if arm else None
-    run = specs.Run(
-        model=specs.SMALL_LLAMA,
-        task=task_spec("e2e"),
-        method=ARMS[arm].method if arm else Untuned(),
-        budget=budget,
-        evaluation=specs.Evaluation(split=split, n_loss=EXAMPLES),
-        seed=seed,
-        dtype="fp32",
-    )
+    run = training(
+        "e2e", ARMS[arm].method if arm else Untuned(), TOKENS, rate if arm else None, seed, batch_size=BATCH,
+        split=split, n_loss=EXAMPLES, model=specs.SMALL_LLAMA, dtype="fp32",
+    )  # fmt: skip
     replay = SHARE if arm == "replay" else 0.0
     return probe_of("curves.frontier", run, steps=STEPS, each=EACH, window=WINDOW, piece=PIECE, replay=replay)
 

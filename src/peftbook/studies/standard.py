@@ -35,10 +35,10 @@ def rates(low: int, high: int, step: int = 1) -> tuple[float, ...]:
     return tuple(float(f"{2e-4 * 2.0**k:.3g}") for k in range(low, high + 1, step))
 
 
-def training(task: str, method: Method, tokens: int, rate: float, seed: int = 0, **more: Any) -> specs.Run:
+def training(task: str, method: Method, tokens: int, rate: float | None, seed: int = 0, **more: Any) -> specs.Run:
     """A training on so many tokens of a task that ships.
 
-    more: other fields of the budget, the evaluation or the run, by their names.
+    rate: None of a method that trains nothing.  more: other fields of budget, evaluation or run, by their names.
     """
     budget, evaluation = (
         {name: more.pop(name) for name in part.model_fields if name in more}
@@ -47,7 +47,7 @@ def training(task: str, method: Method, tokens: int, rate: float, seed: int = 0,
     return specs.Run(
         task=task_spec(task),
         method=method,
-        budget=specs.Budget(tokens=tokens, learning_rate=rate, **budget),
+        budget=None if rate is None else specs.Budget(tokens=tokens, learning_rate=rate, **budget),
         evaluation=specs.Evaluation(**evaluation),
         seed=seed,
         **more,

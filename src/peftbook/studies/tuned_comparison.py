@@ -25,7 +25,7 @@ from peftbook.evidence.sweep import Lookup, Sweep, best_of, extended, grown, int
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
 from peftbook.studies.standard import training
-from peftbook.tasks import split_groups, task_spec, test_groups
+from peftbook.tasks import split_groups, test_groups
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
@@ -58,7 +58,7 @@ class Arm:
 class TunedComparison:
     """Arms that share task, budget, seeds and test examples.
 
-    tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
+    tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended.
     bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the arm gets the two
     rates halfway to the neighbours of its best one, and again, down to FINEST; 0 never asks.
     further: seeds with which every sweep trains its best rate and the neighbours too, beside its own.
@@ -94,16 +94,15 @@ class TunedComparison:
         """The arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def budget(self, rate: float) -> specs.Budget:
-        """The shared budget at a learning rate."""
-        return specs.Budget(
-            tokens=self.tokens, batch_size=self.batch_size, learning_rate=rate, train_examples=self.train_examples
-        )
+    def run(self, arm: Arm, rate: float | None, seed: int, **evaluation: Any) -> Run:
+        """A run of an arm with what all arms share."""
+        budget = {"batch_size": self.batch_size, "train_examples": self.train_examples}
+        shared = {"model": self.model, "dtype": self.dtype, **budget, **evaluation}
+        return training(self.task, arm.method, self.tokens, rate, seed, **shared)
 
     def sweep_run(self, arm: Arm, rate: float, seed: int) -> Run:
         """One point of an arm's grid: validation loss only."""
-        own = {"batch_size": self.batch_size, "train_examples": self.train_examples, "n_loss": self.sweep_examples}
-        return training(self.task, arm.method, self.tokens, rate, seed, model=self.model, dtype=self.dtype, **own)
+        return self.run(arm, rate, seed, split="validation", n_loss=self.sweep_examples)
 
     def tuning(self, arm: Arm, further: Sequence[int] | None = None) -> Sweep[Run]:
         """The sweep that chooses the arm's rate.  further: in place of the comparison's."""
@@ -119,8 +118,6 @@ class TunedComparison:
 
     def grown(self, losses: Mapping[float, float]) -> list[float]:
         """The next grid: extended at an end, else refined where it is too coarse."""
-        if not self.factor:
-            return list(losses)
         return grown(losses, self.factor, self.bearable) if self.refine else extended(losses, self.factor)
 
     def best_rate(self, name: str, store: Store) -> float:
@@ -129,21 +126,9 @@ class TunedComparison:
 
     def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
         """A run on the test split."""
-        return Run(
-            model=self.model,
-            task=task_spec(self.task),
-            method=arm.method,
-            budget=None if rate is None else self.budget(rate),
-            evaluation=specs.Evaluation(
-                split="test",
-                n_loss=self.test_examples,
-                n_generate=self.generate,
-                max_new_tokens=self.max_new_tokens,
-                generation_dtype="bf16" if self.generate else "fp32",
-            ),
-            seed=seed,
-            dtype=self.dtype,
-        )
+        decoded = "bf16" if self.generate else "fp32"
+        asked = {"n_generate": self.generate, "max_new_tokens": self.max_new_tokens, "generation_dtype": decoded}
+        return self.run(arm, rate, seed, split="test", n_loss=self.test_examples, **asked)
 
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:
         """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
@@ -257,7 +242,7 @@ class TunedComparison:
     def clipped_share(self, records: Sequence[Record]) -> float | None:
         """Of the steps of these records those with clipped gradients, in percent; None if they have no norms."""
         norms = [float(value) for record in records for value in record.curve.get("gradient_norm", [])]
-        clipped = sum(norm > self.budget(1.0).max_grad_norm for norm in norms)
+        clipped = sum(norm > specs.Budget.model_fields["max_grad_norm"].default for norm in norms)
         return 100 * clipped / len(norms) if norms else None
 
     def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
