@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from peftbook.core.records import Store
+from peftbook.evidence import stats
 from peftbook.evidence.public_runs import PUBLIC_RUNS, TEST_ROWS, Outcome, public_runs
 from peftbook.studies import NAMES, get_study, memory_public, public_arms
 from peftbook.studies import public_runs as claims
@@ -91,7 +92,7 @@ def test_of_a_family_the_one_that_is_better_is_found():
     """Holm's procedure around the margin: the planted arm, and no other."""
     values = table({str(at): 45.0 for at in range(30)} | {"best": 45 + MARGIN + 12})
     found = {name: difference(values, name, "0") for name in values if name != "0"}
-    assert [name for name, sure in public_arms.surely_above(found, MARGIN).items() if sure] == ["best"]
+    assert [name for name, sure in stats.surely_above(found, MARGIN).items() if sure] == ["best"]
     assert public_arms.any_above(found, MARGIN) == "reproduced"
     del found["best"]
     assert public_arms.any_above(found, MARGIN) == "undecided"

@@ -528,7 +528,7 @@ def test_the_folder_is_whole_and_nothing_is_overwritten(task, tmp_path, capsys):
     out = tmp_path / "a" / "recipe"
     write_folder(out, recipe, task, model, "somewhere", "tickets.csv", "peftbook recipe tickets.csv", "CC BY 4.0")
     assert {path.name for path in out.iterdir()} == {*SCRIPTS, *PAGES, "recipe.yaml", "requirements.txt", "data"}
-    assert not any("$" in (out / page).read_text(encoding="utf-8") for page in PAGES)
+    assert not any("{{" in (out / page).read_text(encoding="utf-8") for page in PAGES)
     assert "CC BY 4.0" in (out / "README.md").read_text(encoding="utf-8")
     lines = {name: (out / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in task.splits}
     assert {name: len(rows) for name, rows in lines.items()} == {name: len(rows) for name, rows in task.splits.items()}

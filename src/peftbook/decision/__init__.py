@@ -25,7 +25,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Record
 from peftbook.decision.candidates import Candidate, describe_row, encoder_in_words, group_records
 from peftbook.decision.cautions import list_cautions
-from peftbook.decision.copying import commonest_target, constant_score, copying_score
+from peftbook.decision.copying import commonest_target, copies, score_of
 from peftbook.decision.forgetting import forgotten
 from peftbook.decision.labels import label_runs
 from peftbook.decision.own import measures_with, with_own_scores
@@ -100,6 +100,8 @@ def compare(
     pairs = pair_up(competing, measures, deciding, groups)
     if scored >= FEWEST_EXAMPLES:
         pairs = detect(pairs, deciding, len(contest), level)
+    tested, commonest = examples[:scored], commonest_target(examples[:scored])
+    by_deciding = tested, deciding, groups[:scored], own
     found = Comparison(
         rows=(*mark(contest, pairs, deciding, level, scored), *(row for row in rows if row not in contest)),
         measure=deciding,
@@ -112,12 +114,12 @@ def compare(
         cost=cost,
         encoder=encoder_in_words(records),
         hardware=tuple(sorted({record.hardware for record in records if record.hardware})),
-        copying=copying_score(examples[:scored], deciding, groups[:scored], own),
-        constant=constant_score(examples[:scored], deciding, groups[:scored], own),
-        commonest=commonest_target(examples[:scored]),
+        copying=score_of(copies(tested), *by_deciding),
+        constant=score_of([commonest] * len(tested) if commonest else [], *by_deciding),
+        commonest=commonest,
         metrics=tuple(metrics),
         test_rows=len(examples),
-        leaked=sum(example.id in leaked for example in examples[:scored]),
+        leaked=sum(example.id in leaked for example in tested),
     )
     found = dataclasses.replace(found, recommendation=recommend(found))
     contenders = {label: competing[label] for label in contenders_of(found)}

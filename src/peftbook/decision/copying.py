@@ -14,16 +14,9 @@ from peftbook.tasks import TaskExample
 COPIED_WORDS = 200  # of the input: an answer is no longer, and ROUGE-L takes their product
 
 
-def copying_score(
-    examples: Sequence[TaskExample], measure: Measure, groups: Groups = (), metric: Metric | None = None
-) -> Interval | None:
-    """The score of the inputs as answers, each cut after 200 words; None without examples and for a measure that needs
-    a model.
-
-    examples: those that were scored.  metric: if the measure is one of the user's own.
-    """
-    said = [" ".join(example.input.split()[:COPIED_WORDS]) for example in examples]
-    return score_of(said, examples, measure, groups, metric)
+def copies(examples: Sequence[TaskExample]) -> list[str]:
+    """The inputs as answers, each cut after 200 words."""
+    return [" ".join(example.input.split()[:COPIED_WORDS]) for example in examples]
 
 
 def commonest_target(examples: Sequence[TaskExample]) -> str:
@@ -32,19 +25,13 @@ def commonest_target(examples: Sequence[TaskExample]) -> str:
     return found[0][0] if found and found[0][1] > 1 else ""
 
 
-def constant_score(
-    examples: Sequence[TaskExample], measure: Measure, groups: Groups = (), metric: Metric | None = None
-) -> Interval | None:
-    """The score of the commonest target as the answer to every example; None as in `copying_score`, and where each
-    target occurs once.
-    """
-    answer = commonest_target(examples)
-    return score_of([answer] * len(examples), examples, measure, groups, metric) if answer else None
-
-
 def score_of(
     said: Sequence[str], examples: Sequence[TaskExample], measure: Measure, groups: Groups, metric: Metric | None
 ) -> Interval | None:
+    """The score of what was said; None where nothing was, and for a measure that needs a model.
+
+    examples: those that were scored.  metric: if the measure is one of the user's own.
+    """
     wanted = [example.target for example in examples]
     if said and metric is not None:
         return score_interval(own_scores(metric, [said], wanted), None, groups)

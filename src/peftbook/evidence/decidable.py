@@ -71,7 +71,8 @@ def outlook(claim: Claim, store: Store) -> Outlook:
     if not judged or (verdict.held and not verdict.control):
         why = "control failed: other runs than these would have to show a difference" if verdict.held == BLIND else ""
         return Outlook(*about, None, why=why or f"not by seeds: {verdict.held or obstacle(judged)}", bound=bound(claim))
-    records = behind(claim, store)
+    keys = dict.fromkeys(claim.effect.runs) if claim.effect else {}
+    records = [load_record(path) for key in keys if (path := store.path(key)) is not None]
     plans = sorted(plans_for(judged, unused_inputs(records)), key=lambda plan: plan[0])
     if not plans:
         return Outlook(*about, None, why=f"not by seeds: {obstacle(judged)}", bound=bound(claim))
@@ -93,12 +94,6 @@ def plans_for(judged: Sequence[Judged], inputs: int) -> Iterator[tuple[int, int,
         if found is not None:
             beside = (FINER,) * finer + (f"all {among} test inputs",) * (among > 0)
             yield found[0] + judged[0].interval.seeds * bool(beside), *found, beside
-
-
-def behind(claim: Claim, store: Store) -> list[Record]:
-    """The records behind what decided the claim."""
-    keys = dict.fromkeys(claim.effect.runs) if claim.effect else {}
-    return [load_record(path) for key in keys if (path := store.path(key)) is not None]
 
 
 def unused_inputs(records: Sequence[Record]) -> int:

@@ -52,11 +52,6 @@ class Amendment:
     why: str
     verdicts: Mapping[str, tuple[str, str]]
 
-    @property
-    def changed(self) -> dict[str, tuple[str, str]]:
-        """The verdicts that the change altered."""
-        return changed(self.verdicts)
-
 
 @dataclass(frozen=True)
 class Fate:
@@ -88,11 +83,6 @@ class ClaimAmendment:
         """Study → outcomes before and now, on the records that there were."""
         return {study: (fate.before, fate.now) for study, fate in self.studies.items()}
 
-    @property
-    def changed(self) -> dict[str, tuple[str, str]]:
-        """The verdicts that the change altered."""
-        return changed(self.verdicts)
-
 
 def marks(study: str) -> dict[str, list[str]]:
     """Mark → the dates on which such a change was made to a study that had records, in the order of MARKS."""
@@ -100,11 +90,6 @@ def marks(study: str) -> dict[str, list[str]]:
     for change in claim_amendments(study):
         found["new" if change.studies[study].before == "no claim" else KINDS[change.kind][1]].append(change.date)
     return {mark: sorted({*dates}) for mark, dates in found.items() if dates}
-
-
-def changed(verdicts: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """The verdicts whose outcomes differ."""
-    return {study: outcomes for study, outcomes in verdicts.items() if outcomes[0] != outcomes[1]}
 
 
 @functools.cache

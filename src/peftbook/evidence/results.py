@@ -18,7 +18,7 @@ from peftbook.core.errors import InputError
 from peftbook.core.records import Missing, Record, Store, default_store, load_record
 from peftbook.core.tracking import record_reads
 from peftbook.evidence.cache import cached_result
-from peftbook.studies import NAMES, Quantity, Study, Verdict, determined, get_study, module_of
+from peftbook.studies import NAMES, Quantity, Study, Verdict, gathered, get_study, module_of
 
 OUTCOMES = (
     "reproduced", "equivalent", "refuted", "fails in this regime", "direction only", "undecided", "measured",
@@ -59,8 +59,8 @@ def study_quantities(name: str, store: Store) -> Mapping[str, Quantity]:
     """The cached quantities of one study. Studies of one module may share them."""
     measure = get_study(name).measure
     entry = f"{measure.__module__}.{measure.__qualname__}"
-    compute = partial(determined, measure)
-    return Quantities(cached_result(entry, compute, measure.__module__, QUANTITIES, store).value)
+    result = cached_result(entry, lambda store: gathered(measure, [store]), measure.__module__, QUANTITIES, store)
+    return Quantities(result.value)
 
 
 def study_verdict(name: str, store: Store) -> Verdict:

@@ -314,6 +314,16 @@ Scores = Sequence[Sequence[float]] | np.ndarray
 Groups = Sequence[Hashable]
 
 
+def surely_above(found: Mapping[K, Interval], edge: float, level: float = 0.05) -> dict[K, bool]:
+    """Which of several are above an edge, by Holm's procedure over all of them.
+
+    One-sided, at half of the level: alone its whole 95 % interval lies above.
+    """
+    moved = {name: replace(one, mean=one.mean - edge) for name, one in found.items()}
+    p = {name: p_value(one) / 2 if one.mean > 0 else 1.0 for name, one in moved.items()}
+    return holm(p, level / 2)
+
+
 def second_look(interval: Interval, share: float) -> Interval:
     """The interval at a second look, where the first saw a share of the seeds and did not decide.
 

@@ -46,7 +46,7 @@ class Sweep(Generic[Spec]):
     make: the runs of a rate's trial, one a seed.  grid: the first rates, ascending.
     grow: from rate → loss of a whole grid the next grid; the same rates end the growth.  loss: of the trial's records.
     further: runs of more seeds, for the trials of the best rate and its neighbours. If they make another rate the best,
-    its neighbours get them too.  position: of a rate of the grid, on the axis on which losses are a parabola.
+    its neighbours get them too.
     """
 
     make: Callable[[float], Sequence[Spec]]
@@ -54,7 +54,6 @@ class Sweep(Generic[Spec]):
     grow: Callable[[Mapping[float, float]], Sequence[float]]
     loss: Callable[[Sequence[Record]], float] = mean_loss
     further: Callable[[float], Sequence[Spec]] = lambda rate: ()
-    position: Callable[[float], float] = math.log
 
     def trial(self, runs: Sequence[Spec], lookup: Lookup) -> float:
         """The validation loss of a rate's runs. Raises Missing."""
@@ -105,7 +104,7 @@ class Sweep(Generic[Spec]):
         losses = self.losses(lookup)
         best = best_of(losses)
         beside = [
-            (abs(self.position(rate) - self.position(best)), losses[rate] - losses[best])
+            (abs(math.log(rate) - math.log(best)), losses[rate] - losses[best])
             for rate in neighbours(losses)
             if rate != best and math.isfinite(losses[rate])
         ]

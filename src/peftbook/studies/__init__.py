@@ -152,7 +152,7 @@ class Study:
 
     def quantities(self, store: Store) -> Mapping[str, Quantity]:
         """The named values that the records at hand determine."""
-        return determined(self.measure, store)
+        return gathered(self.measure, [store])
 
     def verdict(self, store: Store) -> Verdict:
         """What the records decide; `undecided` if one of the runs failed, `not yet run` if records are missing."""
@@ -177,18 +177,9 @@ class Study:
         return [run for run in self.runs(store) if run not in store]
 
 
-def determined(measure: Callable[[Store], Mapping[str, Quantity]], store: Store) -> Mapping[str, Quantity]:
-    """The named values that the records at hand determine."""
-    return gathered(measure, [store])
-
-
 def gathered(measure: Callable[[Item], Mapping[str, Quantity]], items: Iterable[Item]) -> dict[str, Quantity]:
     """The named values of all items whose records are at hand; the others are skipped."""
-    out: dict[str, Quantity] = {}
-    for item in items:
-        with suppress(Missing):
-            out |= measure(item)
-    return out
+    return {name: one for found in available(measure, items) for name, one in found.items()}
 
 
 def available(make: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -198,6 +189,16 @@ def available(make: Callable[[Item], Result], items: Iterable[Item]) -> list[Res
         with suppress(Missing):
             out.append(make(item))
     return out
+
+
+def by_seed(make: Callable[..., Run | Probe], seeds: Sequence[int]) -> Callable[..., list[Record]]:
+    """The function that takes what `make` does before its seed, then a store: the records by seed. Raises Missing."""
+
+    def records(*about: Any) -> list[Record]:
+        *given, store = about
+        return store.need_all(make(*given, seed) for seed in seeds)
+
+    return records
 
 
 def study(

@@ -14,7 +14,7 @@ peaks: the most that torch's allocator hands out during a step, in the same conf
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -104,28 +104,29 @@ for _name, _part, _one in draw_grid():
     GRID[_part][_name] = _one
 
 
+def texts(family: str, part: str, wider: int = 1, longer: int = 1, window: int = 1) -> tuple[str, ...]:
+    """A family's configurations of one half, for a probe: widths and vocabulary, tokens, window so many times as large.
+
+    In wide models tensors outweigh what kernels need.
+    """
+    chosen = [one for name, one in GRID[part].items() if name.startswith(f"{family}_")]
+    found = []
+    for shape, setup in ((one.shape, one.setup) for one in chosen):
+        sizes = {name: wider * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
+        larger = replace(shape, **sizes, window=shape.window and window * shape.window)
+        found.append(Configuration(larger, replace(setup, seq=longer * setup.seq)).text)
+    return tuple(found)
+
+
 def probe(family: str, part: str) -> specs.Probe:
     """One process that counts what is kept in a family's configurations of one half."""
-    return counting("memory.activations", [one for name, one in GRID[part].items() if name.startswith(f"{family}_")])
+    return specs.Probe(measure="memory.activations", settings={"configurations": texts(family, part)}, model=SCRATCH)
 
 
 def peak_probe(family: str, part: str) -> specs.Probe:
     """One process that measures the peaks of a family's configurations of one half, at four times the widths."""
-    found = [one for name, one in GRID[part].items() if name.startswith(f"{family}_")]
-    return counting("memory.step_peaks", [widened(one) for one in found])
-
-
-def counting(measure: str, configurations: Iterable[Configuration]) -> specs.Probe:
-    """A probe of many configurations."""
-    texts = tuple(one.text for one in configurations)
-    return specs.Probe(measure=measure, settings={"configurations": texts}, model=SCRATCH)
-
-
-def widened(one: Configuration) -> Configuration:
-    """Four times the widths and the vocabulary, and twice the tokens, so that tensors outweigh what kernels need."""
-    shape, setup = one.shape, one.setup
-    wide = {name: WIDER * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
-    return Configuration(replace(shape, **wide), replace(setup, seq=2 * setup.seq))
+    settings: dict = {"configurations": texts(family, part, WIDER, 2)}
+    return specs.Probe(measure="memory.step_peaks", settings=settings, model=SCRATCH)
 
 
 def half(make: Callable[[str, str], specs.Probe], part: str, store: Store) -> list[Record]:
@@ -159,16 +160,11 @@ def predicted_and_measured(record: Record) -> Iterator[tuple[dict[str, float], d
         yield one.kept_by_module(), {module: size for module, size in measured.items() if size}
 
 
-def beyond_state(one: Configuration) -> float:
-    """The predicted peak without weights and optimiser."""
-    return one.step.peak().total - sum(one.step.numbers(one.step.state).values())
-
-
 def peaks(record: Record) -> Iterator[float]:
-    """Predicted over measured bytes of every configuration of a record, both beyond weights and optimiser."""
+    """Predicted over measured bytes of a step's peak in every configuration, both beyond weights and optimiser."""
     measured = [float(size) for size in record.per_example["peak_bytes"]]
     for one, size in zip(configurations(record), measured, strict=True):
-        yield beyond_state(one) / size
+        yield (one.step.peak().total - sum(one.step.numbers(one.step.state).values())) / size
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

@@ -57,10 +57,9 @@ def probe(seed: int) -> specs.Probe:
         "group": GROUP,
         "texts": 100,
         "stride": 9,
+        "calibration_tokens": 4096,
     }
-    settings["calibration_tokens"] = 4096
-    model = specs.SMALL_LLAMA
-    return specs.Probe(measure="bases.format_errors", settings=settings, model=model, seed=seed)
+    return specs.Probe(measure="bases.format_errors", settings=settings, model=specs.SMALL_LLAMA, seed=seed)
 
 
 def runs(store: Store) -> list[specs.Probe]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from peftbook.core.records import Missing, Store
@@ -35,7 +35,6 @@ from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm
 
 MARGIN = variants.MARGIN  # nats per token
-LEVEL = 0.05
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))
 MISS = PeftMethod(name="MISS", arguments=(("r", 32), ("target_modules", "all-linear")))
 SEEN = ("plus", "plus16", "pissa", "olora", "dora")  # the arms whose records were there
@@ -58,16 +57,8 @@ def differences(names: Sequence[str], store: Store) -> dict[str, stats.Interval]
 
 
 def gains_more(found: Mapping[str, stats.Interval]) -> dict[str, bool]:
-    """Which arms gain more than the margin, by Holm's procedure over all of them.
-
-    One-sided, at half of the level: alone an arm's whole 95 % interval lies below −margin, and arms that surely gain
-    less take nothing off the correction.
-    """
-    p = {}
-    for name, one in found.items():
-        beyond = dataclasses.replace(one, mean=one.mean + MARGIN)
-        p[name] = stats.p_value(beyond) / 2 if beyond.mean < 0 else 1.0
-    return stats.holm(p, LEVEL / 2)
+    """Which arms gain more than the margin; those that surely gain less take nothing off Holm's correction."""
+    return stats.surely_above({name: -one for name, one in found.items()}, MARGIN)
 
 
 def outcome(found: Mapping[str, stats.Interval]) -> str:
@@ -81,13 +72,6 @@ def outcome(found: Mapping[str, stats.Interval]) -> str:
 def blind(found: Mapping[str, stats.Interval]) -> list[str]:
     """The arms of which a gain of the margin could not be told from none."""
     return [name for name, one in found.items() if one.half95 > MARGIN]
-
-
-def judgements(found: Mapping[str, stats.Interval]) -> Iterator[Judged]:
-    """What each arm is decided on: to be borne out its interval must be as narrow as `blind` asks, too."""
-    for one in found.values():
-        low = max(-MARGIN, one.mean - MARGIN)
-        yield Judged(one, (low, math.inf), (-MARGIN, math.inf), refuting=0.05 / len(found))
 
 
 def sentence(found: Mapping[str, stats.Interval]) -> str:
@@ -114,17 +98,17 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def verdict_over(names: Sequence[str]) -> Callable[[Store], Verdict]:
+def verdict_over(names: Sequence[str], store: Store) -> Verdict:
     """The rule for a family of arms."""
-
-    def verdict(store: Store) -> Verdict:
-        found = differences(names, store)
-        ordered = sorted(found, key=lambda name: found[name].mean)
-        named = tuple(f"{name}_minus_lora_loss" for name in ordered)
-        return Verdict(outcome(found), sentence(found), named, tuple(judgements(found)))
-
-    return verdict
+    found = differences(names, store)
+    ordered = sorted(found, key=lambda name: found[name].mean)
+    named = tuple(f"{name}_minus_lora_loss" for name in ordered)
+    judged = (  # to be borne out an arm's interval must be as narrow as `blind` asks, too
+        Judged(one, (max(-MARGIN, one.mean - MARGIN), math.inf), (-MARGIN, math.inf), refuting=0.05 / len(found))
+        for one in found.values()
+    )
+    return Verdict(outcome(found), sentence(found), named, tuple(judged))
 
 
 for _study, _names in {"beyond_lora": FAMILY, "beyond_lora_new": NEW}.items():
-    study(_study, COMPARISON.runs, quantities)(verdict_over(_names))
+    study(_study, COMPARISON.runs, quantities)(lambda store, names=_names: verdict_over(names, store))

@@ -8,7 +8,7 @@ own that decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook.core import specs
@@ -105,19 +105,15 @@ def source_quantities(source: str, records: list[Record]) -> dict[str, Quantity]
     return out
 
 
-def optimality(rival: str, measure: str, words: str) -> Callable[[Store], Verdict]:
+def optimality(store: Store, rival: str, measure: str, words: str) -> Verdict:
     """The verdict: is NF4's error above that of the best codebook under its constraints?"""
-
-    def verdict(store: Store) -> Verdict:
-        interval = excess(records_of("normal", store), rival, measure)
-        sentence = (
-            f"NF4's {words} at block {BLOCK} is {interval.mean:+.2%} above that of the best codebook with −1, 0 and 1 "
-            f"(95 % interval {interval.low:+.2%} to {interval.high:+.2%}; margin {MARGIN:.0%})."
-        )
-        outcome = stats.judge(interval, MARGIN, (-math.inf, 0.0))
-        return Verdict(outcome, sentence, (f"nf4_excess_{measure}_over_{rival}",))
-
-    return verdict
+    interval = excess(records_of("normal", store), rival, measure)
+    sentence = (
+        f"NF4's {words} at block {BLOCK} is {interval.mean:+.2%} above that of the best codebook with −1, 0 and 1 "
+        f"(95 % interval {interval.low:+.2%} to {interval.high:+.2%}; margin {MARGIN:.0%})."
+    )
+    outcome = stats.judge(interval, MARGIN, (-math.inf, 0.0))
+    return Verdict(outcome, sentence, (f"nf4_excess_{measure}_over_{rival}",))
 
 
 @study("codebooks_bins", runs, quantities, most=1 + MARGIN_RATIO)
@@ -135,9 +131,8 @@ def bins_verdict(store: Store) -> Verdict:
     return Verdict(outcome, sentence, ("nf4_unevenness",))
 
 
-study("codebooks_squared", runs, quantities, error="mean squared error")(
-    optimality("lloyd_pinned", "mse", "mean squared error")
-)
-study("codebooks_absolute", runs, quantities, error="mean absolute error")(
-    optimality("l1_pinned", "mae", "mean absolute error")
-)
+for _study, _about in {
+    "codebooks_squared": ("lloyd_pinned", "mse", "mean squared error"),
+    "codebooks_absolute": ("l1_pinned", "mae", "mean absolute error"),
+}.items():
+    study(_study, runs, quantities, error=_about[-1])(lambda store, about=_about: optimality(store, *about))

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
-from peftbook.core import specs
 from peftbook.core.records import Missing, Record, Store
 from peftbook.core.specs import Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.methods import ARMS
-from peftbook.tasks import task_spec
+from peftbook.studies.standard import training
 
 MACHINE = "Intel(R) Xeon(R) Processor, 2 cores"  # the machine whose records ship
 REPEATS = (0, 1, 2)
@@ -27,15 +27,7 @@ RATES = {"full": 5e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 0.03}
 
 def timing_run(arm: str, seed: int, machine: str = MACHINE) -> Run:
     """Some steps of training at the batch of the methods study, and the smallest evaluation."""
-    return Run(
-        task=task_spec("docstrings"),
-        method=ARMS[arm],
-        budget=specs.Budget(tokens=TOKENS, learning_rate=RATES[arm]),
-        evaluation=specs.Evaluation(n_loss=1),
-        seed=seed,
-        purpose="timing",
-        machine=machine,
-    )
+    return training("docstrings", ARMS[arm], TOKENS, RATES[arm], seed, n_loss=1, purpose="timing", machine=machine)
 
 
 def runs(store: Store) -> list[Run]:
@@ -43,9 +35,7 @@ def runs(store: Store) -> list[Run]:
     return [timing_run(arm, seed) for seed in REPEATS for arm in ARMS]
 
 
-def arm_records(arm: str, store: Store) -> list[Record]:
-    """The arm's timing records. Raises Missing."""
-    return store.need_all(timing_run(arm, seed) for seed in REPEATS)
+arm_records = by_seed(timing_run, REPEATS)
 
 
 def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interval:
@@ -60,16 +50,13 @@ def log_ratio(first: str, second: str, field: str, store: Store) -> stats.Interv
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Median, fastest and slowest of the repeats, for step time, speed and peak memory; ratios to LoRA, by repeat."""
     out = gathered(lambda arm: repeats(arm, arm_records(arm, store)), ARMS)
-    for arm in ARMS:
+    note = "geometric mean of the repeats' ratios, t interval over repeats"
+    for arm in (arm for arm in ARMS if arm != "lora"):
         for name, field in (("step_seconds", "median_step_seconds"), ("peak_memory", "peak_memory_bytes")):
-            if arm == "lora":
-                continue
             with suppress(Missing):
-                logs = log_ratio(arm, "lora", field, store)
-                value, low, high = logs.exp
                 keys = keys_of(*(arm_records(other, store) for other in (arm, "lora")))
-                note = "geometric mean of the repeats' ratios, t interval over repeats"
-                out[f"{arm}_over_lora_{name}"] = Quantity(value, "×", keys, low, high, len(REPEATS), note=note)
+                ratio = Quantity.ratio(log_ratio(arm, "lora", field, store), keys, 2, note)
+                out[f"{arm}_over_lora_{name}"] = replace(ratio, n=0)
     return out
 
 
@@ -81,10 +68,9 @@ def repeats(arm: str, records: list[Record]) -> dict[str, Quantity]:
         ("tokens_per_second", "train_tokens_per_second", "tokens/s", 0),
         ("peak_memory", "peak_memory_bytes", "bytes", 2),
     ):
-        values = sorted(measured(records, field))
-        low, high = (None, None) if unit == "bytes" else (values[0], values[-1])
-        middle = values[len(values) // 2]
-        out[f"{arm}_{name}"] = Quantity(middle, unit, keys, low, high, len(values), digits=digits, note=note)
+        values = measured(records, field)
+        one = Quantity.middle(values, unit, keys, note, seeds=len(values), digits=digits)
+        out[f"{arm}_{name}"] = replace(one, low=None, high=None) if unit == "bytes" else one
     return out
 
 

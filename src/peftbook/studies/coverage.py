@@ -22,7 +22,7 @@ narrower and covers 90 % in the worst cell, with half of that 92.7 %; the rule k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,19 +85,15 @@ class GridCell:
 
 def cells(store: Store) -> list[GridCell]:
     """Every cell of the grid. Raises Missing."""
-    records = store.need_all(map(probe, SEEDS))
-    return [cell for seeds, record in zip(SEEDS, records, strict=True) for cell in cells_of(seeds, record.curve)]
-
-
-def cells_of(seeds: int, curve: Mapping[str, Sequence[float]]) -> Iterator[GridCell]:
-    """The cells of one record."""
-    for at, share in enumerate(curve["share"]):
-        rates = {
-            rule: (100 * curve[f"{rule}_coverage"][at], 100 * curve[f"{rule}_power"][at], curve[f"{rule}_width"][at])
-            for rule in RULES
-        }
-        examples, groups, shape = (int(curve[name][at]) for name in ("examples", "groups", "shape"))
-        yield GridCell(seeds, examples, groups, share, SHAPES[shape], rates)
+    found = []
+    for seeds, record in zip(SEEDS, store.need_all(map(probe, SEEDS)), strict=True):
+        curve = record.curve
+        for at, share in enumerate(curve["share"]):
+            by_rule = {rule: [curve[f"{rule}_{what}"][at] for what in ("coverage", "power", "width")] for rule in RULES}
+            rates = {rule: (100 * covered, 100 * power, width) for rule, (covered, power, width) in by_rule.items()}
+            examples, groups, shape = (int(curve[name][at]) for name in ("examples", "groups", "shape"))
+            found.append(GridCell(seeds, examples, groups, share, SHAPES[shape], rates))
+    return found
 
 
 # What the aims are about, and what lies beside it.

@@ -48,25 +48,16 @@ def saved(record: Record, block: int) -> float:
     return bits(record, block, "none") - bits(record, block, "dynamic8")
 
 
-def cost(record: Record, block: int) -> stats.Interval:
-    """Loss with constants in 8 bits minus loss with constants in 32, paired over texts."""
-    quantised, plain = (task_error(record, f"{block}_{kind}") for kind in ("dynamic8", "none"))
-    return stats.example_interval(quantised - plain, weights_of(record))
+def costs(record: Record, block: int) -> tuple[stats.Interval, stats.Interval, stats.Interval]:
+    """What 8-bit constants add to the loss, what NF4 with constants in 32 bits does, and how far the first is above
+    SHARE of the second; paired over texts.
 
-
-def nf4_cost(record: Record, block: int) -> stats.Interval:
-    """Loss of NF4 with constants in 32 bits minus that of the unquantised model, paired over texts."""
-    plain, full = (task_error(record, name) for name in (f"{block}_none", "full"))
-    return stats.example_interval(plain - full, weights_of(record))
-
-
-def beyond_margin(record: Record, block: int) -> stats.Interval:
-    """The cost of 8-bit constants minus SHARE of NF4's own cost, paired over texts: free means below zero.
-
-    A difference and not a quotient, since NF4's cost may not be far from zero.
+    Free means that the last is below zero: a difference and not a quotient, since NF4's cost may not be far from zero.
     """
     quantised, plain, full = (task_error(record, name) for name in (f"{block}_dynamic8", f"{block}_none", "full"))
-    return stats.example_interval(quantised - plain - SHARE * (plain - full), weights_of(record))
+    added, own = quantised - plain, plain - full
+    one, two, three = (stats.example_interval(nats, weights_of(record)) for nats in (added, own, added - SHARE * own))
+    return one, two, three
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
@@ -91,9 +82,10 @@ def source_quantities(source: str, record: Record) -> dict[str, Quantity]:
             loss = stats.example_interval(task_error(record, stored) - task_error(record, "full"), weights)
             out[f"{name}_cost"] = Quantity.of(loss, "nats per token", keys, 4, note)
         out[f"{source}_{block}_saved_bits"] = Quantity(saved(record, block), "bits", keys, digits=4)
-        for name, found in (("cost", cost(record, block)), ("beyond_margin", beyond_margin(record, block))):
+        added, own, beyond = costs(record, block)
+        for name, found in (("cost", added), ("beyond_margin", beyond)):
             out[f"{source}_{block}_{name}"] = Quantity.of(found, "nats per token", keys, 5, note)
-        margin = SHARE * nf4_cost(record, block).mean
+        margin = SHARE * own.mean
         out[f"{source}_{block}_margin"] = Quantity(margin, "nats per token", keys, seeds=1, digits=5, note=note)
     return out
 
@@ -114,8 +106,8 @@ def loss_verdict(store: Store) -> Verdict:
     """Is the loss with 8-bit constants worse by more than a share of NF4's own cost, at either block size?"""
     record, outcomes, parts, said = store.need(probe("small")), set(), [], []
     for block in BLOCKS:
-        added, own = cost(record, block), nf4_cost(record, block)
-        outcome, part = judge_claim(beyond_margin(record, block), 0.0, (-math.inf, 0.0))  # the claim holds the margin
+        added, own, beyond = costs(record, block)
+        outcome, part = judge_claim(beyond, 0.0, (-math.inf, 0.0))  # the claim holds the margin
         outcomes.add(outcome)
         parts.append(part)
         said.append(
@@ -128,10 +120,10 @@ def loss_verdict(store: Store) -> Verdict:
         "NF4's own cost"
     )
     if outcome == "undecided":
-        most = max(beyond_margin(record, block).high for block in BLOCKS)
+        most = max(part.interval.high for part in parts)
         sentence += f", which is too uncertain to be held against: the cost may lie {most:.5f} beyond that share"
     if (other := store.get(probe("smollm2"))) is not None:
-        rows = [f"{cost(other, block).mean:+.5f} at block {block}" for block in BLOCKS]
+        rows = [f"{costs(other, block)[0].mean:+.5f} at block {block}" for block in BLOCKS]
         sentence += f". SmolLM2 ({' and '.join(rows)}) comes from a 4-bit file, is confounded and decides nothing"
     named = (*(f"small_{block}_cost" for block in BLOCKS), *(f"small_{block}_beyond_margin" for block in BLOCKS))
     return Verdict(outcome, f"{sentence}.", named, tuple(parts))

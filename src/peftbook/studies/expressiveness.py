@@ -32,7 +32,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, paired, score
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import best_of
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, study
+from peftbook.studies import BLIND, Quantity, Verdict, by_seed, gathered, study
 
 DEPTHS = (1, 2, 4, 8)  # the first and the last decide
 DEEPEST = 8
@@ -40,7 +40,10 @@ SEEDS = (21, 22, 23, 24, 25)
 ONE_LAYER_SEEDS = (31, 32, 33, 34, 35, 36, 37, 38)  # of the models that decide the first claim
 ARMS = ("prompt", "prefix", "lora", "lora4", "prompt_ascending")
 CONTEXT_ARMS = ("prompt", "prefix")
-CONTROLS = ("lora4", "prompt_ascending")
+CONTROLS = {
+    "lora4": "LoRA of rank 4, the positive control",
+    "prompt_ascending": "the prompt that is to bring ascending order back, the control for the training of prompts",
+}
 SETTINGS: dict = {
     "marker": "untaught",
     "hidden": 64,
@@ -72,14 +75,7 @@ def runs(store: Store) -> list[Probe]:
     return [probe(depth, seed) for depth in order for seed in SEEDS]
 
 
-def one_layer_runs(store: Store) -> list[Probe]:
-    """The models of one layer that decide the first claim; then those of every depth, which are shown."""
-    return [*(probe(1, seed) for seed in ONE_LAYER_SEEDS), *runs(store)]
-
-
-def records(depth: int, store: Store) -> list[Record]:
-    """The records of a depth in seed order. Raises Missing."""
-    return store.need_all(probe(depth, seed) for seed in SEEDS)
+records = by_seed(probe, SEEDS)
 
 
 def depths_at_hand(store: Store) -> list[int]:
@@ -102,7 +98,7 @@ def gain(arm: str, store: Store) -> stats.Interval:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """For each depth: accuracy and size of each arm, best rates, how well the model sorts upwards; gain from depth."""
     each = gathered(lambda depth: depth_quantities(depth, store), DEPTHS)
-    return {**each, **determined(gains, store), **determined(one_layer_quantities, store)}
+    return each | gathered(lambda measure: measure(store), (gains, one_layer_quantities))
 
 
 def gains(store: Store) -> dict[str, Quantity]:
@@ -160,11 +156,6 @@ def ascending(record: Record) -> float:
     return float(record.measurements["pretrained_ascending_accuracy"] or 0)
 
 
-def solves(depth: int, arm: str, store: Store) -> bool:
-    """Whether an arm surely solves its task: the whole 95 % interval of its accuracy above SOLVED."""
-    return accuracy(depth, arm, store).low > SOLVED
-
-
 def mean_losses(found: Sequence[Record], arm: str) -> dict[float, float]:
     """Rate → validation loss, mean over models, nats per token."""
     rates = map(float, found[0].curve[f"{arm}_rates"])
@@ -191,19 +182,13 @@ def unusable(depth: int, store: Store) -> str:
     worst = min(map(ascending, records(depth, store)))
     if worst < LEARNED:
         return f"a model of depth {depth} sorts only {worst:.0%} of the lists upwards, so it has nothing to adapt"
-    for arm, what in (
-        ("lora4", "LoRA of rank 4, the positive control"),
-        (
-            "prompt_ascending",
-            "the prompt that is to bring ascending order back, the control for the training of prompts",
-        ),
-    ):
-        if not solves(depth, arm, store):
+    for arm, what in CONTROLS.items():
+        if accuracy(depth, arm, store).low <= SOLVED:
             return f"{what}, is not surely above {SOLVED:.0%} at depth {depth}"
     return at_an_end(records(depth, store), depth)
 
 
-@study("expressiveness", one_layer_runs, quantities)
+@study("expressiveness", lambda store: [*(probe(1, seed) for seed in ONE_LAYER_SEEDS), *runs(store)], quantities)
 def verdict(store: Store) -> Verdict:
     """Does no prompt and no prefix sort downwards in models of one layer in which LoRA does?"""
     models, able_models = one_layer(store), able(store)

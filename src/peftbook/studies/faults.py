@@ -31,8 +31,9 @@ from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.scratch.checks import means
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
-from peftbook.tasks import task_spec, test_groups
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
+from peftbook.studies.standard import probe_of, training
+from peftbook.tasks import test_groups
 
 SEEDS = (1, 2, 3)
 ROWS = 60  # test rows that are asked, all there are
@@ -101,19 +102,11 @@ HALVES = 2 * len(SILENT)  # of the second claim
 def probe(name: str, seed: int) -> specs.Probe:
     """One training with its fault, asked and checked."""
     arm = ARMS[name]
-    run = specs.Run(
-        model=specs.SMALL_LLAMA,
-        task=task_spec("tickets"),
-        method=arm.method,
-        budget=specs.Budget(tokens=arm.tokens, learning_rate=arm.rate, train_examples=arm.examples),
-        evaluation=specs.Evaluation(
-            split="test", n_loss=ROWS, n_generate=ROWS, max_new_tokens=LIMIT, generation_dtype="bf16"
-        ),
-        seed=seed,
+    asked = {"split": "test", "n_loss": ROWS, "n_generate": ROWS, "max_new_tokens": LIMIT, "generation_dtype": "bf16"}
+    run = training(
+        "tickets", arm.method, arm.tokens, arm.rate, seed, train_examples=arm.examples, model=specs.SMALL_LLAMA, **asked
     )
-    return specs.Probe(
-        measure="faults.gallery", settings={"fault": arm.fault, "every": EVERY}, runs=(run,), model=run.model, seed=seed
-    )
+    return probe_of("faults.gallery", run, fault=arm.fault, every=EVERY)
 
 
 def runs(store: Store) -> list[specs.Probe]:
@@ -121,9 +114,7 @@ def runs(store: Store) -> list[specs.Probe]:
     return [probe(name, seed) for seed in SEEDS for name in ARMS]
 
 
-def records_of(name: str, store: Store) -> list[Record]:
-    """The records of a run by seed. Raises Missing."""
-    return store.need_all(probe(name, seed) for seed in SEEDS)
+records_of = by_seed(probe, SEEDS)
 
 
 def groups() -> tuple[str, ...]:

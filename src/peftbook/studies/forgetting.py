@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,9 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods import Method
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
-from peftbook.studies import BLIND, Quantity, Verdict, available, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, by_seed, study
 from peftbook.studies.frontier import reading
-from peftbook.studies.standard import E2E_TOKENS
-from peftbook.tasks import task_spec
+from peftbook.studies.standard import E2E_TOKENS, probe_of, training
 
 SEEDS = (1, 2, 3)
 STEPS = (5, 10, 20, 30, 45)
@@ -53,30 +53,20 @@ FULL = ("full_low", "full_middle", "full_high")
 def run_of(arm: str, seed: int) -> specs.Run:
     """The training that is watched."""
     method, rate = ARMS[arm]
-    return specs.Run(
-        task=task_spec("e2e"),
-        method=method,
-        budget=specs.Budget(tokens=E2E_TOKENS, learning_rate=rate),
-        evaluation=specs.Evaluation(split="validation", n_loss=100),
-        seed=seed,
-    )
+    return training("e2e", method, E2E_TOKENS, rate, seed, n_loss=100)
 
 
 def probe(arm: str, seed: int) -> specs.Probe:
     """Target and prose loss while one arm trains."""
-    return specs.Probe(
-        measure="curves.learning_curve", settings={"steps": STEPS, "prose": True}, runs=(run_of(arm, seed),), seed=seed
-    )
+    return probe_of("curves.learning_curve", run_of(arm, seed), steps=STEPS, prose=True)
 
 
 def intruder_probe(arm: str, seed: int = SEEDS[0]) -> specs.Probe:
     """Singular vectors of one trained arm."""
-    return specs.Probe(measure="weights.intruders", runs=(run_of(arm, seed),), seed=seed)
+    return probe_of("weights.intruders", run_of(arm, seed))
 
 
-def curves(arm: str, store: Store) -> list[Record]:
-    """The arm's curves in seed order. Raises Missing."""
-    return store.need_all(probe(arm, seed) for seed in SEEDS)
+curves, intruders = by_seed(probe, SEEDS), by_seed(intruder_probe, SEEDS)
 
 
 def at_target(record: Record, values: np.ndarray, target: float) -> Any:
@@ -118,11 +108,6 @@ def share(record: Record, epsilon: float) -> float:
     """Share of the leading singular vectors that are intruders at ε."""
     count = float(record.measurements.get(f"intruders_{epsilon:g}") or 0)
     return count / float(record.measurements["vectors"] or 1)
-
-
-def intruders(arm: str, store: Store) -> list[Record]:
-    """The arm's singular vectors in seed order. Raises Missing."""
-    return store.need_all(intruder_probe(arm, seed) for seed in SEEDS)
 
 
 def more_intruders(epsilon: float, store: Store) -> stats.Interval:
@@ -233,7 +218,8 @@ def forgetting_verdict(store: Store) -> Verdict:
 def intruder_verdict(store: Store) -> Verdict:
     """Does LoRA of rank 8 have more intruder dimensions than full fine-tuning at its best rate, at every ε?"""
     full, found = best_full(store), more_intruders(EPSILON, store)
-    pairs = {epsilon: tuple(mean_share(arm, epsilon, store) for arm in (full, "r8")) for epsilon in SWEEP}
+    records = [intruders(arm, store) for arm in (full, "r8")]
+    pairs = {epsilon: tuple(fmean(share(one, epsilon) for one in each) for each in records) for epsilon in SWEEP}
     named = (name_of(EPSILON), "r8_intruders", f"{full}_intruders")
     if max(map(max, pairs.values())) == 0:
         sentence = (
@@ -258,8 +244,3 @@ def intruder_verdict(store: Store) -> Verdict:
     elif outcome == "undecided":
         reason = f"; its half-width is {found.half95:.1%}"
     return Verdict(outcome, f"{sentence}{reason}.", named, (part,), held)
-
-
-def mean_share(arm: str, epsilon: float, store: Store) -> float:
-    """Share of intruders of an arm, mean over seeds."""
-    return math.fsum(share(one, epsilon) for one in intruders(arm, store)) / len(SEEDS)

@@ -40,14 +40,14 @@ from peftbook.evidence.comparison import keys_of, measured
 from peftbook.evidence.planning import Judged
 from peftbook.evidence.sweep import Sweep, extended, grid, interleave, trials
 from peftbook.evidence.sweep import neighbours as beside
-from peftbook.methods import Method
 from peftbook.methods.from_peft import PeftMethod
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
 from peftbook.methods.untuned import Untuned
 from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
-from peftbook.studies.tuned_comparison import tuning_quantities
-from peftbook.tasks import task_spec, test_groups
+from peftbook.studies.standard import probe_of, training
+from peftbook.studies.tuned_comparison import Arm, tuning_quantities
+from peftbook.tasks import test_groups
 
 Split = Literal["validation", "test"]
 
@@ -67,21 +67,14 @@ RATES_TURN = "neighbouring rates say the opposite"
 OFT = PeftMethod(name="OFT", arguments=(("oft_block_size", 64), ("target_modules", "all-linear")))
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One contender. rates: its grid, ascending.  replay: the share of its training tokens that are general text."""
-
-    label: str
-    method: Method
-    rates: tuple[float, ...]
-    replay: float = 0.0
-
-
 ARMS = {
-    "full": Contender("Full fine-tuning", Full(), grid(5e-4, FACTOR, 3)),
-    "lora": Contender("LoRA, r = 16", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
-    "oft": Contender("OFT, blocks of 64", OFT, grid(2e-3, FACTOR, 3)),
-    "replay": Contender("LoRA, 5 % replay", LoRA(rank=16), grid(4e-3, FACTOR, 3), SHARE),
+    arm.name: arm
+    for arm in (
+        Arm("full", "Full fine-tuning", Full(), grid(5e-4, FACTOR, 3)),
+        Arm("lora", "LoRA, r = 16", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
+        Arm("oft", "OFT, blocks of 64", OFT, grid(2e-3, FACTOR, 3)),
+        Arm("replay", "LoRA, 5 % replay", LoRA(rank=16), grid(4e-3, FACTOR, 3)),
+    )
 }
 TRIALS = ("lora", "oft", "replay")  # what the claims are about
 # A pair, and those whose common target loss it is compared at.
@@ -95,25 +88,12 @@ PAIRS = {
 
 def probe(arm: str | None, rate: float, seed: int, split: Split) -> specs.Probe:
     """The training of an arm at a rate, watched; None is the model before any."""
-    model = specs.SMALL_LLAMA
-    budget = specs.Budget(tokens=TOKENS, batch_size=BATCH, learning_rate=rate) if arm else None
-    run = specs.Run(
-        model=model,
-        task=task_spec("e2e"),
-        method=ARMS[arm].method if arm else Untuned(),
-        budget=budget,
-        evaluation=specs.Evaluation(split=split, n_loss=EXAMPLES),
-        seed=seed,
-        dtype="fp32",
-    )
-    replay = ARMS[arm].replay if arm else 0.0
-    return specs.Probe(
-        measure="curves.frontier",
-        settings={"steps": STEPS, "each": EACH, "window": WINDOW, "piece": PIECE, "replay": replay},
-        runs=(run,),
-        model=model,
-        seed=seed,
-    )
+    run = training(
+        "e2e", ARMS[arm].method if arm else Untuned(), TOKENS, rate if arm else None, seed, batch_size=BATCH,
+        split=split, n_loss=EXAMPLES, model=specs.SMALL_LLAMA, dtype="fp32",
+    )  # fmt: skip
+    replay = SHARE if arm == "replay" else 0.0
+    return probe_of("curves.frontier", run, steps=STEPS, each=EACH, window=WINDOW, piece=PIECE, replay=replay)
 
 
 def start(split: Split) -> specs.Probe:
@@ -233,9 +213,8 @@ def matched_interval(
         [(whole[0], kept) for kept in leaving_out(source_codes)],
     ]
     per_seed = np.array([value(readings(paths, whole)) for paths in seeds])
-    deviations = np.concatenate(
-        [math.sqrt(1 - 1 / len(part)) * (values_of(seeds, part, value) - per_seed) for part in parts]
-    )
+    moved = [np.array([[value(readings(paths, one)) for paths in seeds] for one in part]) for part in parts]
+    deviations = np.concatenate([math.sqrt(1 - 1 / len(one)) * (one - per_seed) for one in moved])
     seed_se, example_se = (float(error) for error in stats.standard_errors(per_seed, deviations, 1.0))
     freedom = min(
         stats.freedom_of(np.bincount(codes, weights=tokens))
@@ -245,13 +224,6 @@ def matched_interval(
     found = stats.Interval.of(float(per_seed.mean()), seed_se, example_se, len(seeds), pieces, freedom, count)
     bends = [value(readings(paths, whole, bend)) for paths in seeds]
     return stats.with_bias(found, float(np.mean(bends)))
-
-
-def values_of(
-    seeds: Sequence[Mapping[str, Path]], weights: Sequence[Weights], value: Callable[[Mapping[str, float]], float]
-) -> np.ndarray:
-    """The value with each of the weights, (weights, seeds)."""
-    return np.array([[value(readings(paths, one)) for paths in seeds] for one in weights])
 
 
 # --- the runs ----------------------------------------------------------------------------------------------------
@@ -374,15 +346,11 @@ def at_neighbours(one: str, other: str, store: Store) -> list[float]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Rates, final losses and forgetting of each arm, at its end and matched; differences; what replay takes."""
-    out = gathered(lambda arm: sweep_quantities(arm, store), ARMS) | gathered(lambda arm: ends(arm, store), ARMS)
+    words: dict[str, Any] = {"unit": "nats per token", "n": EXAMPLES, "digits": 3}
+    out = gathered(lambda arm: tuning_quantities(tuning(arm), store.get, 1, f"{arm}_", **words), ARMS)
+    out |= gathered(lambda arm: ends(arm, store), ARMS)
     out |= gathered(lambda pair: pair_quantities(*pair, store), PAIRS)
     return out | gathered(lambda measure: measure(store), (trial_quantities, rate_quantities))
-
-
-def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
-    """What an arm's grid chose. Raises Missing."""
-    tuned = tuning_quantities(tuning(arm), store.get, 1, unit="nats per token", n=EXAMPLES, digits=3)
-    return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 
 def ends(arm: str, store: Store) -> dict[str, Quantity]:

@@ -16,7 +16,7 @@ from peftbook.evidence.sweep import validation_loss
 from peftbook.methods import preset, preset_method, usual
 from peftbook.studies import Quantity, Verdict, get_study, study
 from peftbook.studies.chosen_rates import learning_rate_for
-from peftbook.tasks import task_spec
+from peftbook.studies.standard import training
 
 STEPS, TOKENS, SEED = 10, 48_000, 3  # of the finals of the study `methods`, some of whose runs these are
 TUNED = ("methods", "benchmark")  # whose finals the other processor had made; of LoRA's variants it has none
@@ -27,20 +27,14 @@ SHORT_TOKENS = 6_000
 
 def probe(method: str) -> specs.Probe:
     """The first steps of a method's training on docstrings, three ways."""
-    budget = specs.Budget(tokens=TOKENS, learning_rate=learning_rate_for(method))
-    run = specs.Run(task=task_spec("docstrings"), method=preset_method(method), budget=budget, seed=SEED)
+    run = training("docstrings", preset_method(method), TOKENS, learning_rate_for(method), SEED)
     return specs.Probe(measure="products.first_losses", settings={"steps": STEPS}, runs=(run,))
 
 
 def short_run() -> specs.Run:
     """A LoRA training of a few steps, with few examples and answers: to be repeated anywhere."""
-    return specs.Run(
-        task=task_spec("docstrings"),
-        method=preset_method("lora"),
-        budget=specs.Budget(tokens=SHORT_TOKENS, learning_rate=learning_rate_for("lora")),
-        evaluation=specs.Evaluation(n_loss=32, n_generate=32, generation_dtype="bf16"),
-        seed=SEED,
-    )
+    asked = {"n_loss": 32, "n_generate": 32, "generation_dtype": "bf16"}
+    return training("docstrings", preset_method("lora"), SHORT_TOKENS, learning_rate_for("lora"), SEED, **asked)
 
 
 def small_run() -> specs.Run:
@@ -89,16 +83,9 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
         found = [(value, keys) for (_, one), (value, keys) in known.items() if one == way]
         if found:
             values, keys = [value for value, _ in found], tuple(key for _, some in found for key in some)
+            ends, note = (min(values), max(values)), "largest and range over methods"
             out[f"largest_{way}"] = Quantity(
-                max(values),
-                "nats per token",
-                keys,
-                min(values),
-                max(values),
-                seeds=1,
-                n=STEPS,
-                digits=3,
-                note="largest and range over methods",
+                ends[1], "nats per token", keys, *ends, seeds=1, n=STEPS, digits=3, note=note
             )
     for name, run in (("short_run", short_run()), ("small_run", small_run())):
         if (record := store.get(run)) is not None:

@@ -18,7 +18,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from peftbook.core.records import Missing, Record, Store, Unusable
 from peftbook.core.specs import Run
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import paired, table
-from peftbook.evidence.planning import judge_claim
+from peftbook.evidence.planning import Judged, judge_claim
 from peftbook.evidence.sweep import best_of, validation_loss
 from peftbook.methods.full import Full
 from peftbook.methods.lora import LoRA
@@ -351,48 +350,39 @@ def about_ten(ratio: stats.Interval, opening: str, quantity: str) -> Verdict:
     )
 
 
-class Reuse(NamedTuple):
-    """A rate that was chosen elsewhere. cost: of using it.  moved: log ratio of the two fitted optima.
-
-    costs, same: what is said of either, with {} for its value.  names: the quantity of either.
-    """
-
-    cost: stats.Interval
-    moved: Callable[[], stats.Interval]
-    costs: str
-    same: str
-    names: tuple[str, str]
-
-
-def reuse_verdict(reuses: Iterable[Reuse]) -> Verdict:
-    """Does reusing rates cost less than the margin?
+def reuse(
+    cost: stats.Interval, moved: Callable[[], stats.Interval], costs: str, same: str, names: tuple[str, str]
+) -> tuple[str, str, str, Judged]:
+    """Outcome, words, quantity and what was judged: does a rate that was chosen elsewhere cost less than the margin?
 
     Where every seed's best rate is the given one, the cost is 0 by construction and shows nothing: then the verdict is
     on how far the fitted optima are apart.
+
+    moved: log ratio of the two fitted optima.  costs, same: what is said of either, with {} for its value.  names: the
+    quantity of either.
     """
-    outcomes, said, named, parts = set(), [], [], []
-    for cost, moved, costs, same, names in reuses:
-        if cost.half95 or cost.mean:
-            outcome, part = judge_claim(cost, 0.0, (-math.inf, REGRET_MARGIN))
-            ends = f"95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN}"
-            said.append(f"{costs.format(f'{cost.mean:+.3f} nats per token')} ({ends})")
-        else:
-            ratio = moved()
-            outcome, part = judge_claim(ratio, 0.0, SAME)
-            mean, low, high = ratio.exp
-            ends = f"{low:.2f} to {high:.2f}; claim within a factor of {STEP:g}"
-            said.append(f"{same.format(f'{mean:.2f} times')} ({ends})")
-        outcomes.add(outcome)
-        parts.append(part)
-        named.append(names[part.inside == SAME])
-    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", tuple(named), tuple(parts))
+    if cost.half95 or cost.mean:
+        outcome, part = judge_claim(cost, 0.0, (-math.inf, REGRET_MARGIN))
+        ends = f"95 % interval {cost.low:+.3f} to {cost.high:+.3f}; margin {REGRET_MARGIN}"
+        return outcome, f"{costs.format(f'{cost.mean:+.3f} nats per token')} ({ends})", names[0], part
+    ratio = moved()
+    outcome, part = judge_claim(ratio, 0.0, SAME)
+    mean, low, high = ratio.exp
+    ends = f"{low:.2f} to {high:.2f}; claim within a factor of {STEP:g}"
+    return outcome, f"{same.format(f'{mean:.2f} times')} ({ends})", names[1], part
+
+
+def reuse_verdict(reuses: Iterable[tuple[str, str, str, Judged]]) -> Verdict:
+    """Does reusing rates cost less than the margin?"""
+    outcomes, said, named, parts = zip(*reuses, strict=True)
+    return Verdict(stats.together(outcomes), f"{'; '.join(said)}.", named, parts)
 
 
 @study("learning_rate_by_rank", short_runs, quantities)
 def regret_verdict(store: Store) -> Verdict:
     """Does reusing rank 4's rate at ranks 16 and 64 cost less than the margin?"""
     return reuse_verdict(
-        Reuse(
+        reuse(
             regret(name, store),
             functools.partial(log_ratio, name, "r4", store),
             f"At rank {name[1:]} rank 4's best rate costs {{}} over its own",
@@ -417,7 +407,7 @@ def short_tuning_verdict(store: Store) -> Verdict:
     with all_or_missing(long_runs(store), store):
         return reuse_verdict(
             [
-                Reuse(
+                reuse(
                     cost_of_short(name, store),
                     functools.partial(log_moved, name, store),
                     f"{label}: at the rate that the short training chose the loss is {{}} from that at the best one",

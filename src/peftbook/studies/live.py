@@ -41,8 +41,9 @@ from peftbook.methods.full import Full
 from peftbook.methods.ia3 import IA3
 from peftbook.methods.lora import LoRA
 from peftbook.methods.prompt import PromptTuning
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
-from peftbook.tasks import task_spec, test_groups
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
+from peftbook.studies.standard import probe_of, training
+from peftbook.tasks import test_groups
 
 TASK = "contact"
 SEEDS = (1, 2, 3)
@@ -106,19 +107,14 @@ def probe(
     split: whose rows are asked.  asked: whether the messages are, too.
     """
     arm = ARMS[name]
-    run = specs.Run(
-        model=specs.SMALL_LLAMA,
-        task=task_spec(TASK),
-        method=arm.method,
-        budget=budget(rate, steps),
-        evaluation=specs.Evaluation(split=split, n_loss=ROWS, n_generate=ROWS, max_new_tokens=LIMIT),
-        seed=seed,
-        dtype="fp32",
-    )
+    run = training(
+        TASK, arm.method, LENGTHS[steps], rate, seed, batch_size=BATCH, split=split, n_loss=ROWS, n_generate=ROWS,
+        max_new_tokens=LIMIT, model=specs.SMALL_LLAMA, dtype="fp32",
+    )  # fmt: skip
     settings: dict[str, Any] = {"base": arm.base}
     if asked:
         settings["asked"] = tuple(one["text"] for one in messages())
-    return specs.Probe(measure="live.trained", settings=settings, runs=(run,), model=run.model, seed=seed)
+    return probe_of("live.trained", run, **settings)
 
 
 def choice_probes(steps: int, rate: float) -> list[specs.Probe]:
@@ -155,9 +151,7 @@ def runs(store: Store) -> list[specs.Probe]:
     ]
 
 
-def records_of(name: str, rate: float, store: Store) -> list[Record]:
-    """The records of a method at a rate by seed. Raises Missing."""
-    return store.need_all(probe(name, rate, seed) for seed in SEEDS)
+records_of = by_seed(probe, SEEDS)
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:

@@ -31,7 +31,7 @@ from peftbook.core.specs import Model
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
 from peftbook.memory import Configuration
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.memory_cases import CASES, HALVES, LARGE, LARGE_CASES, SETUPS, SMALL, SMALL_CASES
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, said_ratio, timing
 
@@ -252,24 +252,12 @@ def time_probe(name: str, seed: int, machine: str = MACHINE) -> specs.Probe:
     """One process that times LoRA and QLoRA at one shape."""
     shape, tokens, trials = TIMED[name]
     texts = tuple(Configuration(shape, replace(SETUPS[one], seq=tokens)).text for one in CONTENDERS)
-    return specs.Probe(
-        measure="memory.step_time",
-        settings={"contenders": CONTENDERS, "configurations": texts, "trials": trials},
-        model=SCRATCH,
-        seed=seed,
-        purpose="timing",
-        machine=machine,
+    return timing(
+        "memory.step_time", seed, machine, SCRATCH, contenders=CONTENDERS, configurations=texts, trials=trials
     )
 
 
-def time_runs(store: Store) -> list[specs.Probe]:
-    """The deciding shape first; the processes of a shape after each other."""
-    return [time_probe(name, seed) for name in TIMED for seed in REPEATS]
-
-
-def time_records(name: str, store: Store) -> list[Record]:
-    """The processes of a shape. Raises Missing."""
-    return store.need_all(time_probe(name, seed) for seed in REPEATS)
+time_records = by_seed(time_probe, REPEATS)
 
 
 def slowdown(found: list[Record], first: str, second: str = "lora") -> stats.Interval:
@@ -295,7 +283,12 @@ def shape_quantities(name: str, found: list[Record]) -> dict[str, Quantity]:
     return out
 
 
-@study("quantised_step_time", time_runs, time_quantities, least=1 + MARGIN_TIME)
+@study(
+    "quantised_step_time",
+    lambda store: [time_probe(name, seed) for name in TIMED for seed in REPEATS],
+    time_quantities,
+    least=1 + MARGIN_TIME,
+)
 def time_verdict(store: Store) -> Verdict:
     """Is QLoRA's step slower than LoRA's by more than the margin in layers of the 7B's shape?"""
     name = next(iter(TIMED))

@@ -16,12 +16,14 @@ import functools
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.core.records import Record, Store
+from peftbook.core.records import Missing, Record, Store
+from peftbook.evidence.comparison import keys_of
 from peftbook.memory import Configuration, read_shape
 from peftbook.memory.fit import BESIDE, GPU_RESERVE
 from peftbook.memory.stacks import setup_in
@@ -80,11 +82,6 @@ def probe(part: str) -> specs.Probe:
     return specs.Probe(measure="elsewhere.predictions", settings={"rows": texts, **promised}, model=SCRATCH)
 
 
-def runs(store: Store) -> list[specs.Probe]:
-    """The rows that the model was made with and the first that were judged."""
-    return [probe(part) for part in FIRST]
-
-
 def per_row(record: Record, name: str, part: str) -> list[float]:
     """A column of a record, of the rows with a peak."""
     column = [float(one) for one in record.per_example[name]]
@@ -121,39 +118,44 @@ def false_promises(record: Record, part: str) -> int:
     return sum(least < size for least, size in zip(promised, measured, strict=True))
 
 
-def part_quantities(part: str, store: Store) -> dict[str, Quantity]:
+def counted(
+    part: str, ratios: list[float], within: int, broken: int, rows: int, keys: tuple[str, ...]
+) -> dict[str, Quantity]:
     """Of a part: rows, those within the margin, predicted over measured, and promises that do not hold."""
+    count = len(ratios)
+    return {
+        f"{part}_rows": Quantity(count, "figures", keys, digits=0),
+        f"{part}_within": Quantity(within, "", keys, n=count, digits=0),
+        f"{part}_share": Quantity(100 * within / count, "%", keys, n=count, digits=0),
+        f"{part}_ratio": Quantity.middle(ratios, "×", keys, n=count, digits=2),
+        f"{part}_false_promises": Quantity(broken, "rows", keys, n=rows, digits=0),
+    }
+
+
+def part_quantities(part: str, store: Store) -> dict[str, Quantity]:
+    """What is counted of a part, once its record is there."""
     if (record := store.get(probe(part))) is None:
         return {}
-    found, keys = errors(record, part), (record.key,)
+    found = errors(record, part)
     within = sum(abs(one) <= MARGIN for one in found)
-    return {
-        f"{part}_rows": Quantity(len(found), "figures", keys, digits=0),
-        f"{part}_within": Quantity(within, "", keys, n=len(found), digits=0),
-        f"{part}_share": Quantity(100 * within / len(found), "%", keys, n=len(found), digits=0),
-        f"{part}_ratio": Quantity.middle([1 + one for one in found], "×", keys, n=len(found), digits=2),
-        f"{part}_false_promises": Quantity(false_promises(record, part), "rows", keys, n=len(rows(part)), digits=0),
-    }
+    ratios, broken = [1 + one for one in found], false_promises(record, part)
+    return counted(part, ratios, within, broken, len(rows(part)), (record.key,))
 
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """What is counted of both parts; of both together, figures above the upper end of `fit`'s reserve as it is now."""
-    out: dict[str, Quantity] = {}
-    for part in FIRST:
-        out |= part_quantities(part, store)
-    records = [store.get(probe(part)) for part in FIRST]
-    known = [record for record in records if record is not None]
-    if len(known) == len(FIRST):
+    out = {name: one for part in FIRST for name, one in part_quantities(part, store).items()}
+    with suppress(Missing):
+        records = store.need_all(map(probe, FIRST))
         above = [
             size > tensors + GPU_RESERVE[1].beside(tensors)
-            for record, part in zip(known, FIRST, strict=True)
+            for record, part in zip(records, FIRST, strict=True)
             for size, tensors in zip(
-                *(per_row(record, f"{name}_bytes", part) for name in ("measured", "tensors")), strict=True
+                per_row(record, "measured_bytes", part), per_row(record, "tensors_bytes", part), strict=True
             )
         ]
-        both = tuple(record.key for record in known)
-        out["above_reserve"] = Quantity(sum(above), "", both, n=len(above), digits=0)
-        out["all_rows"] = Quantity(len(above), "figures", both, digits=0)
+        out["above_reserve"] = Quantity(sum(above), "", keys_of(records), n=len(above), digits=0)
+        out["all_rows"] = Quantity(len(above), "figures", keys_of(records), digits=0)
     return out
 
 
@@ -170,7 +172,7 @@ def part_verdict(part: str, searched: str, store: Store) -> Verdict:
     return Verdict("reproduced" if kept else "refuted", sentence, (f"{part}_share", f"{part}_ratio"))
 
 
-@study("memory_elsewhere", runs, quantities)
+@study("memory_elsewhere", lambda store: [*map(probe, FIRST)], quantities)
 def verdict(store: Store) -> Verdict:
     """Of the rows that were searched for when the model stood."""
     return part_verdict("judged", "not looked for until the model stood", store)

@@ -22,6 +22,7 @@ import scipy
 from peftbook.core.records import Store
 from peftbook.evidence.public_runs import PUBLIC_RUNS, outcomes, public_runs
 from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies.memory_elsewhere import counted
 from peftbook.studies.public_arms import SEEN_MEMORY, batch
 
 MARGIN, LEAST = 0.10, 0.90  # of a row's figure; of the rows
@@ -88,19 +89,6 @@ def rows(part: str) -> Iterator[Row]:
                 yield Row(one, fmean(known))
 
 
-def part_quantities(part: str) -> dict[str, Quantity]:
-    """Of a part: rows, those within the margin, predicted over measured, and promises that do not hold."""
-    found = list(rows(part))
-    within = sum(abs(row.ratio - 1) <= MARGIN for row in found)
-    return {
-        f"{part}_rows": Quantity(len(found), "figures", (), digits=0),
-        f"{part}_within": Quantity(within, "", (), n=len(found), digits=0),
-        f"{part}_share": Quantity(100 * within / len(found), "%", (), n=len(found), digits=0),
-        f"{part}_ratio": Quantity.middle([row.ratio for row in found], "×", (), n=len(found), digits=2),
-        f"{part}_false_promises": Quantity(broken(found), "rows", (), n=len(found), digits=0),
-    }
-
-
 def broken(found: list[Row]) -> int:
     """Rows that took more than `fit` calls enough."""
     return sum(row.measured > row.prediction.promised for row in found)
@@ -108,7 +96,12 @@ def broken(found: list[Row]) -> int:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """What is counted of each part."""
-    return {name: one for part in PARTS for name, one in part_quantities(part).items()}
+    out: dict[str, Quantity] = {}
+    for part in PARTS:
+        found = list(rows(part))
+        within = sum(abs(row.ratio - 1) <= MARGIN for row in found)
+        out |= counted(part, [row.ratio for row in found], within, broken(found), len(found), ())
+    return out
 
 
 @study("memory_public", lambda store: [], quantities)

@@ -19,8 +19,9 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence import resampling, stats
 from peftbook.evidence.comparison import keys_of, measured, score, table, weights
 from peftbook.methods.lora import LoRA
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
-from peftbook.tasks import split_groups, task_spec
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
+from peftbook.studies.standard import probe_of, training
+from peftbook.tasks import split_groups
 
 MACHINE = "AMD EPYC, 2 cores"  # the machine whose records ship; `costs` was timed on another
 # dtype, batch → trials of a process, processes
@@ -76,19 +77,10 @@ def latency_records(condition: tuple[str, int], store: Store) -> list[Record]:
 
 def merge_probe(seed: int) -> specs.Probe:
     """A short LoRA run whose adapter is merged."""
-    run = specs.Run(
-        task=task_spec("e2e"),
-        method=LoRA(rank=RANK),
-        budget=specs.Budget(tokens=TRAIN_TOKENS, learning_rate=RATE),
-        evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
-        seed=seed,
-    )
-    return specs.Probe(measure="serving.merge_gap", runs=(run,), seed=seed)
+    return probe_of("serving.merge_gap", training("e2e", LoRA(rank=RANK), TRAIN_TOKENS, RATE, seed, n_loss=EXAMPLES))
 
 
-def merge_records(store: Store) -> list[Record]:
-    """The records of the merged runs. Raises Missing."""
-    return store.need_all(map(merge_probe, SEEDS))
+merge_records = by_seed(merge_probe, SEEDS)
 
 
 def log_ratio(first: np.ndarray, second: np.ndarray) -> stats.Interval:

@@ -20,7 +20,7 @@ turn, so that a loss per token there is not that of a sentence; whether the word
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -100,19 +100,15 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def gain_verdict(name: str) -> Callable[[Store], Verdict]:
+def gain_verdict(name: str, store: Store) -> Verdict:
     """Is the mean gain at least LEAST?"""
-
-    def verdict(store: Store) -> Verdict:
-        labels = ", ".join(COMPARISONS[name].arm(arm).label for arm in better(name))
-        what = f"Mean test loss of {labels} minus plain LoRA's on {SUBJECTS[name]}"
-        return decide(gain(name, store), 0.0, (-math.inf, -LEAST), what, f"{name}_gain", "nats per token")
-
-    return verdict
+    labels = ", ".join(COMPARISONS[name].arm(arm).label for arm in better(name))
+    what = f"Mean test loss of {labels} minus plain LoRA's on {SUBJECTS[name]}"
+    return decide(gain(name, store), 0.0, (-math.inf, -LEAST), what, f"{name}_gain", "nats per token")
 
 
 for _name in COMPARISONS:
-    study(f"gain_{_name}", COMPARISONS[_name].runs, quantities)(gain_verdict(_name))
+    study(f"gain_{_name}", COMPARISONS[_name].runs, quantities)(lambda store, name=_name: gain_verdict(name, store))
 
 
 @study("full_spam", COMPARISONS["spam"].runs, quantities)

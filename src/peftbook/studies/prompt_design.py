@@ -18,7 +18,6 @@ from peftbook.studies.standard import E2E_TOKENS
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
 LENGTHS = (1, 5, 20, 100)
-INITS = ("random", "vocabulary", "text")
 TEXT = "Describe this place in one or two sentences that say every given fact."
 MARGIN = margins.LOSS
 

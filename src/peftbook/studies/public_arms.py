@@ -34,7 +34,6 @@ margin needs some six.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -193,23 +192,13 @@ def log_ratio(values: Values, first: str, second: str) -> Interval:
 # --- families and orders ---------------------------------------------------------------------------------------
 
 
-def surely_above(found: Mapping[str, Interval], edge: float) -> dict[str, bool]:
-    """Which of several are above an edge, by Holm's procedure over all of them.
-
-    One-sided, at half of the level: alone its whole 95 % interval lies above.
-    """
-    moved = {name: dataclasses.replace(one, mean=one.mean - edge) for name, one in found.items()}
-    p = {name: stats.p_value(one) / 2 if one.mean > 0 else 1.0 for name, one in moved.items()}
-    return stats.holm(p, LEVEL / 2)
-
-
 def any_above(found: Mapping[str, Interval], edge: float) -> str:
     """Verdict on the claim that at least one of several is above an edge.
 
     reproduced: one surely is, after Holm's correction.  refuted: the whole 95 % interval of each lies below, which
     needs no correction since all must.
     """
-    if any(surely_above(found, edge).values()):
+    if any(stats.surely_above(found, edge).values()):
         return "reproduced"
     return "refuted" if all(one.high < edge for one in found.values()) else "undecided"
 

@@ -38,7 +38,6 @@ from peftbook.studies.public_arms import (
     neighbours,
     pooled,
     rerun_spread,
-    surely_above,
     turned,
 )
 
@@ -162,7 +161,10 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
 def rerun_quantities(values: Values) -> dict[str, Quantity]:
     """What a rerun moves, what versions move beside, and how far one run orders the arms."""
     every, pure = rerun_spread(values), pooled([(0.0, one) for one in changes(values, *PURE).values()])
-    rest = pooled([list(late(runs).values()) for runs in values.values()])
+    # Runs with other versions than another: of the first two batches, which share theirs, only the second.
+    rest = pooled(
+        [value for day, value in runs.items() if day != PURE[0] or PURE[1] not in runs] for runs in values.values()
+    )
     out = {
         "rerun_sd": of_spread("standard deviation of a rerun, versions included", every),
         "pure_sd": of_spread("standard deviation of a rerun where nothing changed", pure),
@@ -183,11 +185,6 @@ def rerun_quantities(values: Values) -> dict[str, Quantity]:
         signs = turned(values, *two)
         out[f"turned_{label}"] = Quantity(sum(signs), "pairs", (), n=len(signs), digits=1)
     return out
-
-
-def late(runs: Mapping[str, float]) -> dict[str, float]:
-    """An arm's runs with other versions than another: of the first two batches, which share theirs, only the second."""
-    return {day: value for day, value in runs.items() if day != PURE[0] or PURE[1] not in runs}
 
 
 def of_spread(what: str, spread: Spread) -> Quantity:
@@ -212,63 +209,55 @@ def points(found: Interval) -> str:
     return f"{found.mean:+.1f} points (95 % interval {found.low:+.1f} to {found.high:+.1f})"
 
 
-def pair_verdict(name: str) -> Callable[[Store], Verdict]:
+def pair_verdict(name: str) -> Verdict:
     """The rule for two arms."""
-    pair = PAIRS[name]
-
-    def verdict(store: Store) -> Verdict:
-        values = accuracies()
-        found, bare = (of(values, pair.first, pair.second) for of in (difference, here))
-        outcome, judged = judge_claim(found, pair.margin, pair.claim)
-        sentence = (
-            f"Accuracy of {pair.label}: {points(found)}, margin {MARGIN:g}; on these questions alone "
-            f"{bare.low:+.1f} to {bare.high:+.1f}."
-        )
-        return Verdict(outcome, sentence, (short(name), f"{short(name)}_here"), (judged,))
-
-    return verdict
+    pair, values = PAIRS[name], accuracies()
+    found, bare = (of(values, pair.first, pair.second) for of in (difference, here))
+    outcome, judged = judge_claim(found, pair.margin, pair.claim)
+    sentence = (
+        f"Accuracy of {pair.label}: {points(found)}, margin {MARGIN:g}; on these questions alone "
+        f"{bare.low:+.1f} to {bare.high:+.1f}."
+    )
+    return Verdict(outcome, sentence, (short(name), f"{short(name)}_here"), (judged,))
 
 
-def family_verdict(name: str) -> Callable[[Store], Verdict]:
+def family_verdict(name: str) -> Verdict:
     """The rule for the best of several arms."""
-    claim = FAMILIES[name]
+    claim, found = FAMILIES[name], family(name, accuracies())
     opposite = {"reproduced": "refuted", "refuted": "reproduced", "undecided": "undecided"}
-
-    def verdict(store: Store) -> Verdict:
-        found = family(name, accuracies())
-        outcome = any_above(found, claim.edge)
-        best = next(iter(found))
-        sure = [one for one, above in surely_above(found, claim.edge).items() if above]
-        below = sum(one.high < claim.edge for one in found.values())
-        sentence = (
-            f"Of {len(found)} {claim.label} {best} is best, minus LoRA {points(found[best])}. Surely above "
-            f"{claim.edge:+g} after Holm's correction: {', '.join(sure) or 'none'}; whole interval below: {below}."
-        )
-        edges = (claim.edge, math.inf)
-        judged = tuple(Judged(one, edges, edges, level=LEVEL / len(found)) for one in found.values())
-        named = tuple(f"{slug(one)}_minus_lora" for one in found)
-        return Verdict(opposite[outcome] if claim.none else outcome, sentence, named, judged)
-
-    return verdict
+    outcome = any_above(found, claim.edge)
+    best = next(iter(found))
+    sure = [one for one, above in stats.surely_above(found, claim.edge).items() if above]
+    below = sum(one.high < claim.edge for one in found.values())
+    sentence = (
+        f"Of {len(found)} {claim.label} {best} is best, minus LoRA {points(found[best])}. Surely above "
+        f"{claim.edge:+g} after Holm's correction: {', '.join(sure) or 'none'}; whole interval below: {below}."
+    )
+    edges = (claim.edge, math.inf)
+    judged = tuple(Judged(one, edges, edges, level=LEVEL / len(found)) for one in found.values())
+    named = tuple(f"{slug(one)}_minus_lora" for one in found)
+    return Verdict(opposite[outcome] if claim.none else outcome, sentence, named, judged)
 
 
-def time_verdict(name: str) -> Callable[[Store], Verdict]:
+def time_verdict(name: str) -> Verdict:
     """The rule for seconds."""
     pair = TIMES[name]
-
-    def verdict(store: Store) -> Verdict:
-        found = log_ratio(log_seconds(), pair.first, pair.second)
-        outcome, judged = judge_claim(found, pair.margin, pair.claim)
-        ratio, low, high = found.exp
-        sentence = (
-            f"{pair.label} takes {ratio:.2f} times LoRA's seconds within a batch (95 % interval {low:.2f} to "
-            f"{high:.2f} over {found.examples} sets of versions; margin {TIME_MARGIN:.0%})."
-        )
-        return Verdict(outcome, sentence, (short(name),), (judged,))
-
-    return verdict
+    found = log_ratio(log_seconds(), pair.first, pair.second)
+    outcome, judged = judge_claim(found, pair.margin, pair.claim)
+    ratio, low, high = found.exp
+    sentence = (
+        f"{pair.label} takes {ratio:.2f} times LoRA's seconds within a batch (95 % interval {low:.2f} to "
+        f"{high:.2f} over {found.examples} sets of versions; margin {TIME_MARGIN:.0%})."
+    )
+    return Verdict(outcome, sentence, (short(name),), (judged,))
 
 
+for _rule, _names in ((pair_verdict, PAIRS), (family_verdict, FAMILIES), (time_verdict, TIMES)):
+    for _name in _names:
+        study(_name, no_runs, quantities)(lambda store, rule=_rule, name=_name: rule(name))
+
+
+@study("public_oft_miss", no_runs, quantities)
 def oft_miss_verdict(store: Store) -> Verdict:
     """Are both better than LoRA by more than the margin?"""
     values = accuracies()
@@ -279,6 +268,7 @@ def oft_miss_verdict(store: Store) -> Verdict:
     return Verdict(stats.together([part for part, _ in parts]), sentence, named, tuple(judged for _, judged in parts))
 
 
+@study("public_neighbours", no_runs, quantities)
 def neighbours_verdict(store: Store) -> Verdict:
     """Do neighbours of a ranking change places in a rerun?"""
     values = accuracies()
@@ -294,6 +284,7 @@ def neighbours_verdict(store: Store) -> Verdict:
     return Verdict(outcome, sentence, ("turned_share", "turned_pure", "turned_july"), (judged,))
 
 
+@study("public_reruns", no_runs, quantities)
 def reruns_verdict(store: Store) -> Verdict:
     """What a rerun moves."""
     found = rerun_quantities(accuracies())
@@ -303,14 +294,3 @@ def reruns_verdict(store: Store) -> Verdict:
         f"{found['sure_orders'].n} neighbours in the ranking of July 2026 surely differ."
     )
     return Verdict("measured", sentence, ("rerun_sd", "pure_sd", "drift_sd", "sure_orders"))
-
-
-for _name in PAIRS:
-    study(_name, no_runs, quantities)(pair_verdict(_name))
-for _name in FAMILIES:
-    study(_name, no_runs, quantities)(family_verdict(_name))
-for _name in TIMES:
-    study(_name, no_runs, quantities)(time_verdict(_name))
-study("public_oft_miss", no_runs, quantities)(oft_miss_verdict)
-study("public_neighbours", no_runs, quantities)(neighbours_verdict)
-study("public_reruns", no_runs, quantities)(reruns_verdict)

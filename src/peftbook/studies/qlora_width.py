@@ -42,7 +42,7 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.methods.lora import LoRA
 from peftbook.methods.qlora import QLoRA
 from peftbook.methods.untuned import Untuned
-from peftbook.studies import BLIND, Quantity, Verdict, determined, gathered, margins, study
+from peftbook.studies import BLIND, Quantity, Verdict, gathered, margins, study
 from peftbook.studies.standard import rates
 from peftbook.studies.tuned_comparison import Arm, TunedComparison
 
@@ -129,7 +129,7 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     """By width: losses, rates, what few bits cost before and after tuning; how NF4's cost changes with the width."""
     each = gathered(lambda item: item[1].quantities(store, PAIRS, f"{item[0]}_"), comparisons(store).items())
     added = gathered(lambda name: added_by_tuning(name, store), comparisons(store))
-    return {**each, **added, **determined(narrow_minus_wide, store)}
+    return each | added | gathered(narrow_minus_wide, [store])
 
 
 def shows(control: stats.Interval) -> bool:
@@ -137,17 +137,15 @@ def shows(control: stats.Interval) -> bool:
     return control.low > MARGIN
 
 
-def words(name: str, found: stats.Interval, control: stats.Interval) -> str:
-    """What both cost on a model."""
-    two = f"two bits {control.mean:+.3f}, {control.low:+.3f} to {control.high:+.3f}"
-    return f"{found.mean:+.3f} at {LABELS[name]} (95 % interval {found.low:+.3f} to {found.high:+.3f}; {two})"
-
-
 @study("qlora_width", runs, quantities)
 def verdict(store: Store) -> Verdict:
     """Does NF4 end at most MARGIN above sixteen bits at every width, and would each width have shown more?"""
     costs = {name: [cost(name, quant, store) for quant in QUANTS] for name in comparisons(store)}
-    said = "; ".join(words(name, *each) for name, each in costs.items())
+    said = "; ".join(
+        f"{found.mean:+.3f} at {LABELS[name]} (95 % interval {found.low:+.3f} to {found.high:+.3f}; two bits "
+        f"{control.mean:+.3f}, {control.low:+.3f} to {control.high:+.3f})"
+        for name, (found, control) in costs.items()
+    )
     sentence = f"After tuning, the test loss on NF4 minus that on 16 bit is {said}; claim at most {MARGIN} at each."
     if blunt := [LABELS[name] for name, (_, control) in costs.items() if not shows(control)]:
         sentence += (

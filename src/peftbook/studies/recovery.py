@@ -89,14 +89,6 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out | COMPARISONS["small"].paired("loftq", "lora", store, "small_")
 
 
-def gap(quant: str, model: str, store: Store) -> str:
-    """The gap to 16 bit before and after tuning, in words. Raises Missing."""
-    comparison = COMPARISONS[model]
-    before = comparison.difference(f"{quant}_before", "before", "loss_nats", store)
-    after = comparison.difference(quant, "lora", "loss_nats", store)
-    return f"{before.mean:+.3f} before and {after.mean:+.3f} after tuning"
-
-
 @study("recovery", runs, quantities)
 def recovery_verdict(store: Store) -> Verdict:
     """After tuning, is the NF4 gap to 16-bit LoRA within the margin, and was there a gap?"""
@@ -109,7 +101,9 @@ def recovery_verdict(store: Store) -> Verdict:
     for quant, model in (("nf2", "small"), ("nf4", "smollm2")):
         with suppress(Missing):
             where = "the small Llama" if model == "small" else "SmolLM2 (confounded)"
-            said += f"; {quant.upper()} on {where}: {gap(quant, model, store)}"
+            pairs = ((f"{quant}_before", "before"), (quant, "lora"))
+            gaps = [COMPARISONS[model].difference(*pair, "loss_nats", store).mean for pair in pairs]
+            said += f"; {quant.upper()} on {where}: {gaps[0]:+.3f} before and {gaps[1]:+.3f} after tuning"
     if before.low <= FLOOR and plain.outcome != "refuted":
         blunt = f"{said}. There is nothing to recover: the gap before is not above {FLOOR}."
         named = ("small_nf4_before_minus_before_loss", *plain.quantities)

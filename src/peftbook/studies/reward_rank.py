@@ -34,7 +34,7 @@ from peftbook.evidence.comparison import choice_error, keys_of, measured, paired
 from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Sweep, grid, grown, interleave, trials
 from peftbook.methods.lora import LoRA
-from peftbook.studies import BLIND, Quantity, Verdict, available, determined, gathered, margins, study
+from peftbook.studies import BLIND, Quantity, Verdict, available, gathered, margins, study
 from peftbook.studies.tuned_comparison import FINER, tuning_quantities
 
 RANKS = {"full": 0, "rank1": 1, "rank16": 16}  # 0 is full fine-tuning
@@ -118,18 +118,13 @@ def again(found: stats.Interval) -> stats.Interval:
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """Of each arm accuracy, gain, rate, size and what the rewards told; the differences of the arms."""
     pairs = (("rank1", "full"), ("rank16", "full"), ("rank1", "rank16"))
+    words: dict = {"unit": "", "digits": 3, "note": FINER}
     return {
-        **gathered(lambda arm: sweep_quantities(arm, store), RANKS),
+        **gathered(lambda arm: tuning_quantities(tuning(arm), store.get, len(SWEEP_SEEDS), f"{arm}_", **words), RANKS),
         **gathered(lambda arm: arm_quantities(arm, store), RANKS),
         **gathered(lambda pair: pair_quantities(*pair, store), pairs),
-        **determined(start_quantities, store),
+        **gathered(start_quantities, [store]),
     }
-
-
-def sweep_quantities(arm: str, store: Store) -> dict[str, Quantity]:
-    """What the arm's sweep chose, and how many runs it took. Raises Missing."""
-    tuned = tuning_quantities(tuning(arm), store.get, len(SWEEP_SEEDS), unit="", digits=3, note=FINER)
-    return {f"{arm}_{name}": one for name, one in tuned.items()}
 
 
 def arm_quantities(arm: str, store: Store) -> dict[str, Quantity]:

@@ -63,11 +63,6 @@ def references(**more: str) -> dict[str, Any]:
     return {"task": task.name, "data_sha256": task.data_sha256, "examples": EXAMPLES, **more}
 
 
-def settings_runs(store: Store) -> list[Run | Probe]:
-    """The runs whose texts are scored, then the probe."""
-    return [*methods.runs(store), *available(settings_probe, [store])]
-
-
 def negation_runs(store: Store) -> list[Run | Probe]:
     """The probes, and the runs that the negated copies are compared with."""
     return [negation_probe(), *map(paraphrase_probe, PARAPHRASES), *methods.runs(store)]
@@ -160,7 +155,7 @@ def by_setting(
     }
 
 
-@study("rouge_settings", settings_runs, settings_quantities)
+@study("rouge_settings", lambda store: [*methods.runs(store), *available(settings_probe, [store])], settings_quantities)
 def settings_verdict(store: Store) -> Verdict:
     """Do the settings move LoRA's score more than LoRA and prompt tuning differ?"""
     record = settings_record(store)

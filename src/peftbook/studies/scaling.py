@@ -29,9 +29,8 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import measured, paired
 from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, available, margins, study
-from peftbook.studies.standard import E2E_TOKENS, rates
+from peftbook.studies.standard import E2E_TOKENS, probe_of, rates, training
 from peftbook.studies.tuned_comparison import Arm, TunedComparison, decide
-from peftbook.tasks import task_spec
 
 RANKS = (16, 64, 256)
 MARGIN = margins.LOSS
@@ -76,14 +75,8 @@ def fixed_difference(store: Store) -> stats.Interval:
 
 def size_probe(scaling: str, rank: int, seed: int) -> specs.Probe:
     """One training at the fixed rate, whose update is measured."""
-    run = specs.Run(
-        task=task_spec("e2e"),
-        method=LoRA(rank=rank, scaling=scaling),  # type: ignore[arg-type]
-        budget=specs.Budget(tokens=SIZE_TOKENS, learning_rate=SIZE_RATE),
-        evaluation=specs.Evaluation(split="validation", n_loss=SIZE_EXAMPLES),
-        seed=seed,
-    )
-    return specs.Probe(measure="weights.update_size", runs=(run,), seed=seed)
+    method = LoRA(rank=rank, scaling=scaling)  # type: ignore[arg-type]
+    return probe_of("weights.update_size", training("e2e", method, SIZE_TOKENS, SIZE_RATE, seed, n_loss=SIZE_EXAMPLES))
 
 
 def size_probes(store: Store) -> list[specs.Probe]:

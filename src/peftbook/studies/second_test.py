@@ -25,7 +25,7 @@ from peftbook.core.records import Missing, Store
 from peftbook.core.specs import Probe, Run
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import table
-from peftbook.studies import Quantity, Verdict, determined, gathered, get_study, prompt_design, rank, study, targets
+from peftbook.studies import Quantity, Verdict, gathered, get_study, prompt_design, rank, study, targets
 from peftbook.studies.tuned_comparison import TunedComparison
 
 FIRST, ALL = 200, 630  # test inputs of E2E: those of the studies, and those there are
@@ -116,7 +116,7 @@ def likeness(store: Store) -> dict[str, Quantity]:
 
 def quantities(store: Store) -> Mapping[str, Quantity]:
     """The differences on the other inputs, and how alike those of one seed are on both."""
-    return {**gathered(lambda name: of_study(name, store), DECIDING), **determined(likeness, store)}
+    return gathered(lambda name: of_study(name, store), DECIDING) | gathered(likeness, [store])
 
 
 def of_study(name: str, store: Store) -> dict[str, Quantity]:

@@ -18,7 +18,7 @@ from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, measured, table
-from peftbook.studies import Quantity, Verdict, gathered, margins, study
+from peftbook.studies import Quantity, Verdict, by_seed, gathered, margins, study
 from peftbook.studies.merging import MACHINE, log_ratio, ratio_quantity, timing
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -54,9 +54,7 @@ def runs(store: Store) -> list[specs.Probe]:
     return [probe(count, seed) for seed in REPEATS for count in order]
 
 
-def records(adapters: int, store: Store) -> list[Record]:
-    """The repeats for a number of adapters. Raises Missing."""
-    return store.need_all(probe(adapters, seed) for seed in REPEATS)
+records = by_seed(probe, REPEATS)
 
 
 def seconds(found: list[Record], name: str) -> np.ndarray:

@@ -8,10 +8,12 @@ of any of a task's runs that has 90 % of the gain over the untuned model, the ga
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from peftbook.core import specs
 from peftbook.core.records import Record, Store
 from peftbook.evidence.comparison import keys_of
+from peftbook.methods import Method
 from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, gathered, study
 from peftbook.tasks import task_spec
@@ -33,21 +35,34 @@ def rates(low: int, high: int, step: int = 1) -> tuple[float, ...]:
     return tuple(float(f"{2e-4 * 2.0**k:.3g}") for k in range(low, high + 1, step))
 
 
+def training(task: str, method: Method, tokens: int, rate: float | None, seed: int = 0, **more: Any) -> specs.Run:
+    """A training on so many tokens of a task that ships.
+
+    rate: None of a method that trains nothing.  more: other fields of budget, evaluation or run, by their names.
+    """
+    budget, evaluation = (
+        {name: more.pop(name) for name in part.model_fields if name in more}
+        for part in (specs.Budget, specs.Evaluation)
+    )
+    return specs.Run(
+        task=task_spec(task),
+        method=method,
+        budget=None if rate is None else specs.Budget(tokens=tokens, learning_rate=rate, **budget),
+        evaluation=specs.Evaluation(**evaluation),
+        seed=seed,
+        **more,
+    )
+
+
+def probe_of(measure: str, run: specs.Run, **settings: Any) -> specs.Probe:
+    """A measurement of what one run trains."""
+    return specs.Probe(measure=measure, settings=settings, runs=(run,), model=run.model, seed=run.seed)
+
+
 def probes(task: str) -> list[specs.Probe]:
     """The runs of a task, with the validation loss at STEPS and at the end."""
     return [
-        specs.Probe(
-            measure="curves.learning_curve",
-            settings={"steps": STEPS},
-            runs=(
-                specs.Run(
-                    task=task_spec(task),
-                    method=LoRA(),
-                    budget=specs.Budget(tokens=tokens, learning_rate=rate),
-                    evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
-                ),
-            ),
-        )
+        probe_of("curves.learning_curve", training(task, LoRA(), tokens, rate, n_loss=EXAMPLES), steps=STEPS)
         for rate, tokens in RUNS[task]
     ]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -25,26 +24,18 @@ from peftbook.evidence.comparison import measured
 from peftbook.memory import Configuration
 from peftbook.memory.time_model import Rates, step_seconds
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.activations import GRID, PARTS, SIZES, configurations, half, halves_at_hand
+from peftbook.studies.activations import PARTS, SIZES, configurations, half, halves_at_hand, texts
 from peftbook.studies.memory import SCRATCH
 from peftbook.studies.merging import MACHINE, timing
 
 MARGIN = 0.20  # of the measured seconds, for the median
-WIDER, LONGER, TRIALS = 8, 8, 3
-
-
-def enlarged(one: Configuration) -> Configuration:
-    """Eight times the widths, the vocabulary and the tokens, so that a step takes tenths of a second."""
-    shape, setup = one.shape, one.setup
-    sizes = {name: WIDER * getattr(shape, name) for name in ("hidden", "ffn", "head_dim", "vocab")}
-    window = shape.window and LONGER * shape.window
-    return Configuration(replace(shape, **sizes, window=window), replace(setup, seq=LONGER * setup.seq))
+WIDER, LONGER, TRIALS = 8, 8, 3  # so that a step takes tenths of a second
 
 
 def probe(family: str, part: str) -> specs.Probe:
     """One process that measures the machine's rates and times a family's configurations of one half."""
-    texts = tuple(enlarged(one).text for name, one in GRID[part].items() if name.startswith(f"{family}_"))
-    return timing("seconds.steps", 0, MACHINE, SCRATCH, configurations=texts, trials=TRIALS)
+    larger = texts(family, part, WIDER, LONGER, LONGER)
+    return timing("seconds.steps", 0, MACHINE, SCRATCH, configurations=larger, trials=TRIALS)
 
 
 def ratios(record: Record) -> Iterator[float]:

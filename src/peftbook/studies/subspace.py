@@ -22,8 +22,7 @@ from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, score
 from peftbook.methods.lora import LoRA
 from peftbook.studies import Quantity, Verdict, study
-from peftbook.studies.standard import E2E_TOKENS
-from peftbook.tasks import task_spec
+from peftbook.studies.standard import E2E_TOKENS, training
 
 RANKS = (8, 64, 64)
 TRIPLES = ((1, 101, 201), (2, 102, 202), (3, 103, 203))
@@ -38,12 +37,11 @@ IN_START = ("small_in_start", "large_in_start")
 
 def probes() -> list[specs.Probe]:
     """One probe for each triple of seeds."""
-    budget = specs.Budget(tokens=E2E_TOKENS, learning_rate=RATE)
     return [
         specs.Probe(
             measure="weights.subspaces",
             runs=tuple(
-                specs.Run(task=task_spec("e2e"), method=LoRA(rank=rank, targets=TARGETS), budget=budget, seed=seed)
+                training("e2e", LoRA(rank=rank, targets=TARGETS), E2E_TOKENS, RATE, seed)
                 for rank, seed in zip(RANKS, seeds, strict=True)
             ),
             seed=seeds[0],

@@ -40,9 +40,9 @@ from peftbook.evidence.planning import Judged, judge_claim
 from peftbook.methods.qlora import QLoRA
 from peftbook.studies import Quantity, Verdict, study
 from peftbook.studies.merging import nats, percent, ratio_quantity
-from peftbook.studies.standard import rates
+from peftbook.studies.standard import probe_of, rates, training
 from peftbook.studies.weight_error import spearman
-from peftbook.tasks import split_groups, task_spec
+from peftbook.tasks import split_groups
 
 SEEDS = (1, 2, 3, 4, 5)
 EXAMPLES = 60
@@ -94,15 +94,8 @@ def interval(values: np.ndarray, examples: int) -> stats.Interval:
 
 def probe(model: str, rate: float, seed: int) -> specs.Probe:
     """One adapter, merged and quantised again."""
-    run = specs.Run(
-        model=MODELS[model],
-        task=task_spec("e2e"),
-        method=METHODS[model],
-        budget=specs.Budget(tokens=TOKENS[model], learning_rate=rate),
-        evaluation=specs.Evaluation(split="validation", n_loss=EXAMPLES),
-        seed=seed,
-    )
-    return specs.Probe(measure="serving.surviving_update", runs=(run,), model=run.model, seed=seed)
+    more = {"n_loss": EXAMPLES, "model": MODELS[model]}
+    return probe_of("serving.surviving_update", training("e2e", METHODS[model], TOKENS[model], rate, seed, **more))
 
 
 def runs(store: Store) -> list[specs.Probe]:

@@ -23,9 +23,10 @@ from peftbook.core.records import Record, Store
 from peftbook.evidence import stats
 from peftbook.evidence.comparison import keys_of, table
 from peftbook.scratch.pass_at_k import pass_at_k, plug_in, reliability
-from peftbook.studies import Quantity, Verdict, study
+from peftbook.studies import Quantity, Verdict, by_seed, study
 from peftbook.studies.sql import COMPARISON
-from peftbook.tasks import task_spec, test_groups
+from peftbook.studies.standard import probe_of, training
+from peftbook.tasks import test_groups
 
 SEEDS = (1, 2, 3)
 SAMPLES = 16
@@ -38,27 +39,13 @@ ESTIMATES = {"pass": pass_at_k, "plug_in": plug_in, "all_right": reliability}
 
 def probe(seed: int) -> specs.Probe:
     """One adapter and its answers at both temperatures."""
-    arm = COMPARISON.arm("lora")
-    run = specs.Run(
-        task=task_spec("sql"),
-        method=arm.method,
-        budget=specs.Budget(tokens=COMPARISON.tokens, learning_rate=RATE),
-        evaluation=specs.Evaluation(n_loss=1, max_new_tokens=COMPARISON.max_new_tokens),
-        seed=seed,
-    )
-    settings: dict = {
-        "samples": SAMPLES,
-        "temperatures": tuple(TEMPERATURES.values()),
-        "split": "test",
-        "first": 0,
-        "questions": QUESTIONS,
-    }
-    return specs.Probe(measure="sampling.right_answers", settings=settings, runs=(run,), model=run.model, seed=seed)
+    most = COMPARISON.max_new_tokens
+    run = training("sql", COMPARISON.arm("lora").method, COMPARISON.tokens, RATE, seed, n_loss=1, max_new_tokens=most)
+    asked = {"samples": SAMPLES, "split": "test", "first": 0, "questions": QUESTIONS}
+    return probe_of("sampling.right_answers", run, temperatures=tuple(TEMPERATURES.values()), **asked)
 
 
-def records_of(store: Store) -> list[Record]:
-    """The records of all seeds. Raises Missing."""
-    return store.need_all(probe(seed) for seed in SEEDS)
+records_of = by_seed(probe, SEEDS)
 
 
 def of_questions(records: Sequence[Record], estimate: str, name: str, k: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from peftbook.core import specs
@@ -24,7 +24,8 @@ from peftbook.evidence.planning import judge_claim
 from peftbook.evidence.sweep import Lookup, Sweep, best_of, extended, grown, interleave, shortfall, trials
 from peftbook.methods import Method
 from peftbook.studies import Quantity, Verdict, available
-from peftbook.tasks import split_groups, task_spec, test_groups
+from peftbook.studies.standard import training
+from peftbook.tasks import split_groups, test_groups
 
 SHARES = ("rouge1", "rouge2", "rougeL", "bertscore_f1", "exact_match", "execution_match")
 SCORES = {  # score → column of the records, unit, decimals
@@ -57,7 +58,7 @@ class Arm:
 class TunedComparison:
     """Arms that share task, budget, seeds and test examples.
 
-    tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended; 0 never extends.
+    tokens, batch_size: the budget of every run.  factor: the step by which a grid is extended.
     bearable: by how much a finer grid might lower an arm's validation loss (`shortfall`) before the arm gets the two
     rates halfway to the neighbours of its best one, and again, down to FINEST; 0 never asks.
     further: seeds with which every sweep trains its best rate and the neighbours too, beside its own.
@@ -93,23 +94,15 @@ class TunedComparison:
         """The arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def budget(self, rate: float) -> specs.Budget:
-        """The shared budget at a learning rate."""
-        return specs.Budget(
-            tokens=self.tokens, batch_size=self.batch_size, learning_rate=rate, train_examples=self.train_examples
-        )
+    def run(self, arm: Arm, rate: float | None, seed: int, **evaluation: Any) -> Run:
+        """A run of an arm with what all arms share."""
+        budget = {"batch_size": self.batch_size, "train_examples": self.train_examples}
+        shared = {"model": self.model, "dtype": self.dtype, **budget, **evaluation}
+        return training(self.task, arm.method, self.tokens, rate, seed, **shared)
 
     def sweep_run(self, arm: Arm, rate: float, seed: int) -> Run:
         """One point of an arm's grid: validation loss only."""
-        return Run(
-            model=self.model,
-            task=task_spec(self.task),
-            method=arm.method,
-            budget=self.budget(rate),
-            evaluation=specs.Evaluation(split="validation", n_loss=self.sweep_examples),
-            seed=seed,
-            dtype=self.dtype,
-        )
+        return self.run(arm, rate, seed, split="validation", n_loss=self.sweep_examples)
 
     def tuning(self, arm: Arm, further: Sequence[int] | None = None) -> Sweep[Run]:
         """The sweep that chooses the arm's rate.  further: in place of the comparison's."""
@@ -125,8 +118,6 @@ class TunedComparison:
 
     def grown(self, losses: Mapping[float, float]) -> list[float]:
         """The next grid: extended at an end, else refined where it is too coarse."""
-        if not self.factor:
-            return list(losses)
         return grown(losses, self.factor, self.bearable) if self.refine else extended(losses, self.factor)
 
     def best_rate(self, name: str, store: Store) -> float:
@@ -135,21 +126,9 @@ class TunedComparison:
 
     def final_run(self, arm: Arm, rate: float | None, seed: int) -> Run:
         """A run on the test split."""
-        return Run(
-            model=self.model,
-            task=task_spec(self.task),
-            method=arm.method,
-            budget=None if rate is None else self.budget(rate),
-            evaluation=specs.Evaluation(
-                split="test",
-                n_loss=self.test_examples,
-                n_generate=self.generate,
-                max_new_tokens=self.max_new_tokens,
-                generation_dtype="bf16" if self.generate else "fp32",
-            ),
-            seed=seed,
-            dtype=self.dtype,
-        )
+        decoded = "bf16" if self.generate else "fp32"
+        asked = {"n_generate": self.generate, "max_new_tokens": self.max_new_tokens, "generation_dtype": decoded}
+        return self.run(arm, rate, seed, split="test", n_loss=self.test_examples, **asked)
 
     def final_runs(self, arm: Arm, store: Store) -> list[Run]:
         """The arm's runs on fresh seeds at its chosen rate. Raises Missing until it is chosen.
@@ -251,17 +230,9 @@ class TunedComparison:
         )
         if f"{name}_bleu" in out:
             ratios, n = [length_ratio(record) for record in records], len(first.per_example["bleu_length"])
-            out[f"{name}_length_ratio"] = Quantity(
-                math.fsum(ratios) / len(ratios),
-                "",
-                keys,
-                min(ratios),
-                max(ratios),
-                len(ratios),
-                n,
-                2,
-                note="words written over words of the nearest references; mean and range of the seeds",
-            )
+            note = "words written over words of the nearest references; mean and range of the seeds"
+            middle = Quantity.middle(ratios, "", keys, note, seeds=len(ratios), n=n)
+            out[f"{name}_length_ratio"] = replace(middle, value=math.fsum(ratios) / len(ratios))
         if (share := self.clipped_share(records)) is not None:
             out[f"{name}_clipped_steps"] = Quantity(share, "%", keys, seeds=len(records), digits=0)
         trained = float(first.measurements["trainable_parameters"] or 0)
@@ -271,7 +242,7 @@ class TunedComparison:
     def clipped_share(self, records: Sequence[Record]) -> float | None:
         """Of the steps of these records those with clipped gradients, in percent; None if they have no norms."""
         norms = [float(value) for record in records for value in record.curve.get("gradient_norm", [])]
-        clipped = sum(norm > self.budget(1.0).max_grad_norm for norm in norms)
+        clipped = sum(norm > specs.Budget.model_fields["max_grad_norm"].default for norm in norms)
         return 100 * clipped / len(norms) if norms else None
 
     def sweep_quantities(self, arm: Arm, store: Store, prefix: str = "") -> dict[str, Quantity]:
@@ -286,12 +257,10 @@ class TunedComparison:
         seeds, best = len(self.sweep_seeds) + len(self.further), best_of(losses)
         each = functools.partial(Quantity, seeds=seeds)
         keys = {rate: tuple(run.key for run in runs) for rate, runs in sweep.plan(store.get).items()}
-        tuned = tuning_quantities(sweep, store.get, seeds, **nats, note=FINER)
-        out = {
-            f"{name}_best_rate": tuned["best_rate"],
-            f"{name}_sweep_runs": tuned["sweep_runs"],
+        out = tuning_quantities(sweep, store.get, seeds, f"{name}_", **nats, note=FINER)
+        out |= {
             f"{name}_best_validation_loss": each(losses[best], runs=keys[best], **nats),
-            f"{name}_tuning_shortfall": tuned["tuning_shortfall"],
+            f"{name}_tuning_shortfall": out.pop(f"{name}_tuning_shortfall"),
         }
         if arm.default is not None and arm.default in losses:
             out[f"{name}_default_rate"] = each(arm.default, "", keys[arm.default], digits=-2)
@@ -340,7 +309,9 @@ def score_quantities(
     }
 
 
-def tuning_quantities(sweep: Sweep, lookup: Lookup, seeds: int, **shortfall_words: Any) -> dict[str, Quantity]:
+def tuning_quantities(
+    sweep: Sweep, lookup: Lookup, seeds: int, prefix: str = "", **shortfall_words: Any
+) -> dict[str, Quantity]:
     """`best_rate`, `sweep_runs` and `tuning_shortfall` of a sweep. Raises Missing.
 
     shortfall_words: unit and so on of the last.
@@ -348,9 +319,9 @@ def tuning_quantities(sweep: Sweep, lookup: Lookup, seeds: int, **shortfall_word
     losses = sweep.losses(lookup)
     best, keys = best_of(losses), tuple(run.key for runs in sweep.plan(lookup).values() for run in runs)
     return {
-        "best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
-        "sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
-        "tuning_shortfall": Quantity(shortfall(losses, best), runs=keys, seeds=seeds, **shortfall_words),
+        f"{prefix}best_rate": Quantity(best, "", keys, seeds=seeds, digits=-2),
+        f"{prefix}sweep_runs": Quantity(len(keys), "runs", keys, seeds=seeds, digits=0),
+        f"{prefix}tuning_shortfall": Quantity(shortfall(losses, best), runs=keys, seeds=seeds, **shortfall_words),
     }
 
 

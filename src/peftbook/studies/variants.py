@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from peftbook.core.records import Missing, Record, Store
@@ -163,38 +163,34 @@ def quantities(store: Store) -> Mapping[str, Quantity]:
     return out
 
 
-def variant_verdict(name: str) -> Callable[[Store], Verdict]:
+def variant_verdict(name: str, store: Store) -> Verdict:
     """The rule for the variant's own claim, then Holm's correction."""
-
-    def verdict(store: Store) -> Verdict:
-        found, (margin, claim) = effect(name, store), rule(name)
-        label = COMPARISON.arm(name).label
-        if CLAIMS[name] == "speed":
-            ratio, low, high = found.exp
-            said = (
-                f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
-                f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})."
-            )
-            alone = Verdict(outcome_alone(name, found), said, (f"{name}_steps",), (judgement(name, found),))
-        else:
-            what, quantity = f"Test loss of {label} minus LoRA", f"{name}_minus_lora_loss"
-            alone = decide(found, margin, claim, what, quantity, "nats per token")
-            alone = dataclasses.replace(alone, judged=(judgement(name, found),))
-        if alone.outcome not in ("reproduced", "refuted", "equivalent"):
-            return alone
-        said = alone.sentence.removesuffix(".")
-        if CLAIMS[name] == "lower" and alone.outcome == "equivalent":
-            farthest = max(map(abs, COMPARISON.by_rate(name, "lora", store).values()))
-            said += f"; at the rates that both sweeps have they differ by at most {farthest:.3f} on validation"
-            if farthest < MARGIN:
-                blunt = f"{said}: so short a training does not part them, and equality says nothing."
-                return dataclasses.replace(alone, outcome="undecided", sentence=blunt, held=BLIND)
-        if not stands(name, store):
-            rest = f"; alone {alone.outcome}, but not after Holm's correction over {len(CLAIMS)} claims."
-            return dataclasses.replace(alone, outcome="undecided", sentence=said + rest)
-        return dataclasses.replace(alone, sentence=f"{said}; stands after Holm's correction.")
-
-    return verdict
+    found, (margin, claim) = effect(name, store), rule(name)
+    label = COMPARISON.arm(name).label
+    if CLAIMS[name] == "speed":
+        ratio, low, high = found.exp
+        said = (
+            f"{label} needs {ratio:.2f} times the steps of plain LoRA to the same training loss "
+            f"(95 % interval {low:.2f} to {high:.2f}; margin {SPEED_MARGIN:.0%})."
+        )
+        alone = Verdict(outcome_alone(name, found), said, (f"{name}_steps",), (judgement(name, found),))
+    else:
+        what, quantity = f"Test loss of {label} minus LoRA", f"{name}_minus_lora_loss"
+        alone = decide(found, margin, claim, what, quantity, "nats per token")
+        alone = dataclasses.replace(alone, judged=(judgement(name, found),))
+    if alone.outcome not in ("reproduced", "refuted", "equivalent"):
+        return alone
+    said = alone.sentence.removesuffix(".")
+    if CLAIMS[name] == "lower" and alone.outcome == "equivalent":
+        farthest = max(map(abs, COMPARISON.by_rate(name, "lora", store).values()))
+        said += f"; at the rates that both sweeps have they differ by at most {farthest:.3f} on validation"
+        if farthest < MARGIN:
+            blunt = f"{said}: so short a training does not part them, and equality says nothing."
+            return dataclasses.replace(alone, outcome="undecided", sentence=blunt, held=BLIND)
+    if not stands(name, store):
+        rest = f"; alone {alone.outcome}, but not after Holm's correction over {len(CLAIMS)} claims."
+        return dataclasses.replace(alone, outcome="undecided", sentence=said + rest)
+    return dataclasses.replace(alone, sentence=f"{said}; stands after Holm's correction.")
 
 
 for _study, _arm in {
@@ -205,4 +201,6 @@ for _study, _arm in {
     "vera": "vera",
     "lora_fa": "frozen_a",
 }.items():
-    study(_study, runs_of(COMPARISON, LORA_FA), quantities, label=COMPARISON.arm(_arm).label)(variant_verdict(_arm))
+    study(_study, runs_of(COMPARISON, LORA_FA), quantities, label=COMPARISON.arm(_arm).label)(
+        lambda store, arm=_arm: variant_verdict(arm, store)
+    )

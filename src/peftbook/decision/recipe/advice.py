@@ -32,7 +32,29 @@ class Advice:
 
     def words(self) -> str:
         """The advice, answer first."""
-        return as_text(self.recipe, self.model.name, self.counted)
+        recipe, model, counted = self.recipe, self.model.name, self.counted
+        setup, gib = recipe.setup, 2**30
+        low, high = (size / gib for size in recipe.band)
+        stage, whole = recipe.stage, f"{low:.1f} to {high:.1f} GiB with what a GPU takes beside them"
+        by = f"counted with {counted.tokenizer}'s tokenizer" if counted.tokenizer else f"guessed at {BYTES} bytes each"
+        again = "." if counted.own else f", and a quarter more: {model}'s tokenizer is not here. train.py counts again."
+        rows = [
+            ("stage", f"{stage.name.upper()}, by TRL's {stage.trainer}: it learns from {recipe.learns_from}."),
+            ("method", f"{recipe.label}. {recipe.why}"),
+            ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
+            ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
+            ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
+            ("length", f"{recipe.max_length} tokens, {by}{again}"),
+            *([("loss", loss_words(counted))] if recipe.every_answer else []),
+            ("epochs", f"up to {stage.epochs:g}, {recipe.steps:,} steps; the best by {stage.judged} is kept"),
+            ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {whole}, of {recipe.memory / gib:.1f}"),
+        ]
+        lines = ["", f"{model}: {recipe.label}, rank {setup.rank}, rate {recipe.learning_rate:g}", ""]
+        lines += [wrapped(f"{name:8}{words}") for name, words in rows]
+        lines += ["", "Ruled out:", *(wrapped(f"{name}: {words}.") for name, words in recipe.ruled_out)]
+        if recipe.cautions:
+            lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
+        return "\n".join(lines)
 
     def write(self, out: Path, data_name: str, command: str, data_licence: str, metrics: Sequence[Metric]) -> None:
         """The folder of scripts. Raises InputError where it is there."""
@@ -47,33 +69,6 @@ def advise(task: TaskData, model: str, memory: str, stage: Stage) -> Advice:
     counted = count_rows(task, named)
     recipe = choose(shape, named.name, counted.splits, room, counted.own, stage)
     return Advice(task, recipe, counted, named, source)
-
-
-def as_text(recipe: TrainingRecipe, model: str, counted: Counted) -> str:
-    """The advice, answer first."""
-    setup, gib = recipe.setup, 2**30
-    low, high = (size / gib for size in recipe.band)
-    stage = recipe.stage
-    rows = [
-        ("stage", f"{stage.name.upper()}, by TRL's {stage.trainer}: it learns from {recipe.learns_from}."),
-        ("method", f"{recipe.label}. {recipe.why}"),
-        ("rank", f"{setup.rank} on {', '.join(recipe.modules)}"),
-        ("rate", f"{recipe.learning_rate:g}: {recipe.rate_reason}."),
-        ("batch", f"{recipe.micro_batch} rows{at_once(recipe)}"),
-        ("length", f"{recipe.max_length} tokens, "
-         + (f"counted with {counted.tokenizer}'s tokenizer" if counted.tokenizer else f"guessed at {BYTES} bytes each")
-         + ("." if counted.own else f", and a quarter more: {model}'s tokenizer is not here. train.py counts again.")),
-        *([("loss", loss_words(counted))] if recipe.every_answer else []),
-        ("epochs", f"up to {stage.epochs:g}, {recipe.steps:,} steps; the best by {stage.judged} is kept"),
-        ("memory", f"tensors of {recipe.peak / gib:.1f} GiB at the peak, {low:.1f} to {high:.1f} GiB with what a GPU "
-         f"takes beside them, of {recipe.memory / gib:.1f}"),
-    ]  # fmt: skip
-    lines = ["", f"{model}: {recipe.label}, rank {setup.rank}, rate {recipe.learning_rate:g}", ""]
-    lines += [wrapped(f"{name:8}{words}") for name, words in rows]
-    lines += ["", "Ruled out:", *(wrapped(f"{name}: {words}.") for name, words in recipe.ruled_out)]
-    if recipe.cautions:
-        lines += ["", "Mind:", *(wrapped(f"{words}.") for words in recipe.cautions)]
-    return "\n".join(lines)
 
 
 def loss_words(counted: Counted) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from peftbook.core.errors import InputError
 from peftbook.core.records import default_store
-from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, rate_for, stage_fields
+from peftbook.decision.recipe.stages import BATCH, COMPLETION, STAGES, Stage, rate_for
 from peftbook.evidence.literature import published
 from peftbook.evidence.results import quantity, study_verdict
 from peftbook.memory import Configuration, DecoderShape, Fit, Setup, fit
@@ -184,7 +184,9 @@ def plan_for(
     shape: DecoderShape, method: str, checkpointing: bool, seq: int, answer: int, memory: float, stage: Stage
 ) -> FittedMethod:
     """A method in the stack's set-up, at its largest power of two of rows up to the batch."""
-    asked = fields_of(method, shape) | stage_fields(stage, answer) | {"checkpointing": checkpointing, "seq": seq}
+    asked = fields_of(method, shape) | {"stage": stage.name, "checkpointing": checkpointing, "seq": seq}
+    if stage.name == "grpo":  # which writes all answers of a step at once
+        asked |= {"completion": answer, "rollouts": stage.rows}
 
     def derive(fields: Mapping[str, object]) -> Setup:
         setup, _ = setup_in(STACK, **asked | {"batch": 1} | dict(fields))

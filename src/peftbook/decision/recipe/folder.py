@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from string import Template
 
 from peftbook.core import specs
 from peftbook.core.base_models import in_folder
@@ -120,9 +119,21 @@ def write_folder(
     metrics: Sequence[Metric] = (),
 ) -> None:
     """Write the scripts with what they read. Raises InputError where the folder is there."""
+    from jinja2 import Environment, StrictUndefined
+
     check_free(out)
     settings = settings_of(recipe, source, model.revision if source == model.name else "", metrics)
-    words = words_of(recipe, settings, task, model, source, data_name, command, data_licence)
+    facts = {
+        "name": Path(model.name).name if in_folder(model) else model.name,
+        "source": shlex.quote(source),
+        "at_once": at_once(recipe),
+        "served_rank": served_rank(recipe.setup.rank),
+        "context": served_context(recipe),
+        "data": data_name,
+        "data_licence": data_licence,
+        "command": command,
+    }
+    pages = Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=in_a_table)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".peftbook-") as folder:
         work = Path(folder)
@@ -133,7 +144,8 @@ def write_folder(
             source_name = f"train_{recipe.stage.name}.py" if name == "train.py" else name
             shutil.copyfile(FILES / source_name, work / name)
         for name in PAGES:
-            text = Template((FILES / name).read_text(encoding="utf-8")).substitute(escaped(words))
+            page = pages.from_string((FILES / name).read_text(encoding="utf-8"))
+            text = page.render(facts, recipe=recipe, stage=recipe.stage, settings=settings, task=task)
             (work / name).write_text(text, encoding="utf-8")
         (work / "data").mkdir()
         for split, examples in task.splits.items():
@@ -166,59 +178,9 @@ def bounds(name: str) -> str:
     return f">={OLDEST.get(name, here)},<{major + 1}" if major else f">={here},<1"
 
 
-def words_of(
-    recipe: TrainingRecipe,
-    settings: dict[str, object],
-    task: TaskData,
-    model: specs.Model,
-    source: str,
-    data_name: str,
-    command: str,
-    data_licence: str,
-) -> dict[str, str]:
-    """What the pages say of a recipe."""
-    low, high = (f"{size / 2**30:.1f}" for size in recipe.band)
-    counts = {name: f"{len(rows):,}" for name, rows in task.splits.items()}
-    return {
-        "model": Path(model.name).name if in_folder(model) else model.name,
-        "base_model": Path(model.name).name if in_folder(model) else model.name,
-        "source": shlex.quote(source),
-        "method": recipe.label,
-        "why": f"{recipe.label}. {recipe.why}",
-        "rank": str(settings["rank"]),
-        "alpha": f"{settings['alpha']:g}",
-        "targets": ", ".join(recipe.modules),
-        "rate": f"{recipe.learning_rate:g}",
-        "rate_reason": recipe.rate_reason,
-        "batch": f"{recipe.micro_batch} rows{at_once(recipe)}",
-        "max_length": str(recipe.max_length),
-        "stage": recipe.stage.name,
-        "stage_words": f"{recipe.stage.name.upper()}, by TRL's {recipe.stage.trainer}",
-        "loss": recipe.learns_from,
-        "judged": recipe.stage.judged,
-        "epochs": f"{recipe.stage.epochs:g}",
-        "steps": f"{recipe.steps:,}",
-        "peak": f"{recipe.peak / 2**30:.1f}",
-        "band": f"{low} to {high}",
-        "base": "4 bits (NF4, double quantisation)" if settings["quantised"] else "bfloat16",
-        "data": data_name,
-        "data_sha256": task.data_sha256,
-        "data_licence": data_licence or "not said: add it before you publish",
-        "train_rows": counts["train"],
-        "validation_rows": counts["validation"],
-        "test_rows": counts["test"],
-        "left_out": f"{recipe.left_out:,}",
-        "instruction": "the input alone" if task.instruction == "{input}" else task.instruction,
-        "weights": f"{2 * recipe.parameters / 2**30:.0f}",
-        "command": command,
-        "served_rank": str(served_rank(recipe.setup.rank)),
-        "context": str(served_context(recipe)),
-    }
-
-
-def escaped(words: dict[str, str]) -> dict[str, str]:
-    """Texts that break no table."""
-    return {name: text.replace("|", "\\|").replace("\n", " ") for name, text in words.items()}
+def in_a_table(value: object) -> str:
+    """A text that breaks no table."""
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def at_once(recipe: TrainingRecipe) -> str:

@@ -61,13 +61,6 @@ STAGES = {
 }  # fmt: skip
 
 
-def stage_fields(stage: Stage, answer: int) -> dict[str, object]:
-    """What a stage adds to the byte model's set-up; GRPO writes all answers of a step at once, of `answer` tokens."""
-    if stage.name == "grpo":
-        return {"stage": "grpo", "completion": answer, "rollouts": stage.rows}
-    return {"stage": stage.name}
-
-
 def choose_stage(asked: str, task: TaskData, metrics: Sequence[Metric]) -> tuple[Stage, TaskData, str]:
     """The stage, its rows, and why it was taken where nobody asked for one.
 

@@ -117,9 +117,9 @@ def kept_gains(probe: specs.Probe) -> Findings:
         name = name_of(subset)
         measured |= {f"{name}_{what}": value for what, value in geometry(subset).items()}
         for way in PLAIN:
-            note_all(scorer, subset, plain_update(way, subset), way)
+            note_all(scorer, subset, update_of(way, subset, probe, generator), way)
         for way in SCALED:
-            update, scales = scaled_update(way, subset, probe, generator), probe.numbers(f"{way}_scales")
+            update, scales = update_of(way, subset, probe, generator), probe.numbers(f"{way}_scales")
             kept = {adapter.task: shares_kept(scorer, adapter, update, scales, shares) for adapter in subset}
             best = max(range(len(scales)), key=lambda at: math.fsum(values[at] for values in kept.values()))
             curve |= {f"{name}_{way}_{task}": values for task, values in kept.items()}
@@ -246,33 +246,22 @@ def shares_kept(
     return kept
 
 
-def plain_update(way: str, subset: Sequence[TrainedAdapters]) -> Layers:
-    """The update of a way of combining that has no scale."""
-    out = {}
-    for name, factors in by_layer(subset):
-        if way == "average":
-            out[name] = average([one.update for one in factors])
-        elif way == "factors":
-            out[name] = combine_factors(factors, [1 / len(factors)] * len(factors)).update
-        else:
-            out[name] = mean_of_factors(factors).update
-    return out
+def update_of(way: str, subset: Sequence[TrainedAdapters], probe: specs.Probe, generator: torch.Generator) -> Layers:
+    """The update of a way of combining, at scale 1 where it has a scale."""
+    ways: dict[str, Callable[[list[Factors]], Tensor]] = {
+        "average": lambda factors: average(updates_of(factors)),
+        "factors": lambda factors: combine_factors(factors, [1 / len(factors)] * len(factors)).update,
+        "factor_mean": lambda factors: mean_of_factors(factors).update,
+        "sum": lambda factors: task_arithmetic(updates_of(factors), 1.0),
+        "ties": lambda factors: ties(updates_of(factors), probe.number("density")),
+        "dare": lambda factors: dare(updates_of(factors), probe.number("drop"), generator=generator),
+    }
+    return {name: ways[way](factors) for name, factors in by_layer(subset)}
 
 
-def scaled_update(
-    way: str, subset: Sequence[TrainedAdapters], probe: specs.Probe, generator: torch.Generator
-) -> Layers:
-    """The update of a way of combining at scale 1."""
-    out = {}
-    for name, factors in by_layer(subset):
-        updates = [one.update for one in factors]
-        if way == "sum":
-            out[name] = task_arithmetic(updates, 1.0)
-        elif way == "ties":
-            out[name] = ties(updates, probe.number("density"))
-        else:
-            out[name] = dare(updates, probe.number("drop"), generator=generator)
-    return out
+def updates_of(factors: Sequence[Factors]) -> list[Tensor]:
+    """The update of a layer by each adapter."""
+    return [one.update for one in factors]
 
 
 def geometry(subset: Sequence[TrainedAdapters]) -> dict[str, float]:
@@ -280,7 +269,7 @@ def geometry(subset: Sequence[TrainedAdapters]) -> dict[str, float]:
     weight = against = own = crossed = 0.0
     inner = torch.zeros(len(subset), len(subset), dtype=torch.float64)
     for _, factors in by_layer(subset):
-        updates = [one.update for one in factors]
+        updates = updates_of(factors)
         flat = torch.stack(updates).flatten(1).double()
         inner += flat @ flat.T
         size = flat.abs().sum().item()

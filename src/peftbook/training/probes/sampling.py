@@ -30,7 +30,8 @@ def right_answers(probe: specs.Probe) -> Findings:
     (samples,) = positive(probe, "samples")
     (run,) = probe.runs
     trainee = prepare(run)
-    examples = question_rows(probe, run, trainee.task)
+    judge, examples = trainee.task.judge, question_rows(probe, run, trainee.task)
+    assert judge is not None
     trainee.train()
     model = trainee.model.eval()
     prompts = [encode_prompt(trainee.tokenizer, trainee.task, one) for one in examples]
@@ -40,7 +41,7 @@ def right_answers(probe: specs.Probe) -> Findings:
         generator = torch.Generator().manual_seed(probe.seed)
         most = run.evaluation.max_new_tokens
         texts = draw_texts(model, trainee.tokenizer, prompts, samples, most, temperature, generator)
-        right = count_right(trainee.task, examples, texts)
+        right = [float(sum(judge(some, [one] * len(some)))) for one, some in zip(examples, texts, strict=True)]
         counts[f"right_{temperature:g}"] = right
         counts[f"different_{temperature:g}"] = [float(len(set(some))) for some in texts]
         shares[f"share_{temperature:g}"] = sum(right) / (samples * len(right))
@@ -56,12 +57,6 @@ def question_rows(probe: specs.Probe, run: specs.Run, task: TaskData) -> Sequenc
     if split == "train" and not 0 < trained <= first:
         raise InputError(f"The rows from {first} on are trained on: leave them out with train_examples up to {first}.")
     return task.splits[split][first : first + questions]
-
-
-def count_right(task: TaskData, examples: Sequence[TaskExample], texts: Sequence[Sequence[str]]) -> list[float]:
-    """How many of the texts to each example its task finds right."""
-    assert task.judge is not None
-    return [float(sum(task.judge(some, [one] * len(some)))) for one, some in zip(examples, texts, strict=True)]
 
 
 @torch.no_grad()

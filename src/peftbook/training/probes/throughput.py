@@ -33,7 +33,18 @@ def throughput(probe: specs.Probe) -> Findings:
     """
     workers, jobs = positive(probe, "workers", "jobs")
     runs = [small_run(seed) for seed in range(jobs)]
-    study = Study("throughput", "", "", "", "", "", "", lambda store: runs, lambda store: {}, nothing)
+    study = Study(
+        "throughput",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        lambda store: runs,
+        lambda store: {},
+        lambda store: Verdict("measured", ""),
+    )
     with tempfile.TemporaryDirectory() as folder:
         store, compute = Store(Path(folder)), in_folder(Path(folder), probe)
         began, used = time.monotonic(), time.process_time()
@@ -65,8 +76,3 @@ def small_run(seed: int) -> specs.Probe:
         model=specs.RANDOM_LLAMA,
         seed=seed,
     )
-
-
-def nothing(store: Store) -> Verdict:
-    """A measurement decides nothing by itself."""
-    return Verdict("measured", "")
