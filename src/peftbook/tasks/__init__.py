@@ -237,10 +237,11 @@ def size_of_test(name: str) -> int:
     return len(known["test"] if known else get_task(name).splits["test"])
 
 
-def data_at_hand(name: str) -> bool:
-    """Whether the task's data can be loaded here."""
-    try:
-        get_task(name)
-    except InputError:
-        return False
-    return True
+def missing_data(name: str) -> str:
+    """Why a task of the book cannot be loaded here, in a sentence; empty if it can."""
+    if name in task_names():
+        try:
+            get_task(name)
+        except InputError as error:
+            return str(error)
+    return ""
