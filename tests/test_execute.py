@@ -373,6 +373,7 @@ def test_data_that_is_not_the_pinned_one_is_refused(folder, store, tmp_path, mon
         ({"method": LoRA(targets=("nothing",))}, "match no linear layer"),
         ({"budget": specs.Budget(tokens=9, learning_rate=1, max_length=8)}, "raise max_length"),
         ({"method": PromptTuning(init="text")}, "non-empty init_text"),
+        ({"start": "a" * 64}, "What run aaaaaaaaaaaa trained is not at hand"),
     ],
 )
 def test_bad_input_saves_nothing(change, message, folder, store, tmp_path):

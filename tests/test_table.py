@@ -18,14 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbook.core.errors import InputError
-from peftbook.tasks import similarity
+from peftbook.tasks import TaskExample, similarity
 from peftbook.tasks.cautions import cautions
 from peftbook.tasks.columns import Columns, guess_columns
-from peftbook.tasks.files import Split, examine, split_examples, task_from_table, usable_rows
+from peftbook.tasks.files import Split, examine, split_examples, split_rows, task_from_table, usable_rows
 from peftbook.tasks.table import Caps, read_table
 
 COLUMNS = Columns("question", "answer")
 PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from("\n\t"), max_size=12)
+LETTERS = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])
+GROUPED = st.lists(st.tuples(LETTERS, LETTERS, st.sampled_from(["", "x", "y", "z"])), max_size=20)
 
 
 def written(rows, delimiter=",", header=("question", "answer")) -> str:
@@ -567,3 +569,23 @@ def test_near_copies_stay_together_or_are_left_out():
     assert len(later["train"]) > 48
     with pytest.raises(InputError, match=r"'near'.*any, together, out"):
         task_from_table(table, COLUMNS, Split(near_copies="near"))
+
+
+@given(GROUPED, GROUPED, st.integers(0, 3))
+def test_later_rows_are_trained_on_and_change_nothing_else(first, later, seed):
+    """Validation and test are those of the first rows alone; no later row there comes into training, by input or
+    group; every other one does, behind the rows that were there.
+    """
+    rows = [TaskExample(f"r{at}", *one) for at, one in enumerate([*((w, w, "") for w in "stuvw"), *first, *later])]
+    count = 5 + len(first)
+    alone = split_rows(rows[:count], Split(seed, (0.6, 0.2, 0.2)))
+    both = split_rows(rows, Split(seed, (0.6, 0.2, 0.2), count if later else 0))
+    assert both["validation"] == alone["validation"] and both["test"] == alone["test"]
+    held = (*both["validation"], *both["test"])
+    assert not {one.input for one in held} & {one.input for one in both["train"]}
+    assert not {one.group for one in held} & {one.group for one in both["train"] if one.group}
+    assert both["train"][: len(alone["train"])] == alone["train"]
+    left = set(rows[count:]) - set(both["train"])
+    assert all(one.input in {row.input for row in held} or one.group in {row.group for row in held} for one in left)
+    with pytest.raises(InputError, match="are to be split"):
+        split_rows(rows, Split(first=len(rows) + 1))

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from peftbook.core.errors import EXTRAS
-from peftbook.tasks import data_at_hand, task_names
+from peftbook.tasks import missing_data, task_names
 from peftbook.tasks.tickets import PATH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ import peftbook
 from peftbook import tasks
 from peftbook.tasks import prose
 assert peftbook.__file__.startswith(sys.argv[1]), peftbook.__file__
-loaded = {name: tasks.get_task(name).data_sha256 for name in tasks.task_names() if tasks.data_at_hand(name)}
+loaded = {name: tasks.get_task(name).data_sha256 for name in tasks.task_names() if not tasks.missing_data(name)}
 print(json.dumps(loaded | {"prose": len(prose.load())}))
 """
 
@@ -90,7 +90,7 @@ def test_the_package_works_from_the_wheel(wheel, tmp_path):
     assert result.returncode == 0, result.stderr
     loaded = json.loads(result.stdout)
     assert loaded.pop("prose") > 0
-    assert sorted(loaded) == [name for name in task_names() if data_at_hand(name)]
+    assert sorted(loaded) == [name for name in task_names() if not missing_data(name)]
 
 
 # --- the core, without the extras ------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class Run(Keyed):
     follows from the code and the machine, which the record names.
     weights: `bf16` holds what is not trained in bfloat16, in which it is multiplied, without autocast; what is trained
     stays in float32.  checkpointing: training keeps the input of each decoder layer and computes the rest again.
-    start: key of the run from whose trained weights this one starts, with optimizer, warm-up and budget of its own.
+    start: key of the run that it went on from, read so that records of older homes keep their keys.
     """
 
     added: ClassVar[tuple[str, ...]] = ("weights", "checkpointing", "start")
@@ -197,14 +197,6 @@ class Run(Keyed):
         if checkpointing and method is not None and method.uncheckpointed:
             raise ValueError(f"with {method.label} {method.uncheckpointed}: choose no checkpointing")
         return checkpointing
-
-    @field_validator("start")
-    @classmethod
-    def _only_what_trains_goes_on(cls, start: str, info) -> str:
-        method = info.data.get("method")
-        if start and method is not None and not method.trains:
-            raise ValueError("an untuned run has nothing to go on from")
-        return start
 
 
 @functools.lru_cache(maxsize=4096)

@@ -61,8 +61,7 @@ def compare(
 ) -> Comparison:
     """The table of all records and what to take.
 
-    records: quality runs of one task, scored on the same test examples; and those that some of them go on from, whose
-    task has fewer training rows and the same test examples.  texts: generated, by key of the record.
+    records: quality runs of one task, scored on the same test examples.  texts: generated, by key of the record.
     examples: of the split that was scored, in its order; may be empty.  metrics: the user's own, computed from texts
     and examples here.  measure: what decides, one of MEASURES, the name of such a metric, or another
     whose column the records have.

@@ -27,6 +27,7 @@ PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 # The largest number of layers, and the largest of other sizes: no model comes near, and more would be walked for hours
 MOST, MOST_WIDE = {"layers": 10_000}, 10**8
 NO_SDPA = ("gemma2",)  # families that transformers refuses torch's fused attention, with or without caps
+GEMMA = {"gains_in_fp32": True, "scaled_embedding": True, "tied": True}
 # model_type in config.json → what sets the family's layer apart from Llama's
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -34,23 +35,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"head_norms": True},
-    "gemma": {"gains_in_fp32": True, "scaled_embedding": True, "tied": True},
-    "gemma2": {
-        "gains_in_fp32": True,
-        "scaled_embedding": True,
-        "layer_norms": 4,
-        "capped_scores": True,
-        "capped_logits": True,
-        "tied": True,
-    },
-    "gemma3_text": {
-        "gains_in_fp32": True,
-        "scaled_embedding": True,
-        "head_norms": True,
-        "layer_norms": 4,
-        "two_rotations": True,
-        "tied": True,
-    },
+    "gemma": GEMMA,
+    "gemma2": GEMMA | {"layer_norms": 4, "capped_scores": True, "capped_logits": True},
+    "gemma3_text": GEMMA | {"head_norms": True, "layer_norms": 4, "two_rotations": True},
     "ministral": {},
     "ministral3": {"scaled_queries": True},
     "mixtral": {"rescaled": True, "float32_shares": True},
@@ -220,6 +207,13 @@ class DecoderShape:
     def parameters(self) -> int:
         """All of them."""
         return self.linear_parameters + self.other_parameters
+
+
+def sliding_by_rule(family: str, layers: int, pattern: int = 6) -> tuple[bool, ...]:
+    """Which layers slide by their family's own rule: of two of Gemma 2's the first, of six (`pattern`) of Gemma 3's the
+    first five, of other families all."""
+    every = {"gemma2": 2, "gemma3_text": pattern}.get(family, 0)
+    return tuple(not every or (index + 1) % every > 0 for index in range(layers))
 
 
 def unfused(targets: Iterable[str]) -> tuple[str, ...]:

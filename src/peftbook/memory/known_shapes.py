@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftbook.memory.architecture import FAMILIES, DecoderShape
+from peftbook.memory.architecture import FAMILIES, DecoderShape, sliding_by_rule
 
 
 def llama(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, **traits: Any) -> DecoderShape:
@@ -17,19 +17,9 @@ def llama(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: 
 
 
 def family(name: str, *sizes: int, **traits: Any) -> DecoderShape:
-    """A shape of another family."""
-    return llama(*sizes, **(FAMILIES[name] | {"family": name} | traits))
-
-
-def every_other(layers: int) -> tuple[bool, ...]:
-    """Gemma 2's layers: the attention of the first slides, that of the second does not, and so on."""
-    return tuple(index % 2 == 0 for index in range(layers))
-
-
-def gemma_3(layers: int, *sizes: int, **traits: Any) -> DecoderShape:
-    """Gemma 3's text part: of six layers five have sliding attention."""
-    sliding = tuple((index + 1) % 6 > 0 for index in range(layers))
-    return family("gemma3_text", layers, *sizes, sliding=sliding, **traits)
+    """A shape of another family; where it has a window, layers slide by the family's rule."""
+    sliding = {"sliding": sliding_by_rule(name, sizes[0])} if "window" in traits else {}
+    return llama(*sizes, **(FAMILIES[name] | {"family": name} | sliding | traits))
 
 
 def hub_id(name: str) -> str:
@@ -66,9 +56,7 @@ SHAPES: dict[str, DecoderShape] = {
     "qwen3-8b": family("qwen3", 36, 4096, 12288, 32, 8, 151936, head_dim=128, context=40960),
     "qwen3-14b": family("qwen3", 40, 5120, 17408, 40, 8, 151936, head_dim=128, context=40960),
     "qwen3-32b": family("qwen3", 64, 5120, 25600, 64, 8, 151936, head_dim=128, context=40960),
-    "ministral-8b-2410": family(
-        "mistral", 36, 4096, 12288, 32, 8, 131072, head_dim=128, context=32768, window=32768,
-    ),
+    "ministral-8b-2410": family("mistral", 36, 4096, 12288, 32, 8, 131072, head_dim=128, context=32768, window=32768),
     "mistral-small-24b": family("mistral", 40, 5120, 32768, 32, 8, 131072, head_dim=128, context=32768),
     "mixtral-8x7b": family("mixtral", 32, 4096, 14336, 32, 8, 32000, experts=8, chosen=2, context=32768),
     "qwen3-30b-a3b": family(
@@ -82,41 +70,30 @@ SHAPES: dict[str, DecoderShape] = {
     "olmo-2-13b": family("olmo2", 40, 5120, 13824, 40, 40, 100352, context=4096),
     "gemma-2b": family("gemma", 18, 2048, 16384, 8, 1, 256000, head_dim=256, context=8192),
     "gemma-7b": family("gemma", 28, 3072, 24576, 16, 16, 256000, head_dim=256, context=8192),
-    "gemma-2-2b": family(
-        "gemma2", 26, 2304, 9216, 8, 4, 256000, head_dim=256, context=8192, window=4096, sliding=every_other(26),
-    ),
-    "gemma-2-9b": family(
-        "gemma2", 42, 3584, 14336, 16, 8, 256000, head_dim=256, context=8192, window=4096, sliding=every_other(42),
-    ),
-    "gemma-2-27b": family(
-        "gemma2", 46, 4608, 36864, 32, 16, 256000, head_dim=128, context=8192, window=4096, sliding=every_other(46),
-    ),
-    "gemma-3-270m": gemma_3(18, 640, 2048, 4, 1, 262144, head_dim=256, context=32768, window=512),
-    "gemma-3-1b": gemma_3(26, 1152, 6912, 4, 1, 262144, head_dim=256, context=32768, window=512),
-    "gemma-3-4b": gemma_3(34, 2560, 10240, 8, 4, 262208, head_dim=256, context=131072, window=1024),
-    "gemma-3-12b": gemma_3(48, 3840, 15360, 16, 8, 262208, head_dim=256, context=131072, window=1024),
-    "gemma-3-27b": gemma_3(62, 5376, 21504, 32, 16, 262208, head_dim=128, context=131072, window=1024),
+    "gemma-2-2b": family("gemma2", 26, 2304, 9216, 8, 4, 256000, head_dim=256, context=8192, window=4096),
+    "gemma-2-9b": family("gemma2", 42, 3584, 14336, 16, 8, 256000, head_dim=256, context=8192, window=4096),
+    "gemma-2-27b": family("gemma2", 46, 4608, 36864, 32, 16, 256000, head_dim=128, context=8192, window=4096),
+    "gemma-3-270m": family("gemma3_text", 18, 640, 2048, 4, 1, 262144, head_dim=256, context=32768, window=512),
+    "gemma-3-1b": family("gemma3_text", 26, 1152, 6912, 4, 1, 262144, head_dim=256, context=32768, window=512),
+    "gemma-3-4b": family("gemma3_text", 34, 2560, 10240, 8, 4, 262208, head_dim=256, context=131072, window=1024),
+    "gemma-3-12b": family("gemma3_text", 48, 3840, 15360, 16, 8, 262208, head_dim=256, context=131072, window=1024),
+    "gemma-3-27b": family("gemma3_text", 62, 5376, 21504, 32, 16, 262208, head_dim=128, context=131072, window=1024),
 }  # fmt: skip
 # The id of the hub that a name stands for where weights are needed: the version that follows instructions
 HUB_IDS = {
-    **{f"smollm2-{size.lower()}": f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in ("135M", "360M", "1.7B")},
-    **{f"llama-2-{size}": f"meta-llama/Llama-2-{size}-chat-hf" for size in ("7b", "13b", "70b")},
-    **{f"llama-3-{size.lower()}": f"meta-llama/Meta-Llama-3-{size}-Instruct" for size in ("8B", "70B")},
-    **{
-        f"llama-{size.lower()}": f"meta-llama/Llama-{size}-Instruct"
-        for size in ("3.1-8B", "3.1-70B", "3.2-1B", "3.2-3B")
-    },
-    **{
-        f"qwen2.5-{size.lower()}": f"Qwen/Qwen2.5-{size}-Instruct"
-        for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B")
-    },
-    **{
-        f"qwen3-{size.lower()}": f"Qwen/Qwen3-{size}"
-        for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "30B-A3B")
-    },
-    **{f"olmo-2-{size.lower()}": f"allenai/OLMo-2-1124-{size}-Instruct" for size in ("7B", "13B")},
-    **{f"gemma-{size}": f"google/gemma-{size}-it" for size in ("2b", "7b", "2-2b", "2-9b", "2-27b")},
-    **{f"gemma-3-{size}": f"google/gemma-3-{size}-it" for size in ("270m", "1b", "4b", "12b", "27b")},
+    f"{name}-{size.lower()}": where.format(size)
+    for name, where, sizes in (
+        ("smollm2", "HuggingFaceTB/SmolLM2-{}-Instruct", "135M 360M 1.7B"),
+        ("llama-2", "meta-llama/Llama-2-{}-chat-hf", "7b 13b 70b"),
+        ("llama-3", "meta-llama/Meta-Llama-3-{}-Instruct", "8B 70B"),
+        ("llama", "meta-llama/Llama-{}-Instruct", "3.1-8B 3.1-70B 3.2-1B 3.2-3B"),
+        ("qwen2.5", "Qwen/Qwen2.5-{}-Instruct", "0.5B 1.5B 3B 7B 14B 32B"),
+        ("qwen3", "Qwen/Qwen3-{}", "0.6B 1.7B 4B 8B 14B 32B 30B-A3B"),
+        ("olmo-2", "allenai/OLMo-2-1124-{}-Instruct", "7B 13B"),
+        ("gemma", "google/gemma-{}-it", "2b 7b 2-2b 2-9b 2-27b 3-270m 3-1b 3-4b 3-12b 3-27b"),
+    )
+    for size in sizes.split()
+} | {
     "smollm3-3b": "HuggingFaceTB/SmolLM3-3B", "tinyllama-1.1b": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.1", "mistral-7b-v0.3": "mistralai/Mistral-7B-Instruct-v0.3",
     "ministral-8b-2410": "mistralai/Ministral-8B-Instruct-2410",

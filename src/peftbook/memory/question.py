@@ -41,23 +41,7 @@ ON_OFF = {  # options that are on or off; without them it is as the stack has it
     "reference": "the untrained model scores rows too: dpo without precompute_ref_log_probs, grpo with a beta above 0",
     "host_weights": "the host holds weights and optimiser, the card a layer at a time: FSDP's and ZeRO-3's offload",
 }  # fmt: skip
-TAKEN = (
-    "stage",
-    "batch",
-    "seq",
-    "rank",
-    "length",
-    "completion",
-    "rollouts",
-    "dtype",
-    "adapter_dtype",
-    "magnitude_dtype",
-    "saved_dtype",
-    "logits",
-    "device",
-    "devices",
-    *ON_OFF,
-)
+REWORDED = ("method", "labels", "targets", "saved", "attention", "optimiser")  # settings that are not taken as said
 EXACT = 2**53  # bytes that a float can count
 
 
@@ -201,7 +185,8 @@ def in_stack(question: Question, shape: DecoderShape, asked: dict[str, Any]) -> 
 
 def asked_for(question: Question, shape: DecoderShape) -> dict[str, Any]:
     """The fields of the set-up that the question names."""
-    asked = {name: getattr(question, name) for name in TAKEN if getattr(question, name) is not None}
+    given = {field.name: getattr(question, field.name, None) for field in fields(Setup) if field.name not in REWORDED}
+    asked = {name: value for name, value in given.items() if value is not None}
     asked |= {"method": meant("Method", question.method, METHOD_NAMES), **variant(question.method)}
     if question.saved:
         asked["saved"] = question.saved

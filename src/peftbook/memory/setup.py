@@ -13,19 +13,11 @@ IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
 METHODS = ("full", "lora", "prompt", "prefix", "ia3")
 STAGES = ("sft", "dpo", "grpo")
 OPTIMISERS = (
-    "adamw",
-    "adamw_foreach",
-    "adamw_8bit",
-    "paged_adamw",
-    "paged_adamw_8bit",
-    "galore_adamw",
-    "galore_adamw_8bit",
+    "adamw", "adamw_foreach", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "galore_adamw", "galore_adamw_8bit",
     "sgd",
-)
+)  # fmt: skip
 BYTES = {"bf16": 2, "fp32": 4}
-CHUNKS = (
-    8  # parts of the positions whose logits are computed one after the other, where they are chunked (torchtune 0.7)
-)
+CHUNKS = 8  # parts of the positions that are computed one after the other, where logits are chunked (torchtune 0.7)
 CHUNK = 128  # positions of a part of each row, where logits are narrow (LitGPT 0.5)
 TILE = (4096, 32768)  # positions and words that there is room for at a time, where logits are tiled (TRL 1.16)
 BLOCK, OUTER_BLOCK = 64, 256  # 4-bit weights that share a constant; constants that share one of theirs
@@ -149,71 +141,60 @@ class Setup:
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
             raise InputError(f"targets {', '.join(unknown) or '()'} are none of a layer's: {', '.join(TARGETS)}.")
-        if self.method == "full" and self.quantised:
-            raise InputError(f"Weights in {self.bits} bits are not trained: choose an adapter, or no quantisation.")
-        if self.devices > 1 and self.quantised == "int8":
-            raise InputError("bitsandbytes cannot cut int8 matrices for several devices: choose nf4, or devices 1.")
-        if unknown := [name for name in self.saved if name not in SAVED]:
-            raise InputError(f"saved {', '.join(unknown)} cannot be copied and trained: choose of {', '.join(SAVED)}.")
-        if self.saved and (self.method not in ("lora", "ia3") or self.devices > 1):
-            raise InputError(
-                f"A trained copy of {' and '.join(self.saved)} goes with LoRA and (IA)³ on one device, not with "
-                f"{self.method!r} on {self.devices}: leave saved empty there."
-            )
-        if self.dora and (self.method != "lora" or self.devices > 1):
-            raise InputError(
-                f"DoRA is LoRA with magnitudes, counted on one device, not {self.method!r} on {self.devices}: choose "
-                "method 'lora' and devices 1, or no dora."
-            )
-        alone = self.saved or self.dora or self.in_backward or self.optimiser.startswith("galore")
-        if self.host_weights and (
-            alone or self.device == "cpu" or self.quantised == "int8" or self.method not in ("full", "lora")
-        ):
-            raise InputError(
-                "Weights on the host are counted for full fine-tuning and LoRA over 16 or 4 bits on a GPU, without "
-                "DoRA, trained copies, GaLore or in_backward: leave host_weights out."
-            )
-        if self.stage != "sft" and (self.host_weights or self.method in ("prompt", "prefix")):
-            raise InputError(
-                f"{self.stage} is counted for full fine-tuning, LoRA and (IA)³ with weights on the device: choose one "
-                "of these methods, without host_weights, or stage 'sft'."
-            )
-        if self.stage == "grpo" and (self.devices > 1 or self.method == "ia3"):
-            raise InputError(
-                f"grpo is counted for full fine-tuning and LoRA on one device, not for {self.method!r} on "
-                f"{self.devices}: choose method 'lora' and devices 1."
-            )
-        if self.optimiser.startswith("galore") and (self.method != "full" or self.devices > 1):
-            raise InputError(
-                f"GaLore projects the gradients of whole matrices on one device, not of {self.method!r} on "
-                f"{self.devices}: choose method 'full' and devices 1, or optimiser 'adamw_8bit'."
-            )
-        if self.in_backward and (self.method != "full" or self.accumulated):
-            raise InputError(
-                "in_backward moves a weight when it has its gradient: choose method 'full' and nothing accumulated."
-            )
-        if self.held and not (self.autocast and self.dtype == "fp32"):
-            raise InputError("held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it.")
-        if self.wide_norms and (self.method == "full" or not self.quantised):
-            raise InputError("wide_norms are those of a model prepared for training over few bits: choose quantised.")
-        if self.offloaded and not self.checkpointing:
-            raise InputError("offloaded moves to the host what checkpoints keep: choose checkpointing with it.")
-        if self.logits in ("narrow", "chunked", "compiled") and self.autocast:
-            raise InputError(f"Logits that are {self.logits} come with no autocast: leave one of the two out.")
-        if self.method == "prefix" and self.checkpointing:
-            raise InputError(
-                "transformers drops a prefix where layers are checkpointed: choose a soft prompt, or no checkpointing."
-            )
-        if self.devices > 1 and self.method not in ("full", "lora"):
-            raise InputError(
-                f"Several devices share the model in full fine-tuning and LoRA, not in {self.method!r}: choose devices "
-                "1, as each holds all of it there."
-            )
-        if self.method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast:
-            raise InputError(
-                f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype "
-                "'fp32' (prepare_model_for_kbit_training), or autocast."
-            )
+        for refused, why in self.refusals():
+            if refused:
+                raise InputError(why)
+
+    def refusals(self) -> list[tuple[object, str]]:
+        """What no step has, each as whether this is it, and why."""
+        method, devices, named = self.method, self.devices, f"{self.method!r} on {self.devices}"
+        unknown = [name for name in self.saved if name not in SAVED]
+        galore = self.optimiser.startswith("galore")
+        alone = self.saved or self.dora or self.in_backward or galore
+        host = self.device == "cuda" and self.quantised != "int8" and method in ("full", "lora") and not alone
+        return [
+            (method == "full" and self.quantised,
+             f"Weights in {self.bits} bits are not trained: choose an adapter, or no quantisation."),
+            (devices > 1 and self.quantised == "int8",
+             "bitsandbytes cannot cut int8 matrices for several devices: choose nf4, or devices 1."),
+            (unknown, f"saved {', '.join(unknown)} cannot be copied and trained: choose of {', '.join(SAVED)}."),
+            (self.saved and (method not in ("lora", "ia3") or devices > 1),
+             f"A trained copy of {' and '.join(self.saved)} goes with LoRA and (IA)³ on one device, not with {named}: "
+             "leave saved empty there."),
+            (self.dora and (method != "lora" or devices > 1),
+             f"DoRA is LoRA with magnitudes, counted on one device, not {named}: choose method 'lora' and devices 1, "
+             "or no dora."),
+            (self.host_weights and not host,
+             "Weights on the host are counted for full fine-tuning and LoRA over 16 or 4 bits on a GPU, without DoRA, "
+             "trained copies, GaLore or in_backward: leave host_weights out."),
+            (self.stage != "sft" and (self.host_weights or method in ("prompt", "prefix")),
+             f"{self.stage} is counted for full fine-tuning, LoRA and (IA)³ with weights on the device: choose one of "
+             "these methods, without host_weights, or stage 'sft'."),
+            (self.stage == "grpo" and (devices > 1 or method == "ia3"),
+             f"grpo is counted for full fine-tuning and LoRA on one device, not for {named}: choose method 'lora' and "
+             "devices 1."),
+            (galore and (method != "full" or devices > 1),
+             f"GaLore projects the gradients of whole matrices on one device, not of {named}: choose method 'full' "
+             "and devices 1, or optimiser 'adamw_8bit'."),
+            (self.in_backward and (method != "full" or self.accumulated),
+             "in_backward moves a weight when it has its gradient: choose method 'full' and nothing accumulated."),
+            (self.held and not (self.autocast and self.dtype == "fp32"),
+             "held keeps bfloat16 copies for autocast: choose autocast and dtype 'fp32' with it."),
+            (self.wide_norms and (method == "full" or not self.quantised),
+             "wide_norms are those of a model prepared for training over few bits: choose quantised."),
+            (self.offloaded and not self.checkpointing,
+             "offloaded moves to the host what checkpoints keep: choose checkpointing with it."),
+            (self.logits in ("narrow", "chunked", "compiled") and self.autocast,
+             f"Logits that are {self.logits} come with no autocast: leave one of the two out."),
+            (method == "prefix" and self.checkpointing,
+             "transformers drops a prefix where layers are checkpointed: choose a soft prompt, or no checkpointing."),
+            (devices > 1 and method not in ("full", "lora"),
+             f"Several devices share the model in full fine-tuning and LoRA, not in {method!r}: choose devices 1, as "
+             "each holds all of it there."),
+            (method == "ia3" and self.quantised and self.dtype == "bf16" and not self.autocast,
+             f"peft's (IA)³ over {self.bits}-bit matrices computes keys in float32 and queries not: choose dtype "
+             "'fp32' (prepare_model_for_kbit_training), or autocast."),
+        ]  # fmt: skip
 
     @property
     def idle(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbook.core.errors import InputError
-from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, DecoderShape
+from peftbook.memory.architecture import FAMILIES, MOST, MOST_WIDE, DecoderShape, sliding_by_rule
 from peftbook.memory.defaults import completed
 from peftbook.memory.known_shapes import ALIASES, SHAPES
 from peftbook.memory.names import cached_config, is_hub_id, nearest, plain_name
@@ -21,7 +21,11 @@ NOT_COVERED = {
     ),
 }
 SEEING = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # models that see → the family of their text part
-# family → what of a shape stands under which name in its settings
+# what of a shape stands under which name in its settings: in those of all families, and of some
+NEEDED = {
+    "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads",
+    "vocab": "vocab_size",
+}  # fmt: skip
 EXPERTS = {
     "mixtral": {"experts": "num_local_experts", "chosen": "num_experts_per_tok"},
     "qwen3_moe": {"experts": "num_experts", "chosen": "num_experts_per_tok", "ffn": "moe_intermediate_size"},
@@ -133,19 +137,15 @@ def shape_from_config(config: Mapping[str, Any]) -> DecoderShape:
     if family in EXPERTS and "num_local_experts" in config:  # either name stands for the other
         config = {"num_experts": config["num_local_experts"]} | dict(config)
     config = completed(config, family)
-    needed = {
-        "layers": "num_hidden_layers", "hidden": "hidden_size", "ffn": "intermediate_size",
-        "heads": "num_attention_heads", "vocab": "vocab_size",
-    }  # fmt: skip
-    if missing := [key for key in needed.values() if type(config.get(key)) is not int]:
+    if missing := [key for key in NEEDED.values() if type(config.get(key)) is not int]:
         raise InputError(f"config.json gives no whole number for {', '.join(missing)}: give a model's whole settings.")
-    for name, key in needed.items():
+    for name, key in NEEDED.items():
         most = MOST.get(name, MOST_WIDE)
         if not 1 <= config[key] <= most:
             raise InputError(f"config.json gives {key} as {config[key]}: it is a whole number from 1 to {most:,}.")
     window = sliding_window(config, family)
     return DecoderShape(
-        **({name: config[key] for name, key in needed.items()} | traits_in(config, family)),
+        **({name: config[key] for name, key in NEEDED.items()} | traits_in(config, family)),
         kv_heads=whole_number(config, "num_key_value_heads") or config["num_attention_heads"],
         head_dim=whole_number(config, "head_dim") or (256 if family.startswith("gemma") else 0),
         family=family,
@@ -232,33 +232,21 @@ def sliding_layers(config: Mapping[str, Any], family: str, window: int) -> list[
         return [False] * layers
     if listed:
         return [kind == "sliding_attention" for kind in listed]
-    if family == "gemma3_text":
-        pattern = config.get("sliding_window_pattern") or 6
-        return [(index + 1) % pattern > 0 for index in range(layers)]
-    if family == "gemma2":
-        return [index % 2 == 0 for index in range(layers)]
-    first = config.get("max_window_layers", 0) if family.startswith("qwen") else 0
-    return [index >= first for index in range(layers)]
+    if family.startswith("qwen"):
+        return [index >= config.get("max_window_layers", 0) for index in range(layers)]
+    return [*sliding_by_rule(family, layers, config.get("sliding_window_pattern") or 6)]
 
 
 def as_config(shape: DecoderShape) -> Any:
     """transformers' configuration of a model of this shape."""
     from transformers import AutoConfig
 
-    given: dict[str, Any] = {
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
+    given: dict[str, Any] = {key: getattr(shape, name) for name, key in NEEDED.items()} | {
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab,
         "tie_word_embeddings": shape.tied,
         "attention_bias": shape.out_bias,
         "sliding_window": shape.window or None,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
     }
     if shape.context:
         given["max_position_embeddings"] = shape.context
@@ -278,4 +266,4 @@ def as_config(shape: DecoderShape) -> Any:
     if shape.family == "gemma2":
         given["attn_logit_softcapping"] = 50.0 if shape.capped_scores else None
         given["final_logit_softcapping"] = 30.0 if shape.capped_logits else None
-    return AutoConfig.for_model(shape.family, **given)
+    return AutoConfig.for_model(shape.family, pad_token_id=0, bos_token_id=1, eos_token_id=2, **given)

@@ -13,17 +13,7 @@ from peftbook.core.errors import InputError
 from peftbook.methods.method import Look, Method, Preset
 
 __all__ = [
-    "Look",
-    "Method",
-    "Preset",
-    "arm_looks",
-    "get",
-    "kinds",
-    "look_of",
-    "preset",
-    "preset_method",
-    "presets",
-    "read",
+    "Look", "Method", "Preset", "arm_looks", "get", "kinds", "look_of", "preset", "preset_method", "presets", "read",
     "usual",
 ]  # fmt: skip
 

@@ -16,7 +16,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peftbook.core.errors import InputError
 from peftbook.core.exchange import export_records
 from peftbook.core.progress import duration, time_of_day
 from peftbook.core.records import Store
@@ -29,7 +28,7 @@ from peftbook.runtime.processes import Child, call_in_child
 from peftbook.runtime.resources import WORKER_BYTES
 from peftbook.runtime.threads import best_threads, cores_gained
 from peftbook.studies import Study
-from peftbook.tasks import get_task, task_names
+from peftbook.tasks import missing_data
 
 WORKER = ("-m", "peftbook.runtime.worker")
 
@@ -96,16 +95,6 @@ def run_subprocess(
         finally:
             RUNNING.discard(child.terminate)
         return child.status == 0, child.failure()
-
-
-def missing_data(task: str) -> str:
-    """Why a task of the book cannot be loaded here, in a sentence; empty if it can."""
-    if task in task_names():
-        try:
-            get_task(task)
-        except InputError as error:
-            return str(error)
-    return ""
 
 
 def machine_here(platform: str) -> str:

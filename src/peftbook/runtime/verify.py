@@ -12,7 +12,7 @@ from pathlib import Path
 from peftbook.core.records import Record, Store
 from peftbook.core.specs import Probe, Run
 from peftbook.runtime.queue import run_subprocess
-from peftbook.tasks import data_at_hand, task_names
+from peftbook.tasks import missing_data, task_names
 
 # Loss in nats, scores 0–1, BLEU 0–100. The same machine repeats a run bit by bit; another processor rounds differently,
 # and after dozens of steps of bfloat16 the loss moves in the third decimal and greedy texts flip now and then.
@@ -58,7 +58,7 @@ def verify_sample(store: Store, sample: int, seed: int) -> Iterator[Verified]:
             left_out[
                 f"{record.spec.measure}: probes have no common tolerance, repeat one with `peftbook run --key`"
             ] += 1
-        elif record.spec.task.name not in task_names() or not data_at_hand(record.spec.task.name):
+        elif record.spec.task.name not in task_names() or missing_data(record.spec.task.name):
             left_out[f"{record.spec.task.name}: the data of this task is not at hand"] += 1
         else:
             candidates.append((record, record.spec))

@@ -12,9 +12,10 @@ import importlib
 import json
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError, need
@@ -119,12 +120,22 @@ def parquet_task(path: Path, spec: specs.Task, instruction: str, metrics: tuple[
     need("pyarrow", f"The task {spec.name!r}")
     import pyarrow.parquet as pq
 
-    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
+    names = ["id", "input", "target", "group"]
     with pq.ParquetFile(path) as file:  # `read_table` would import pandas
-        for row in file.read(["id", "input", "target", "group", "split"]).to_pylist():
-            splits[row["split"]].append(TaskExample(row["id"], row["input"], row["target"], row["group"]))
+        rows = file.read([*names, "split"]).to_pylist()
+    examples = ((row["split"], TaskExample(*(row[name] for name in names))) for row in rows)
+    return task_of(spec, instruction, metrics, examples)
+
+
+def task_of(
+    spec: specs.Task, instruction: str, metrics: tuple[str, ...], rows: Iterable[tuple[str, TaskExample]], **more: Any
+) -> TaskData:
+    """The task of examples, each with the split that it is in, in their order. more: of its fields."""
+    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
+    for split, example in rows:
+        splits[split].append(example)
     whole = {split: tuple(examples) for split, examples in splits.items()}
-    return TaskData(spec.name, spec.version, instruction, whole, metrics, spec.data_sha256)
+    return TaskData(spec.name, spec.version, instruction, whole, metrics, spec.data_sha256, **more)
 
 
 def how_to_restore(name: str) -> str:
@@ -177,17 +188,20 @@ def compared_texts(rows: Sequence[TaskExample], among: Sequence[TaskExample]) ->
     return [row.input if len(systems) < 2 else row.asked for row in rows]
 
 
+def shared_keys(examples: Sequence[TaskExample], near: Sequence[str] = ()) -> list[list[str]]:
+    """What each example may share with others, as keys: its input, its group, and its cluster of near copies."""
+    keys = [[f"input {one.asked}", *[f"group {one.group}"] * bool(one.group)] for one in examples]
+    for own, cluster in zip(keys, near, strict=False):
+        own.append(f"near {cluster}")
+    return keys
+
+
 def groups_of(examples: Sequence[TaskExample]) -> list[str]:
     """What each example shares with others: a group, an input that comes again, or nearly the same input; else "".
 
     An interval over the rows of one such cluster would be as if they were unrelated.
     """
-    near = duplicate_clusters(compared_texts(examples, examples))
-    keys = [
-        [f"input {example.asked}", f"near {cluster}", *[f"group {example.group}"] * bool(example.group)]
-        for example, cluster in zip(examples, near, strict=True)
-    ]
-    found = connected(keys)
+    found = connected(shared_keys(examples, duplicate_clusters(compared_texts(examples, examples))))
     often = Counter(found)
     return [name * (often[name] > 1) for name in found]
 
@@ -223,10 +237,11 @@ def size_of_test(name: str) -> int:
     return len(known["test"] if known else get_task(name).splits["test"])
 
 
-def data_at_hand(name: str) -> bool:
-    """Whether the task's data can be loaded here."""
-    try:
-        get_task(name)
-    except InputError:
-        return False
-    return True
+def missing_data(name: str) -> str:
+    """Why a task of the book cannot be loaded here, in a sentence; empty if it can."""
+    if name in task_names():
+        try:
+            get_task(name)
+        except InputError as error:
+            return str(error)
+    return ""

@@ -10,7 +10,7 @@ import csv
 
 from peftbook.core import specs
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskData, TaskExample, check_pinned
+from peftbook.tasks import TaskData, TaskExample, check_pinned, task_of
 
 PATH = DATA / "contact.csv"
 DATA_SHA256 = "19119edb68cb30b3c6fc1ee6f4a8c0c51157e81ae227f5ab83a465e886080e13"
@@ -25,11 +25,4 @@ def load() -> TaskData:
             (row["split"], TaskExample(f"{number:03}", row["message"], row["contact"], group=row["wording"]))
             for number, row in enumerate(csv.DictReader(file))
         ]
-    return TaskData(
-        name="contact",
-        version=SPEC.version,
-        instruction="{input}",
-        splits={split: tuple(example for name, example in rows if name == split) for split in SPLITS},
-        metrics=("exact_match",),
-        data_sha256=DATA_SHA256,
-    )
+    return task_of(SPEC, "{input}", ("exact_match",), rows)

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from peftbook.core.errors import InputError
 from peftbook.core.specs import OWN_ROWS
-from peftbook.tasks import SPLITS, TaskData, TaskExample, compared_texts
+from peftbook.tasks import SPLITS, TaskData, TaskExample, compared_texts, shared_keys
 from peftbook.tasks.chats import MADE, Turn
 from peftbook.tasks.columns import SYSTEM_NAMES, Columns
 from peftbook.tasks.rows import MIN_ROWS, Caps, Fault
@@ -263,14 +263,9 @@ def split_rows(examples: Sequence[TaskExample], split: Split) -> dict[str, tuple
     splits = split_examples(examples[:count], seed=split.seed, fractions=split.fractions, near=near[:count])
     if count == len(examples):
         return splits
-    clusters = dict(zip((one.id for one in examples), near, strict=False))
-
-    def shared(row: TaskExample) -> set[tuple[str, str]]:
-        kinds = ("input", row.asked), ("group", row.group), ("near", clusters.get(row.id, ""))
-        return {(kind, name) for kind, name in kinds if name or kind == "input"}
-
-    held = {key for row in (*splits["validation"], *splits["test"]) for key in shared(row)}
-    later = (row for row in examples[count:] if held.isdisjoint(shared(row)))
+    keys = dict(zip((row.id for row in examples), shared_keys(examples, near), strict=True))
+    held = {key for row in (*splits["validation"], *splits["test"]) for key in keys[row.id]}
+    later = (row for row in examples[count:] if held.isdisjoint(keys[row.id]))
     return splits | {"train": (*splits["train"], *later)}
 
 

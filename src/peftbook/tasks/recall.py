@@ -15,7 +15,6 @@ import json
 import math
 import random
 import string
-from collections.abc import Mapping, Sequence
 
 from peftbook.core import specs
 from peftbook.core.errors import InputError
@@ -51,24 +50,19 @@ def make(n: int, seed: int) -> TaskData:
         "validation": tuple(TaskExample(f"validation-{at}", e.input, e.target) for at, e in enumerate(train[:held])),
         "test": tuple(TaskExample(f"test-{at}", e.input, e.target) for at, e in enumerate(train[held : 2 * held])),
     }
-    return TaskData(
-        name="recall" if (n, seed) == (PAIRS, SEED) else f"recall-{n}-{seed}",
-        version=SPEC.version,
-        instruction=INSTRUCTION,
-        splits=splits,
-        metrics=("exact_match",),
-        data_sha256=content_sha256(INSTRUCTION, splits),
-    )
+    name = "recall" if (n, seed) == (PAIRS, SEED) else f"recall-{n}-{seed}"
+    return generated_task(name, SPEC.version, INSTRUCTION, splits)
 
 
-def content_sha256(instruction: str, splits: Mapping[str, Sequence[TaskExample]]) -> str:
-    """SHA-256 of a generated task: its instruction and the id, input and target of each example, as JSON."""
+def generated_task(name: str, version: int, instruction: str, splits: dict[str, tuple[TaskExample, ...]]) -> TaskData:
+    """A task pinned by the SHA-256 of what was generated: the instruction and each id, input and target, as JSON."""
     rows = {
         split: [[example.id, example.input, example.target] for example in examples]
         for split, examples in splits.items()
     }
     text = json.dumps([instruction, rows], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return TaskData(name, version, instruction, splits, ("exact_match",), digest)
 
 
 def load() -> TaskData:

@@ -10,7 +10,7 @@ import random
 
 from peftbook.core import specs
 from peftbook.tasks import TaskData, TaskExample
-from peftbook.tasks.recall import content_sha256
+from peftbook.tasks.recall import generated_task
 
 SIZES = {"train": 2000, "validation": 200, "test": 300}
 LENGTHS = (3, 4, 5, 6)
@@ -36,14 +36,7 @@ def make(seed: int) -> TaskData:
                 question, answer = (" ".join(map(str, each)) for each in (numbers, sorted(numbers, reverse=True)))
                 examples.append(TaskExample(f"{split}-{len(examples)}", question, answer))
         splits[split] = tuple(examples)
-    return TaskData(
-        name="sort" if seed == 0 else f"sort-{seed}",
-        version=SPEC.version,
-        instruction=INSTRUCTION,
-        splits=splits,
-        metrics=("exact_match",),
-        data_sha256=content_sha256(INSTRUCTION, splits),
-    )
+    return generated_task("sort" if seed == 0 else f"sort-{seed}", SPEC.version, INSTRUCTION, splits)
 
 
 def load() -> TaskData:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from peftbook.core.errors import InputError
-from peftbook.tasks import SPLITS, TaskExample
+from peftbook.tasks import SPLITS, TaskExample, shared_keys
 from peftbook.tasks.similarity import connected
 
 
@@ -57,10 +57,7 @@ def _rank(seed: int, text: str) -> str:
 
 def _units(examples: Sequence[TaskExample], near: Sequence[str]) -> dict[str, list[TaskExample]]:
     """Examples joined by group, by input or by cluster of near copies, each unit under its alphabetically first key."""
-    keys = [[f"input {one.asked}", *[f"group {one.group}"] * bool(one.group)] for one in examples]
-    for own, cluster in zip(keys, near, strict=False):
-        own.append(f"near {cluster}")
     units: dict[str, list[TaskExample]] = defaultdict(list)
-    for key, example in zip(connected(keys), examples, strict=True):
+    for key, example in zip(connected(shared_keys(examples, near)), examples, strict=True):
         units[key].append(example)
     return dict(units)

@@ -20,7 +20,7 @@ from typing import Any
 from peftbook.core import specs
 from peftbook.core.errors import InputError
 from peftbook.core.folders import DATA
-from peftbook.tasks import SPLITS, TaskData, TaskExample, how_to_restore
+from peftbook.tasks import TaskData, TaskExample, how_to_restore, task_of
 
 PATH = DATA / "sql.parquet"
 TABLES_PATH = DATA / "sql.json"
@@ -179,18 +179,13 @@ def read_checked() -> tuple[bytes, bytes]:
     return tables, questions
 
 
-def parse_tables(raw: bytes) -> dict[str, SqlTable]:
-    """The tables in the bytes of sql.json, by name."""
-    return {
-        name: SqlTable(name, tuple(map(tuple, each["columns"])), tuple(map(tuple, each["rows"])))
-        for name, each in json.loads(raw)["tables"].items()
-    }
-
-
 @functools.cache
 def load_tables() -> dict[str, SqlTable]:
     """The shipped tables by name. Raises InputError if a data file is missing or not the pinned one."""
-    return parse_tables(read_checked()[0])
+    return {
+        name: SqlTable(name, tuple(map(tuple, each["columns"])), tuple(map(tuple, each["rows"])))
+        for name, each in json.loads(read_checked()[0])["tables"].items()
+    }
 
 
 def load() -> TaskData:
@@ -198,19 +193,10 @@ def load() -> TaskData:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    raw_tables, raw_questions = read_checked()
-    schemas = {name: table.schema for name, table in parse_tables(raw_tables).items()}
-    splits: dict[str, list[TaskExample]] = {split: [] for split in SPLITS}
-    for row in pq.ParquetFile(pa.BufferReader(raw_questions)).read().to_pylist():  # `read_table` would import pandas
+    schemas = {name: table.schema for name, table in load_tables().items()}
+    rows = []
+    for row in pq.ParquetFile(pa.BufferReader(read_checked()[1])).read().to_pylist():  # `read_table` imports pandas
         text = f"{schemas[row['table']]}\nQuestion: {row['question']}"
-        splits[row["split"]].append(TaskExample(row["id"], text, row["sql"], row["table"]))
-    return TaskData(
-        name="sql",
-        version=SPEC.version,
-        instruction=INSTRUCTION,
-        splits={split: tuple(examples) for split, examples in splits.items()},
-        metrics=("exact_match",),
-        data_sha256=DATA_SHA256,
-        judge=execution_match,
-        judge_name="execution_match",
-    )
+        rows.append((row["split"], TaskExample(row["id"], text, row["sql"], row["table"])))
+    judge = {"judge": execution_match, "judge_name": "execution_match"}
+    return task_of(SPEC, INSTRUCTION, ("exact_match",), rows, **judge)

@@ -22,11 +22,5 @@ def load() -> TaskData:
     """The task. Raises InputError if the data file is missing or not the pinned one."""
     check_pinned(PATH, DATA_SHA256, "restore it from the repository, or install peftbook again")
     examples, _ = usable_rows(read_file(PATH)[1], COLUMNS)
-    return TaskData(
-        name="tickets",
-        version=SPEC.version,
-        instruction="{input}",
-        splits=split_examples(examples, fractions=SHARES),
-        metrics=("exact_match",),
-        data_sha256=DATA_SHA256,
-    )
+    splits = split_examples(examples, fractions=SHARES)
+    return TaskData(SPEC.name, SPEC.version, "{input}", splits, ("exact_match",), SPEC.data_sha256)

@@ -20,7 +20,7 @@ from peftbook.core.records import default_store, load_record
 from peftbook.memory import DecoderShape, Setup
 from peftbook.memory.time_model import Curve, ProductLaw, Rates, step_seconds
 from peftbook.runtime.hardware import cores, is_idle, machine_name, waited
-from peftbook.runtime.precision import machine_file, read_cache, write_cache
+from peftbook.runtime.precision import fastest, machine_file, read_cache, write_cache
 from peftbook.training.products import TORCH_DTYPES, half_products
 
 VERSION = 3  # of what is measured: raised when it changes, so that no older file is read
@@ -104,14 +104,9 @@ def product_seconds(dtype: torch.dtype, platform: str) -> float:
     torch.set_num_threads(1)
     try:
         with half_products(platform):
-            seconds = []
-            for _ in range(1 + LEAST_REPEATS):
-                began = time.thread_time()
-                layer(x, w)
-                seconds.append(time.thread_time() - began)
+            return fastest(lambda: layer(x, w)) / threads
     finally:
         torch.set_num_threads(threads)
-    return min(seconds) / threads
 
 
 def rates_file(platform: str) -> Path:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ from peftbook.training.loop import (
 )
 from peftbook.training.models import Loaded, load_model
 from peftbook.training.provenance import provenance, seconds_of
-from peftbook.training.restored import restore
 from peftbook.training.scoring import bertscore, embedded_encoder
 
 
@@ -131,16 +130,23 @@ class Trainee:
                 processes=self.processes,
             )
 
-    def losses(self, rows: list[Encoded]) -> tuple[list[float], list[int]]:
-        """Summed nats and label tokens of each row, in the type that the run computes in."""
+    def losses(self, rows: list[Encoded], **options: Any) -> tuple[list[float], list[int]]:
+        """Summed nats and label tokens of each row, in the type that the run computes in. options: of `losses`."""
         run, pad_id = self.run, self.tokenizer.pad_token_id
-        return losses(self.model, rows, pad_id=pad_id, dtype=run.dtype, platform=run.platform)
+        return losses(self.model, rows, pad_id=pad_id, dtype=run.dtype, platform=run.platform, **options)
+
+    def graded_losses(self, on_batch: Callable[[int], None] | None = None) -> tuple[list[float], list[int]]:
+        """The same of the graded examples, summed in the order of the run."""
+        with order_of(self.run, self.model):
+            size = loss_batch(self.run.method.examples_shown)
+            return self.losses(self.graded, batch_size=size, on_batch=on_batch)
 
     def spread(self) -> None:
         """Leave to this process its share of the weights, where they are shared."""
         if self.processes.sharded:
-            if not decodes_in_float32(self.run):
-                freeze_in_bf16(self.model)
+            wanted = self.run.evaluation
+            if self.run.dtype != "fp32" and not (wanted.n_generate and wanted.generation_dtype == "fp32"):
+                freeze_in_bf16(self.model)  # nothing is computed with float32 weights themselves
             shard(self.model, self.processes)
 
 
@@ -160,20 +166,12 @@ class Watch:
 NOBODY = Watch()
 
 
-def decodes_in_float32(run: specs.Run) -> bool:
-    """Whether something of this run is computed with float32 weights themselves."""
-    return run.dtype == "fp32" or (run.evaluation.n_generate > 0 and run.evaluation.generation_dtype == "fp32")
-
-
-def prepare(
-    run: specs.Run, task: TaskData | None = None, processes: Processes = ALONE, start: Path | None = None
-) -> Trainee:
+def prepare(run: specs.Run, task: TaskData | None = None, processes: Processes = ALONE) -> Trainee:
     """Load what a run needs and apply its method. Raises InputError for missing or changed data or model.
 
     A model that will be shared by processes is loaded into the machine's memory, not the device's.
-    start: a folder with what the run trained that this one goes on from.
     """
-    if run.start and (start is None or not start.is_dir()):
+    if run.start:
         raise InputError(f"What run {run.start[:12]} trained is not at hand to go on from: run that one first.")
     task = task or get_task(run.task.name)
     if task.data_sha256 != run.task.data_sha256:
@@ -183,8 +181,6 @@ def prepare(
         )
     loaded = load_model(run.model, run.method, "cpu" if processes.sharded else run.platform, run.dtype, run.weights)
     model = apply_method(loaded.model, run.method, run.seed, loaded.tokenizer)
-    if run.start and start is not None:
-        restore(model, run.method, start)
     return Trainee(run, task, loaded, model, processes)
 
 
@@ -198,13 +194,12 @@ def execute(
     micro_batch: int | None = None,
     processes: Processes = ALONE,
     watch: Watch = NOBODY,
-    start: Path | None = None,
 ) -> Record:
     """Compute a run or a probe and save its record; a diverged run is saved with its `failure`.
 
     task: the loaded data of a task that has no name in the registry.  adapter: a folder for what was trained.
     processes: those that compute the run together, each of which calls this; the first one writes.
-    start: as of `prepare`.  watch: is told how a run gets on.
+    watch: is told how a run gets on.
     quiet: nothing about it on standard error, of a terminal or a log.
 
     Raises InputError for bad input (nothing is saved): unknown task, data that is not the pinned one, missing model.
@@ -223,7 +218,7 @@ def execute(
         checkpoint = checkpoints_folder() / run.checkpoint
         if run.purpose == "quality":
             torch.set_num_threads(saved_threads(checkpoint))  # a start may be computed, and sums depend on them
-        trainee = processes.agree(lambda: prepare(run, task, processes, start))
+        trainee = processes.agree(lambda: prepare(run, task, processes))
         out: dict[str, Any] = {"measurements": {}, "curve": {}, "per_example": {}, "metrics_info": {}}
         count_parameters(trainee, out["measurements"])
         if run.budget is not None:
@@ -247,9 +242,7 @@ def execute(
             score_as_lora(trainee, out["measurements"])
         except Diverged as error:
             failure = str(error)
-        at_once = (
-            -(-run.budget.batch_size // processes.count) if run.budget else None
-        )  # examples, unless fewer are asked
+        at_once = -(-run.budget.batch_size // processes.count) if run.budget else None  # unless fewer are asked
         record = Record(
             key=run.key,
             spec=run,
@@ -339,7 +332,7 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     shots = few_shots(task, run)
     count_loss = phases.count("scoring loss", len(wanted.chosen(examples, wanted.n_loss)))
     began = time.monotonic()
-    nats, counts = split_losses(trainee, model, count_loss)
+    nats, counts = trainee.graded_losses(count_loss)
     if not all(map(math.isfinite, nats)):
         raise Diverged("Training diverged: the loss after training is not finite; lower the learning rate.")
     measured, per_example = out["measurements"], out["per_example"]
@@ -378,27 +371,11 @@ def evaluate(trainee: Trainee, phases: Phases, out: dict) -> list[str] | None:
     return texts
 
 
-def split_losses(trainee: Trainee, model: torch.nn.Module, on_batch: Callable[[int], None]) -> tuple[list, list]:
-    """Nats and label tokens of the split's first n_loss examples."""
-    run, pad_id = trainee.run, trainee.tokenizer.pad_token_id
-    size = loss_batch(run.method.examples_shown)
-    with order_of(run, model):
-        return losses(
-            model,
-            trainee.graded,
-            pad_id=pad_id,
-            dtype=run.dtype,
-            platform=run.platform,
-            batch_size=size,
-            on_batch=on_batch,
-        )
-
-
 def score_as_lora(trainee: Trainee, measured: dict) -> None:
     """Loss with the method converted to LoRA, where it can be; the trained model is used up by that."""
     converted = trainee.run.method.as_lora(trainee.model) if trainee.run.purpose == "quality" else None
     if converted is not None:
-        nats, counts = split_losses(trainee, converted, lambda done: None)
+        nats, counts = replace(trainee, model=converted).graded_losses()
         measured["as_lora_loss_nats"] = math.fsum(nats) / sum(counts)
 
 

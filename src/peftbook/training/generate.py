@@ -108,25 +108,18 @@ def continuation(
     base: Any = causal_model(model)
     if base.config._attn_implementation != "sdpa":
         base.set_attn_implementation("sdpa")
-    device = base.get_input_embeddings().weight.device
-    with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
-        cache = start_cache(model, torch.empty((1, 0), dtype=torch.long, device=device), 1)
-    past = cache.get_seq_length() if cache is not None else 0
-    ids = torch.tensor([prompt], device=device)
+    chosen, mask = -1, None
     while True:
         with torch.no_grad(), half_products(platform), arithmetic(model, dtype, platform):
-            width = ids.shape[1]
-            output = base.model(
-                input_ids=ids,
-                attention_mask=torch.ones((1, past + width), dtype=torch.long, device=device),
-                position_ids=torch.arange(past, past + width, device=device)[None],
-                cache=cache,
-                use_cache=True,
-            )
-            cache, past = output.cache, past + width
-            chosen = pick(base.lm_head(output.last_hidden_state[:, -1])[0])
+            if mask is None:
+                states, cache = padded_states(model, [prompt], 0)
+                mask = mask_behind(cache.get_seq_length(), [len(prompt)], states.device)
+            else:
+                mask = functional.pad(mask, (0, 1), value=1)
+                positions = mask.sum(dim=1, keepdim=True) - 1
+                states, cache = last_of(base, mask.new_tensor([[chosen]]), mask, positions, cache)
+            chosen = pick(base.lm_head(states)[0])
         yield chosen
-        ids = torch.tensor([[chosen]], device=device)
 
 
 def sampler(temperature: float, top_p: float, seed: int) -> Callable[[Tensor], int]:
