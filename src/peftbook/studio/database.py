@@ -16,7 +16,7 @@ from typing import Any
 from peftbook.core.errors import InputError, Unknown
 from peftbook.core.folders import check_writable
 
-SCHEMA = 8  # without sessions 1, phase_began 2, tokens 3, tuning 4, scopes 5, one table of tasks 6, judgements 7
+SCHEMA = 8  # what versions lacked: 1 sessions, 2 phase_began, 3 tokens, 4 tuning, 5 scopes, 6 one table, 7 judgements
 PATIENCE_SECONDS = 30.0  # for another process's transaction; ours take milliseconds
 TABLES = """
 CREATE TABLE IF NOT EXISTS projects (
